@@ -1,0 +1,3 @@
+"""Federated learning where one quantizer gives both compression and differential privacy."""
+
+__version__ = "0.1.0"

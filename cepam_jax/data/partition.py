@@ -1,0 +1,150 @@
+"""Which client holds which example. Every example belongs to exactly one client."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cepam_jax.errors import ConfigError, require, require_choice
+
+
+class Partition(NamedTuple):
+    """Ragged client data as a padded table.
+
+    Attributes:
+      indices: int32[clients, most]: example numbers; row k counts up to counts[k], then repeats
+        its first entry as padding.
+      counts: int32[clients]: examples per client, each at least 1.
+    """
+
+    indices: np.ndarray
+    counts: np.ndarray
+
+    def client(self, k: int) -> np.ndarray:
+        """Example numbers of client k."""
+        return self.indices[k, : self.counts[k]]
+
+
+def partition(labels, kind: str, num_clients: int, seed: int, **options) -> Partition:
+    """Splits examples over clients.
+
+    Args:
+      labels: int[examples].
+      kind: one of `KINDS`.
+      num_clients: K, at most the number of examples.
+      seed: of this split alone.
+      **options: `alpha`, `shards_per_client` or `exponent`, as the kind needs.
+
+    Returns:
+      A Partition in which every client has at least one example.
+
+    Raises:
+      ConfigError: impossible values.
+    """
+    require_choice("partition.kind", kind, KINDS)
+    labels = np.asarray(labels)
+    require(num_clients >= 1, "clients.number", num_clients, "at least 1")
+    require(num_clients <= len(labels), "clients.number", num_clients, f"at most {len(labels)}, the examples")
+    parts = KINDS[kind](labels, num_clients, np.random.default_rng(seed), **options)
+    counts = np.array([len(part) for part in parts], np.int32)
+    if counts.min() == 0:
+        raise ConfigError(
+            f"partition.kind {kind!r} leaves {np.sum(counts == 0)} of {num_clients} clients without "
+            f"data; use fewer clients, a larger alpha or another seed"
+        )
+    indices = np.stack([np.concatenate([part, np.full(counts.max() - len(part), part[0])]) for part in parts])
+    return Partition(indices.astype(np.int32), counts)
+
+
+def _iid(labels, num_clients, rng):
+    """Equal random shares (sizes differ by one at most)."""
+    return np.array_split(rng.permutation(len(labels)), num_clients)
+
+
+def _dirichlet(labels, num_clients, rng, alpha):
+    """Each label's examples shared out by a draw from Dirichlet(alpha) (1909.06335).
+
+    Redrawn, up to 100 times, while some client is empty.
+    """
+    require(alpha > 0, "partition.alpha", alpha, "positive")
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    for _ in range(100):
+        parts = [[] for _ in range(num_clients)]
+        for members in classes:
+            shares = rng.dirichlet(np.full(num_clients, alpha))
+            cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(int)
+            for part, piece in zip(parts, np.split(rng.permutation(members), cuts), strict=True):
+                part.append(piece)
+        parts = [np.concatenate(part) for part in parts]
+        if min(map(len, parts)):
+            break
+    return parts
+
+
+def _shards(labels, num_clients, rng, shards_per_client):
+    """Sorted by label, cut into equal shards, `shards_per_client` to each client (1602.05629)."""
+    number = num_clients * shards_per_client
+    require(
+        1 <= shards_per_client <= len(labels) // num_clients,
+        "partition.shards_per_client",
+        shards_per_client,
+        f"between 1 and {len(labels) // num_clients}, the examples per client",
+    )
+    shuffled = rng.permutation(len(labels))  # so that shards of one label are random
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    shards = np.array_split(by_label, number)
+    order = rng.permutation(number).reshape(num_clients, shards_per_client)
+    return [np.concatenate([shards[i] for i in row]) for row in order]
+
+
+def _quantity(labels, num_clients, rng, exponent):
+    """Random examples, sizes by a power law: client of rank k gets a share ~ k^-exponent."""
+    require(exponent >= 0, "partition.exponent", exponent, "0 or more")
+    shares = np.arange(1, num_clients + 1.0) ** -exponent
+    # One example each first, the rest by share: nobody is empty however steep the law.
+    spare = len(labels) - num_clients
+    cuts = np.round(np.cumsum(shares / shares.sum()) * spare).astype(int) + np.arange(1, num_clients + 1)
+    parts = np.split(rng.permutation(len(labels)), cuts[:-1])
+    return [parts[i] for i in rng.permutation(num_clients)]
+
+
+KINDS = {"iid": _iid, "dirichlet": _dirichlet, "shards": _shards, "quantity": _quantity}
+
+
+def histogram(labels, split: Partition, num_classes: int) -> np.ndarray:
+    """int[clients, classes]: how many examples of each label each client holds."""
+    return np.stack(
+        [
+            np.bincount(np.asarray(labels)[split.client(k)], minlength=num_classes)
+            for k in range(len(split.counts))
+        ]
+    )
+
+
+def summary(table: np.ndarray) -> str:
+    """A few lines on who holds what, from a `histogram`."""
+    sizes = table.sum(axis=1)
+    shares = table / sizes[:, None]
+    overall = table.sum(axis=0) / table.sum()
+    distance = 0.5 * np.abs(shares - overall).sum(axis=1)
+    return (
+        f"{len(table)} clients, {sizes.sum():,} examples: {sizes.min():,} to {sizes.max():,} a client "
+        f"(median {np.median(sizes):,.0f})\n"
+        f"labels a client holds: {(table > 0).sum(axis=1).min()} to {(table > 0).sum(axis=1).max()} "
+        f"of {table.shape[1]}; distance to the overall label shares (total variation): "
+        f"mean {distance.mean():.2f}, largest {distance.max():.2f}"
+    )
+
+
+def plot(table: np.ndarray, path: Path) -> None:
+    """Draws the label histogram of every client as a heat map (PNG)."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  slow to import, and not needed to train
+
+    clients, classes = table.shape
+    figure = Figure(figsize=(5, min(10, 2 + 0.16 * clients)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(table, cmap="Greys", aspect="auto", interpolation="nearest", vmin=0)
+    axes.set(xlabel="label", ylabel="client", title="Examples held by each client")
+    axes.set_xticks(range(classes))
+    figure.colorbar(image, label="examples")
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,115 @@
+"""Labelled images as arrays: embedded digits, and TFDS data sets read without TensorFlow."""
+
+import functools
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cepam_jax.errors import DataNotPreparedError, require_choice
+
+TFDS_SETS = ("mnist", "fashion_mnist", "cifar10")
+SOURCES = ("digits", *TFDS_SETS)
+
+
+class Dataset(NamedTuple):
+    """Images and labels of a training and a test split.
+
+    Attributes:
+      train_images, test_images: uint8[examples, height, width, channels].
+      train_labels, test_labels: int32[examples].
+      num_classes: labels run from 0 to num_classes - 1.
+      mean, std: f32[channels] of training pixels scaled to [0, 1]; models see (pixel/255 - mean)/std.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def load(name: str, data_dir: str = "") -> Dataset:
+    """Loads a data set whole; later calls in the same process return the same arrays.
+
+    Args:
+      name: "digits" (1,797 images of 8x8 from scikit-learn, no files needed), or "mnist",
+        "fashion_mnist", "cifar10" from TFDS.
+      data_dir: where TFDS keeps prepared data sets; by default $TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
+
+    Raises:
+      ConfigError: unknown name.
+      DataNotPreparedError: the data set is not under data_dir; the message says how to get it.
+    """
+    require_choice("data.name", name, SOURCES)
+    if name == "digits":
+        return _digits()
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return _tfds(name, str(Path(data_dir).expanduser()))
+
+
+def _dataset(train_images, train_labels, test_images, test_labels):
+    scaled = train_images.reshape(-1, train_images.shape[-1])
+    # Integer moments: exact, and no f64 copy of all pixels.
+    counts = [np.bincount(channel, minlength=256) for channel in scaled.T]
+    levels = np.arange(256) / 255
+    mean = np.array([np.average(levels, weights=c) for c in counts])
+    var = np.array([np.average((levels - m) ** 2, weights=c) for m, c in zip(mean, counts, strict=True)])
+    return Dataset(
+        train_images,
+        train_labels.astype(np.int32),
+        test_images,
+        test_labels.astype(np.int32),
+        int(train_labels.max()) + 1,
+        mean.astype(np.float32),
+        np.sqrt(var).astype(np.float32),
+    )
+
+
+@functools.lru_cache
+def _digits():
+    from sklearn import datasets, model_selection  # noqa: PLC0415  half a second, rarely needed
+
+    images, labels = datasets.load_digits(return_X_y=True)
+    images = np.round(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    train, test = model_selection.train_test_split(
+        np.arange(len(labels)), test_size=360, random_state=0, stratify=labels
+    )
+    return _dataset(images[train], labels[train], images[test], labels[test])
+
+
+@functools.lru_cache(maxsize=4)
+def _tfds(name, data_dir):
+    # Asked first: without a network TFDS retries a download for minutes before it gives up.
+    if not list(Path(data_dir, name).glob("*/dataset_info.json")):
+        raise DataNotPreparedError(
+            f"data set {name!r} is not prepared under {data_dir!r}. Prepare it once, with a network:\n"
+            f"  pip install tensorflow\n"
+            f'  python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
+            f"data_dir={data_dir!r}).download_and_prepare(file_format='array_record')\"\n"
+            f"or point --config.data.dir (or TFDS_DATA_DIR) to where it is."
+        )
+    import tensorflow_datasets as tfds  # noqa: PLC0415  seconds, needed here alone
+
+    splits = []
+    for split in ("train", "test"):
+        try:
+            source = tfds.data_source(name, split=split, data_dir=data_dir)
+            examples = source.__getitems__(range(len(source)))
+        except Exception as error:
+            raise DataNotPreparedError(
+                f"data set {name!r} under {data_dir!r} cannot be read ({error}). TensorFlow-free "
+                f"reading needs the array_record format. Prepare it again, with a network:\n"
+                f"  rm -r {Path(data_dir, name)}; pip install tensorflow\n"
+                f'  python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
+                f"data_dir={data_dir!r}).download_and_prepare(file_format='array_record')\""
+            ) from error
+        splits += [
+            np.stack([example["image"] for example in examples]),
+            np.array([example["label"] for example in examples]),
+        ]
+    return _dataset(*splits)

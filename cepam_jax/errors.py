@@ -1,0 +1,34 @@
+"""The errors a user may meet, and one shape for their messages.
+
+Every message names the thing that is wrong, its value and what would be right.
+"""
+
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A configuration field or argument has a value that is not allowed."""
+
+
+class DataNotPreparedError(RuntimeError):
+    """A data set is not on this machine and cannot be read."""
+
+
+class NonFiniteUpdateError(FloatingPointError):
+    """A client produced a NaN or infinite update; it was not averaged."""
+
+
+class CheckpointMismatchError(RuntimeError):
+    """The work directory belongs to a run with another configuration."""
+
+
+def require(condition: bool, field: str, value: Any, allowed: str) -> None:
+    """Raises ConfigError "`field` is `value`; it must be `allowed`" unless condition."""
+    if not condition:
+        raise ConfigError(f"{field} is {value!r}; it must be {allowed}")
+
+
+def require_choice(field: str, value: Any, choices) -> None:
+    """Raises ConfigError unless `value` is one of `choices`, which the message lists."""
+    names = sorted(choices)
+    require(value in names, field, value, "one of " + ", ".join(map(repr, names)))

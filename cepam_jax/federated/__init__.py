@@ -1,0 +1,1 @@
+"""The round: local training, messages, aggregation."""

@@ -1,0 +1,132 @@
+"""What one client does with its own data: local training, or one gradient."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from cepam_jax.data.augment import AUGMENTATIONS
+from cepam_jax.mechanisms import counter
+
+_BATCHES = 3  # stream tag of the words that order a client's examples
+
+
+class LocalTraining(NamedTuple):
+    """Settings of local training, the same for all clients.
+
+    Attributes:
+      steps: local iterations tau of a round.
+      batch_size: examples per step.
+      learning_rate, momentum: of local SGD; momentum starts at zero every round.
+      update: "weights", the change of the weights by `steps` SGD steps (FedAvg, 1602.05629), or
+        "gradient", minus the mean gradient of `steps` batches at the global weights.
+      sampling: "replacement", every batch drawn independently, or "shuffle", a random order of the
+        client's examples each round, repeated when it is used up.
+      augment: name of an augmentation.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    momentum: float = 0.0
+    update: str = "weights"
+    sampling: str = "replacement"
+    augment: str = "none"
+
+
+class Images(NamedTuple):
+    """All clients' training images on the device.
+
+    Attributes:
+      images: uint8[examples, height, width, channels].
+      labels: int32[examples].
+      mean, std: f32[channels] of pixels scaled to [0, 1].
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    mean: jax.Array
+    std: jax.Array
+
+    def normalized(self, images):
+        """f32 images with zero mean and unit variance over the training set."""
+        return (images.astype(jnp.float32) / 255 - self.mean) / self.std
+
+
+def choose_batches(key, count, capacity: int, settings: LocalTraining):
+    """Which of its examples a client trains on.
+
+    Args:
+      key: PRNG key of this client and round.
+      count: int32[], how many examples the client has; positions beyond are padding.
+      capacity: length of the padded row.
+      settings: local training settings.
+
+    Returns:
+      int32[steps, batch_size] positions below `count`; they depend on the key and the count, not on
+      the capacity, so padding changes nothing.
+    """
+    number = settings.steps * settings.batch_size
+    shape = (settings.steps, settings.batch_size)
+    if settings.sampling == "replacement":
+        return jax.random.randint(key, shape, 0, count)
+    slots = jnp.arange(capacity, dtype=jnp.uint32)
+    order, _ = counter.words(counter.stream(key, _BATCHES), 0, slots)
+    padding = (slots >= count.astype(jnp.uint32)).astype(jnp.int32)
+    _, _, order = jax.lax.sort((padding, order, slots.astype(jnp.int32)), num_keys=2)
+    return order[jnp.arange(number) % count].reshape(shape)
+
+
+def make_local_update(module: Any, settings: LocalTraining) -> Callable:
+    """The function that computes one client's update.
+
+    Args:
+      module: flax module, called as module(images, train).
+      settings: local training settings.
+
+    Returns:
+      (params, Images, row int32[capacity], count int32[], key) -> (update f32[d], mean training loss
+      f32[]), the update as one flat vector in the order of `ravel_pytree(params)`.
+    """
+    optimizer = optax.sgd(settings.learning_rate, settings.momentum or None)
+    augment = AUGMENTATIONS[settings.augment]
+
+    def batch_loss(params, data: Images, rows, key):
+        augment_key, dropout_key = jax.random.split(key)
+        images = augment(augment_key, data.normalized(data.images[rows]))
+        logits = module.apply({"params": params}, images, train=True, rngs={"dropout": dropout_key})
+        return optax.softmax_cross_entropy_with_integer_labels(logits, data.labels[rows]).mean()
+
+    def gradient_update(params, data, rows, key):
+        loss, gradient = jax.value_and_grad(batch_loss)(params, data, rows.reshape(-1), key)
+        return -ravel_pytree(gradient)[0], loss
+
+    def weight_update(params, data, rows, key):
+        def step(carry, inputs):
+            local, state = carry
+            batch, number = inputs
+            loss, gradient = jax.value_and_grad(batch_loss)(
+                local, data, batch, jax.random.fold_in(key, number)
+            )
+            change, state = optimizer.update(gradient, state, local)
+            return (optax.apply_updates(local, change), state), loss
+
+        start = (params, optimizer.init(params))
+        (local, _), losses = jax.lax.scan(step, start, (rows, jnp.arange(settings.steps)))
+        return ravel_pytree(local)[0] - ravel_pytree(params)[0], losses.mean()
+
+    compute = {"weights": weight_update, "gradient": gradient_update}[settings.update]
+
+    def local_update(params, data, row, count, key):
+        batch_key, step_key = jax.random.split(key)
+        rows = row[choose_batches(batch_key, count, row.shape[0], settings)]
+        return compute(params, data, rows, step_key)
+
+    return local_update
+
+
+UPDATES = ("weights", "gradient")
+SAMPLINGS = ("replacement", "shuffle")

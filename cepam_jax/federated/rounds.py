@@ -1,0 +1,224 @@
+"""One federated round as one pure function, and the scan over rounds between evaluations.
+
+  for each participant k:   x_k  = local update(w, data of k)
+                            x^_k = decode(encode(clip(x_k)))
+  w <- server optimizer(w, sum_k a_k x^_k / sum_k a_k)
+
+Clients run in chunks: inside a chunk under vmap, chunk after chunk in a scan. Memory follows the
+chunk, not the number of clients.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from cepam_jax.federated import participation
+from cepam_jax.federated.clients import Images
+from cepam_jax.mechanisms import Keys, Knobs, Mechanism
+from cepam_jax.mechanisms.transforms import l1_norm, l2_norm
+
+_NO_CLIENT = np.uint32(2**32 - 1)  # where a key is for the whole round, in place of a client
+
+
+class State(NamedTuple):
+    """All that a run carries from round to round, and all that a checkpoint holds.
+
+    Attributes:
+      params: pytree of f32, the global model.
+      server: state of the server optimizer.
+      round: int32[], rounds done.
+      invalid_client: int32[], -1, or the client whose update was NaN or infinite. The round that met
+        it was not applied: `round` and `params` are those before it.
+    """
+
+    params: Any
+    server: Any
+    round: jax.Array
+    invalid_client: jax.Array
+
+
+class Federation(NamedTuple):
+    """Arrays that describe one federation; nothing here is compiled in.
+
+    Attributes:
+      data: training images of all clients.
+      rows: int32[clients, capacity], examples of each client, padded.
+      counts: int32[clients], examples of each client.
+      knobs: of each client, arrays with leading axis [clients] (or None).
+      training_key: batches, participation, dropout, private noise.
+      shared_key: shared randomness.
+    """
+
+    data: Images
+    rows: jax.Array
+    counts: jax.Array
+    knobs: Knobs
+    training_key: jax.Array
+    shared_key: jax.Array
+
+
+class RoundMetrics(NamedTuple):
+    """Of one round; means are over participants.
+
+    Attributes:
+      train_loss: mean loss of local training.
+      bits: sum of the messages' ideal code lengths.
+      norm: mean norm of the update before clipping (L1 if the clip is an L1 clip, else L2).
+      clipped_norm: mean norm after clipping.
+      signal, noise: sums of squares of clipped updates and of errors.
+      ran: 1.0, or 0.0 where the round was not carried out.
+    """
+
+    train_loss: jax.Array
+    bits: jax.Array
+    norm: jax.Array
+    clipped_norm: jax.Array
+    signal: jax.Array
+    noise: jax.Array
+    ran: jax.Array
+
+
+def client_keys(federation: Federation, round_number, client) -> tuple[jax.Array, Keys]:
+    """(training key, mechanism keys) of one client in one round, never used twice."""
+    training = jax.random.fold_in(jax.random.fold_in(federation.training_key, round_number), client)
+    shared = jax.random.fold_in(jax.random.fold_in(federation.shared_key, round_number), client)
+    return jax.random.fold_in(training, 1), Keys(shared, jax.random.fold_in(training, 2))
+
+
+def make_round(
+    local_update: Callable,
+    mechanism: Mechanism,
+    weigh: Callable,
+    server: optax.GradientTransformation,
+    per_round: int,
+    per_chunk: int,
+) -> Callable:
+    """Builds (State, Federation) -> (State, RoundMetrics).
+
+    Args:
+      local_update: from `clients.make_local_update`.
+      mechanism: encodes and decodes every update.
+      weigh: an aggregator.
+      server: optax optimizer fed with minus the aggregated update.
+      per_round: participants.
+      per_chunk: participants under one vmap.
+    """
+    chunks = -(-per_round // per_chunk)
+    measure = l1_norm if mechanism.about.clip == "l1" else l2_norm
+
+    def one_client(params, federation, round_number, client, weight):
+        train_key, keys = client_keys(federation, round_number, client)
+        knobs = jax.tree.map(lambda knob: knob[client], federation.knobs)
+        update, loss = local_update(
+            params, federation.data, federation.rows[client], federation.counts[client], train_key
+        )
+        message = mechanism.encode(keys, update, knobs)
+        decoded = mechanism.decode(keys.shared, message, knobs)
+        clipped = mechanism.reference(update, knobs)
+        valid = jnp.isfinite(update).all() & jnp.isfinite(decoded).all()
+        here = (weight > 0).astype(jnp.float32)  # the last chunk is filled up with weight 0
+        metrics = RoundMetrics(
+            train_loss=here * loss / per_round,
+            bits=here * mechanism.bits(keys.shared, message, knobs),
+            norm=here * measure(update) / per_round,
+            clipped_norm=here * measure(clipped) / per_round,
+            signal=here * jnp.sum(jnp.square(clipped)),
+            noise=here * jnp.sum(jnp.square(decoded - clipped)),
+            ran=here / per_round,
+        )
+        return weight * decoded, metrics, jnp.where(valid, jnp.iinfo(jnp.int32).max, client)
+
+    def add_chunk(params, federation, round_number, carry, chunk):
+        clients, weights = chunk
+        if per_chunk == 1:  # a vmap over one client would still pay for batched kernels
+            new = one_client(params, federation, round_number, clients[0], weights[0])
+        else:
+            run = lambda k, a: one_client(params, federation, round_number, k, a)  # noqa: E731
+            total, metrics, invalid = jax.vmap(run)(clients, weights)
+            new = *jax.tree.map(lambda a: a.sum(0), (total, metrics)), invalid.min()
+        total, metrics = jax.tree.map(jnp.add, carry[:2], new[:2])
+        return (total, metrics, jnp.minimum(carry[2], new[2])), None
+
+    def run_round(state: State, federation: Federation):
+        number = state.round
+        draw = jax.random.fold_in(jax.random.fold_in(federation.training_key, number), _NO_CLIENT)
+        clients = participation.choose(draw, federation.counts.shape[0], per_round)
+        weights = weigh(federation.counts[clients])
+        fill = chunks * per_chunk - per_round
+        clients = jnp.pad(clients, (0, fill), mode="edge").reshape(chunks, per_chunk)
+        parts = jnp.pad(weights, (0, fill)).reshape(chunks, per_chunk)
+        flat, unravel = ravel_pytree(state.params)
+        start = (
+            jnp.zeros_like(flat),
+            RoundMetrics(*[jnp.float32(0)] * len(RoundMetrics._fields)),
+            jnp.int32(jnp.iinfo(jnp.int32).max),
+        )
+        (total, metrics, invalid), _ = jax.lax.scan(
+            lambda carry, chunk: add_chunk(state.params, federation, number, carry, chunk),
+            start,
+            (clients, parts),
+        )
+        descent = unravel(-total / jnp.sum(weights))
+        change, server_state = server.update(descent, state.server, state.params)
+        after = State(
+            optax.apply_updates(state.params, change), server_state, number + 1, state.invalid_client
+        )
+        failed = invalid < jnp.iinfo(jnp.int32).max
+        state = jax.tree.map(lambda a, b: jnp.where(failed, b, a), after, state)
+        state = state._replace(invalid_client=jnp.where(failed, invalid, state.invalid_client))
+        return state, jax.tree.map(lambda a: jnp.where(failed, 0.0, a), metrics)
+
+    return run_round
+
+
+def make_block(run_round: Callable, evaluate: Callable, length: int) -> Callable:
+    """Builds the one jitted function of a run: up to `length` rounds, then an evaluation.
+
+    Returns:
+      (State, Federation, test arrays, stop int32) -> (State, RoundMetrics with leading axis
+      [length], evaluation). Rounds beyond `stop`, or after an invalid update, are skipped, so the
+      last, shorter block needs no second compilation.
+    """
+
+    @jax.jit
+    def block(state, federation, test, stop):
+        def skip(state, federation):
+            shapes = jax.eval_shape(run_round, state, federation)[1]
+            return state, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+        def step(state, _):
+            go = (state.round < stop) & (state.invalid_client < 0)
+            return jax.lax.cond(go, run_round, skip, state, federation)
+
+        state, metrics = jax.lax.scan(step, state, length=length)
+        return state, metrics, evaluate(state.params, test)
+
+    return block
+
+
+def make_evaluate(module: Any, batch_size: int) -> Callable:
+    """Builds (params, Images) -> (mean loss f32[], accuracy f32[]) over all images, exactly."""
+
+    def evaluate(params, test: Images):
+        number = test.labels.shape[0]
+        batches = -(-number // batch_size)
+        slots = jnp.arange(batches * batch_size).reshape(batches, batch_size)
+
+        def add(carry, slot):
+            rows = jnp.minimum(slot, number - 1)
+            logits = module.apply({"params": params}, test.normalized(test.images[rows]))
+            labels = test.labels[rows]
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            right = (logits.argmax(-1) == labels).astype(jnp.float32)
+            real = slot < number
+            return carry + jnp.stack([jnp.sum(jnp.where(real, a, 0)) for a in (loss, right)]), None
+
+        totals, _ = jax.lax.scan(add, jnp.zeros(2), slots)
+        return totals[0] / number, totals[1] / number
+
+    return evaluate

@@ -1,0 +1,255 @@
+"""A whole run: build from a configuration, train, evaluate, log, checkpoint, resume."""
+
+import functools
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import tqdm
+
+from cepam_jax import checkpoints, models
+from cepam_jax.config import SERVER_OPTIMIZERS, build_mechanism, sigma_of_gamma, validate
+from cepam_jax.data import partition, sources
+from cepam_jax.errors import NonFiniteUpdateError
+from cepam_jax.federated import rounds
+from cepam_jax.federated.aggregators import AGGREGATORS
+from cepam_jax.federated.clients import Images, LocalTraining, make_local_update
+from cepam_jax.mechanisms import Knobs
+from cepam_jax.metrics import MetricsFile
+
+_TEST_BATCH = 1000
+
+
+class Program(NamedTuple):
+    """What one configuration compiles to; shared by all runs that differ in arrays alone.
+
+    Attributes:
+      initialize: key -> State.
+      block: from `rounds.make_block`.
+      coordinates: d, length of an update.
+    """
+
+    initialize: Any
+    block: Any
+    coordinates: int
+
+
+def program(config: ml_collections.ConfigDict, image_shape: tuple[int, ...], num_classes: int):
+    """The Program of a valid configuration; the same object for configurations that can share it.
+
+    Runs that differ only in data, seeds, gamma, clip norm or the number of rounds share one.
+    """
+    fields = json.loads(config.to_json())
+    for name in ("seeds", "partition", "data", "rounds"):
+        del fields[name]
+    for name in ("gamma", "gamma_per_client", "clip_norm"):
+        del fields["mechanism"][name]
+    return _program(json.dumps(fields, sort_keys=True), image_shape, num_classes, jax.default_backend())
+
+
+@functools.lru_cache(maxsize=8)
+def _program(fields_text, image_shape, num_classes, backend):
+    config = ml_collections.ConfigDict(json.loads(fields_text))
+    module = models.build(config.model, num_classes)
+    shapes = jax.eval_shape(lambda key: models.initialize(module, key, image_shape), jax.random.key(0))
+    segments = tuple(leaf.size for leaf in jax.tree.leaves(shapes))
+    server = SERVER_OPTIMIZERS[config.server.optimizer](config.server.learning_rate, config.server.momentum)
+    per_round = config.clients_per_round or config.num_clients
+    per_chunk = config.clients_per_chunk or (1 if backend == "cpu" else per_round)
+
+    def initialize(key):
+        params = models.initialize(module, key, image_shape)
+        return rounds.State(params, server.init(params), jnp.int32(0), jnp.int32(-1))
+
+    run_round = rounds.make_round(
+        make_local_update(module, LocalTraining(**config.local)),
+        build_mechanism(config.mechanism, segments),
+        AGGREGATORS[config.aggregator],
+        server,
+        per_round,
+        min(per_chunk, per_round),
+    )
+    block = rounds.make_block(run_round, rounds.make_evaluate(module, _TEST_BATCH), config.eval_every)
+    return Program(jax.jit(initialize), block, sum(segments))
+
+
+def knobs_of(config: ml_collections.ConfigDict) -> Knobs:
+    """Knobs of all clients, f32[clients] each."""
+    settings = config.mechanism
+    gamma = np.array(settings.gamma_per_client or [settings.gamma] * config.num_clients)
+    sigma = sigma_of_gamma(settings.target, gamma, settings.clip_norm)
+    return Knobs(
+        sigma=jnp.asarray(sigma, jnp.float32),
+        clip=jnp.full((config.num_clients,), settings.clip_norm, jnp.float32),
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _on_device(name, data_dir):
+    data = sources.load(name, data_dir)
+    pixel = jnp.asarray(data.mean), jnp.asarray(data.std)
+    return (
+        Images(jnp.asarray(data.train_images), jnp.asarray(data.train_labels), *pixel),
+        Images(jnp.asarray(data.test_images), jnp.asarray(data.test_labels), *pixel),
+    )
+
+
+def split_of(config: ml_collections.ConfigDict, labels) -> partition.Partition:
+    """The partition that a configuration asks for."""
+    names = {"dirichlet": "alpha", "shards": "shards_per_client", "quantity": "exponent"}
+    kind = config.partition.kind
+    options = {names[kind]: config.partition[names[kind]]} if kind in names else {}
+    return partition.partition(labels, kind, config.num_clients, config.seeds.partition, **options)
+
+
+def train(
+    config: ml_collections.ConfigDict, workdir: str | Path, progress: bool = True, label: str = ""
+) -> list[dict]:
+    """Trains, or continues where an earlier call with the same workdir was stopped.
+
+    Writes under workdir: config.json, partition.txt, partition.png, metrics.jsonl, checkpoints/.
+
+    Args:
+      config: as `configs/common.py` defines it.
+      workdir: directory of this run alone; created if needed.
+      progress: show a progress bar on standard error.
+      label: stands before the bar; by default data set and mechanism.
+
+    Returns:
+      The lines of metrics.jsonl.
+
+    Raises:
+      ConfigError: before anything is loaded or compiled.
+      DataNotPreparedError: within seconds.
+      CheckpointMismatchError: workdir belongs to another configuration.
+      NonFiniteUpdateError: a client's update was NaN or infinite; the checkpoint before it stays.
+    """
+    validate(config)
+    data = sources.load(config.data.name, config.data.dir)
+    split = split_of(config, data.train_labels)
+    compiled = program(config, data.train_images.shape[1:], data.num_classes)
+    state = compiled.initialize(jax.random.key(config.seeds.model))
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints.claim(workdir, json.loads(config.to_json()))
+    _describe(data, split, workdir)
+
+    train_images, test_images = _on_device(config.data.name, config.data.dir)
+    federation = rounds.Federation(
+        data=train_images,
+        rows=jnp.asarray(split.indices),
+        counts=jnp.asarray(split.counts),
+        knobs=knobs_of(config),
+        training_key=jax.random.key(config.seeds.training),
+        shared_key=jax.random.key(config.seeds.shared),
+    )
+    store = checkpoints.Checkpoints(workdir / "checkpoints")
+    restored = store.restore(state)
+    state = state if restored is None else jax.tree.map(jnp.asarray, restored)
+    file = MetricsFile(workdir / "metrics.jsonl")
+    lines = file.resume(int(state.round))
+    bar = tqdm.tqdm(
+        total=config.rounds,
+        initial=min(int(state.round), config.rounds),
+        desc=label or f"{config.data.name} {config.mechanism.name}",
+        unit="round",
+        disable=not progress,
+        dynamic_ncols=True,
+    )
+    try:
+        _run(config, compiled, state, federation, test_images, store, file, lines, bar)
+    finally:
+        bar.close()
+        store.close()
+    return lines
+
+
+def _run(config, compiled, state, federation, test, store, file, lines, bar):
+    """Blocks of rounds until the last; appends to `lines`."""
+    done = int(state.round)
+    if done >= config.rounds:
+        return
+    # No round is left before `done`: this compiles, and evaluates where we stand.
+    block = functools.partial(compiled.block, federation=federation, test=test)
+    _, _, evaluation = jax.block_until_ready(block(state, stop=jnp.int32(done)))
+    if done == 0 and not lines:
+        lines.append({"round": 0, **_evaluation(evaluation)})
+        file.append(lines[-1])
+    per_round = config.clients_per_round or config.num_clients
+    while done < config.rounds:
+        start = time.perf_counter()
+        state, metrics, evaluation = jax.block_until_ready(block(state, stop=jnp.int32(config.rounds)))
+        seconds = time.perf_counter() - start
+        if int(state.invalid_client) >= 0:
+            raise NonFiniteUpdateError(
+                f"client {int(state.invalid_client)} sent a NaN or infinite update in round "
+                f"{int(state.round) + 1}; it was not averaged. The checkpoint of round {done} is intact. "
+                f"Lower config.local.learning_rate (now {config.local.learning_rate}) or clip updates."
+            )
+        ran = int(state.round) - done
+        done += ran
+        line = summarize(metrics, evaluation, done, ran, per_round * compiled.coordinates, seconds)
+        file.append(line)
+        lines.append(line)
+        store.save(done, state)
+        bar.update(ran)
+        bar.set_postfix_str(progress_text(line))
+
+
+def summarize(metrics, evaluation, last_round: int, ran: int, coordinates: int, seconds: float) -> dict:
+    """One line of metrics.jsonl.
+
+    Args:
+      metrics: RoundMetrics of a block, leading axis rounds.
+      evaluation: (test loss, test accuracy) after the block.
+      last_round: rounds done so far.
+      ran: rounds of this block.
+      coordinates: coordinates sent by all participants of one round.
+      seconds: wall time of the block, its evaluation included.
+    """
+    total = {name: float(np.sum(np.asarray(v, np.float64))) for name, v in metrics._asdict().items()}
+    return {
+        "round": last_round,
+        **_evaluation(evaluation),
+        "train_loss": _finite(total["train_loss"] / ran),
+        "bits_per_coordinate": total["bits"] / ran / coordinates,
+        "uplink_bits": total["bits"],
+        "update_norm": total["norm"] / ran,
+        "clipped_norm": total["clipped_norm"] / ran,
+        "snr": total["signal"] / total["noise"] if total["noise"] > 0 else None,
+        "seconds": seconds,
+        "seconds_per_round": seconds / ran,
+    }
+
+
+def _evaluation(evaluation):
+    loss, accuracy = map(float, evaluation)
+    return {"loss": _finite(loss), "accuracy": accuracy}
+
+
+def _finite(value):
+    return value if np.isfinite(value) else None
+
+
+def progress_text(line: dict) -> str:
+    """The figures beside the progress bar."""
+    snr = "inf" if line["snr"] is None else f"{line['snr']:.2g}"
+    loss = "nan" if line["loss"] is None else f"{line['loss']:.3f}"
+    return (
+        f"loss {loss}, accuracy {line['accuracy']:.3f}, {line['bits_per_coordinate']:.3f} bits/coordinate, "
+        f"norm {line['update_norm']:.3g}->{line['clipped_norm']:.3g}, SNR {snr}"
+    )
+
+
+def _describe(data, split, workdir):
+    """Writes who holds what, once."""
+    picture = workdir / "partition.png"
+    if not picture.exists():
+        table = partition.histogram(data.train_labels, split, data.num_classes)
+        (workdir / "partition.txt").write_text(partition.summary(table) + "\n")
+        partition.plot(table, picture)

@@ -1,0 +1,79 @@
+"""Random words addressed by a counter: the shared randomness of every mechanism.
+
+A client and a server that hold the same key must see the same dithers, on any platform,
+with any version of JAX, and the server must be able to look at the h-th dither of a block
+without drawing the h - 1 before it. So the words are a pure integer function of
+(key, stream, counter): Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011), written in integer operations that fuse into
+their consumer.
+
+Why not `jax.random.bits`: its words per counter depend on a JAX configuration flag, and it
+spends a whole block on one word. One call here gives two.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = np.uint32(0x1BD11BDA)
+
+
+def threefry2x32(key, counter):
+    """The Threefry-2x32-20 block function.
+
+    Args:
+      key: pair of uint32 arrays.
+      counter: pair of uint32 arrays, broadcastable against the key.
+
+    Returns:
+      Pair of uint32 arrays: two random words per counter.
+    """
+    schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
+    a = counter[0] + schedule[0]
+    b = counter[1] + schedule[1]
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            a = a + b
+            b = (b << np.uint32(rotation)) | (b >> np.uint32(32 - rotation))
+            b = a ^ b
+        a = a + schedule[(group + 1) % 3]
+        b = b + schedule[(group + 2) % 3] + np.uint32(group + 1)
+    return a, b
+
+
+def stream(key: jax.Array, tag: int):
+    """An independent stream of words for one purpose.
+
+    Without this step a dither drawn from `key` would repeat the very words that
+    `jax.random.normal(key, ...)` uses elsewhere, and error and input would correlate.
+
+    Args:
+      key: one PRNG key (typed, or raw uint32[2] or uint32[4]).
+      tag: names the purpose; different tags give unrelated streams.
+
+    Returns:
+      Pair of uint32 scalars, a key for `words`.
+    """
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    state = threefry2x32((key[0], key[1]), (np.uint32(0x43455041), np.uint32(tag)))
+    for i in range(2, key.shape[0], 2):  # wider keys (rbg) are folded in, two words at a time
+        state = threefry2x32(state, (key[i], key[i + 1]))
+    return state
+
+
+def words(stream_key, major, minor):
+    """Two uint32 words for each counter (major, minor)."""
+    major = jnp.asarray(major, jnp.uint32)
+    minor = jnp.asarray(minor, jnp.uint32)
+    return threefry2x32(stream_key, jnp.broadcast_arrays(major, minor))
+
+
+def centered(word):
+    """Maps uint32 words to f32 uniform on [-1/2, 1/2], exactly the same on every platform.
+
+    Integer to float conversion and scaling by a power of two are correctly rounded
+    everywhere, so encoder and decoder agree to the bit.
+    """
+    return word.astype(jnp.int32).astype(jnp.float32) * np.float32(2.0**-32)

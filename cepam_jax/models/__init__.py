@@ -1,0 +1,98 @@
+"""The models of the papers, in flax, by name.
+
+Adding one is one function here:
+
+  @register
+  def my_model(num_classes):
+      return nn.Sequential([...])
+
+It returns a flax module called as `module(images f32[batch, height, width, channels], train)`
+with logits f32[batch, num_classes] as result; dropout draws from the rng named "dropout".
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cepam_jax.errors import ConfigError, require_choice
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {}
+
+
+def register(build):
+    """Makes a function num_classes -> flax module available under its own name."""
+    MODELS[build.__name__] = build
+    return build
+
+
+class Network(nn.Module):
+    """Convolutions with ReLU and 2x2 max pooling, then dense layers with ReLU.
+
+    Attributes:
+      num_classes: width of the last layer.
+      channels: of each convolution.
+      dense: widths of the hidden dense layers.
+      kernel, padding: of the convolutions.
+      dropout: rate after each pooling.
+    """
+
+    num_classes: int
+    channels: tuple[int, ...] = ()
+    dense: tuple[int, ...] = ()
+    kernel: int = 3
+    padding: str = "SAME"
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        for width in self.channels:
+            if self.padding == "VALID" and min(x.shape[1:3]) <= self.kernel:
+                raise ConfigError(
+                    f"model needs larger images: {x.shape[1]}x{x.shape[2]} pixels are left for a "
+                    f"{self.kernel}x{self.kernel} convolution and a pooling; use linear or mlp"
+                )
+            x = nn.relu(nn.Conv(width, (self.kernel, self.kernel), padding=self.padding)(x))
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            if self.dropout:
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = x.reshape(x.shape[0], -1)
+        for width in self.dense:
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(self.num_classes)(x)
+
+
+@register
+def linear(num_classes):
+    """Multinomial logistic regression."""
+    return Network(num_classes)
+
+
+@register
+def mlp(num_classes):
+    """784-32-16-10: 25,818 parameters on MNIST (2501.12046)."""
+    return Network(num_classes, dense=(32, 16))
+
+
+@register
+def cnn2(num_classes):
+    """Two 5x5x6 convolutions with pooling, 50 hidden units: 6,422 parameters on MNIST (2501.12046)."""
+    return Network(num_classes, channels=(6, 6), dense=(50,), kernel=5, padding="VALID")
+
+
+@register
+def cnn3(num_classes):
+    """Three 3x3 convolutions (32, 64, 128) with pooling and dropout .2, then 128, 64, 32 (2501.12046)."""
+    return Network(num_classes, channels=(32, 64, 128), dense=(128, 64, 32), dropout=0.2)
+
+
+def build(name: str, num_classes: int) -> nn.Module:
+    """The module called `name`; ConfigError lists the names."""
+    require_choice("model", name, MODELS)
+    return MODELS[name](num_classes)
+
+
+def initialize(module: nn.Module, key: jax.Array, image_shape: tuple[int, ...]):
+    """Initial parameters (a pytree of f32) for images of shape [height, width, channels]."""
+    return module.init(key, jnp.zeros((1, *image_shape), jnp.float32))["params"]

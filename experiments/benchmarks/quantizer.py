@@ -1,0 +1,88 @@
+"""Speed of the quantizers next to adding Gaussian noise, in one run.
+
+  python -m experiments.benchmarks.quantizer
+
+Every round times each function once, in turn, so that a slow moment of the machine hits all of
+them alike; the table shows medians. The yardstick is `x + jax.random.normal(key, x.shape)`, what
+the Gaussian mechanism without compression costs. For one core on Linux: `taskset -c 0 python -m ...`.
+"""
+
+import json
+import platform
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from cepam_jax import mechanisms
+from cepam_jax.errors import ConfigError
+from experiments import cli
+
+_SIZES = flags.DEFINE_list("sizes", ["100000", "1000000", "10000000"], "Coordinates.")
+_REPEATS = flags.DEFINE_integer("repeats", 9, "Rounds; the median counts.")
+_OUTPUT = flags.DEFINE_string("output", "", "Also write the figures to this JSON file.")
+
+
+def functions(name, x, knobs, keys):
+    """Encode, decode and both of one mechanism as calls without arguments."""
+    mechanism = mechanisms.make(name)
+    encode, decode = jax.jit(mechanism.encode), jax.jit(mechanism.decode)
+    both = jax.jit(lambda k, v, s: mechanism.decode(k.shared, mechanism.encode(k, v, s), s))
+    message = encode(keys, x, knobs)
+    return {
+        (name, "encode"): lambda: encode(keys, x, knobs),
+        (name, "decode"): lambda: decode(keys.shared, message, knobs),
+        (name, "both"): lambda: both(keys, x, knobs),
+    }
+
+
+def measure(size, repeats):
+    """{(mechanism, step): median seconds} for updates of `size` coordinates."""
+    keys = mechanisms.Keys(jax.random.key(1), jax.random.key(2))
+    knobs = mechanisms.Knobs(sigma=0.01)
+    x = 0.005 * jax.random.normal(jax.random.key(0), (size,))
+    yardstick = jax.jit(lambda key, v: v + 0.01 * jax.random.normal(key, v.shape))
+    calls = {("x + normal", "both"): lambda: yardstick(keys.private, x)}
+    for name in mechanisms.REGISTRY:
+        if name != "identity":
+            calls |= functions(name, x, knobs, keys)
+    for call in calls.values():
+        jax.block_until_ready(call())
+    seconds = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(times)) for name, times in seconds.items()}
+
+
+def main():
+    try:
+        sizes = [int(size) for size in _SIZES.value]
+    except ValueError as error:
+        raise ConfigError(f"--sizes is {_SIZES.value}; it must be integers: {error}") from error
+    device = jax.devices()[0]
+    print(f"{device.device_kind} ({platform.machine()}), jax {jax.__version__}, {_REPEATS.value} repeats")
+    print("million coordinates a second; ratio: time of encode + decode over time of x + normal")
+    print(f"{'':20} {'size':>10} {'encode':>8} {'decode':>8} {'both':>8} {'ratio':>6}")
+    records = []
+    for size in sizes:
+        times = measure(size, _REPEATS.value)
+        yardstick = times["x + normal", "both"]
+        for name in dict.fromkeys(name for name, _ in times):
+            speed = {step: size / t / 1e6 for (n, step), t in times.items() if n == name}
+            ratio = times[name, "both"] / yardstick
+            cells = [f"{speed[s]:8.1f}" if s in speed else " " * 8 for s in ("encode", "decode", "both")]
+            print(f"{name:20} {size:10} {' '.join(cells)} {ratio:6.2f}", flush=True)
+            records.append({"name": name, "size": size, "million_per_second": speed, "ratio": ratio})
+    if _OUTPUT.value:
+        Path(_OUTPUT.value).write_text(
+            json.dumps({"device": device.device_kind, "jax": jax.__version__, "records": records}, indent=2)
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)
