@@ -64,8 +64,9 @@ def cell_nats(center, width, scale, family: str):
       center, width, scale: f32 arrays, broadcastable; width and scale positive.
       family: "laplace" or "gaussian", the zero-mean law of X with this scale.
     """
-    near = (jnp.abs(center) - width / 2) / scale  # negative when the cell contains zero
-    wide = width / scale
+    # Bounded, so that an all-zero segment (the smallest scale) under huge noise is no inf - inf.
+    near = jnp.clip((jnp.abs(center) - width / 2) / scale, -1e30, 1e30)  # negative: cell contains zero
+    wide = jnp.minimum(width / scale, 1e30)
     if family == "laplace":
         inside = jnp.minimum(near, 0.0)
         mass = -0.5 * (jnp.expm1(-(inside + wide)) + jnp.expm1(inside))

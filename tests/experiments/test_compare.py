@@ -1,0 +1,50 @@
+import json
+import subprocess
+import sys
+
+from cepam_jax.metrics import read_lines
+
+
+def run(root, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=root, capture_output=True, text=True, check=False
+    )
+
+
+def test_table_and_picture(tmp_path, root):
+    command = ["experiments.compare", f"--workdir={tmp_path}", "--config.rounds=4", "--config.eval_every=2"]
+    command += ["--gammas=100,10", "--seeds=2"]
+    done = run(root, *command)
+    assert done.returncode == 0, done.stderr
+    assert "fedavg" in done.stderr and "4/4" in done.stderr  # the progress bar
+    table = (tmp_path / "table.md").read_text()
+    assert table in done.stdout
+    for label in ("fedavg", "cepam_gaussian gamma=100", "cepam_gaussian gamma=10"):
+        row = next(line for line in table.splitlines() if line.startswith(f"| {label} "))
+        cells = [cell.strip() for cell in row.split("|")[1:-1]]
+        runs = [read_lines(tmp_path / label.replace(" ", "_") / f"seed{s}" / "metrics.jsonl") for s in (0, 1)]
+        assert cells[1].startswith(f"{sum(r[-1]['accuracy'] for r in runs) / 2:.4f} ±")
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    again = run(root, *command)
+    assert table in again.stdout  # read back, not trained again
+
+
+def test_mistakes_are_one_line(tmp_path, root):
+    for flag, message in (
+        ("--variants=fedavg,cepam", "variant 'cepam', gamma None: variant is 'cepam'"),
+        ("--gammas=10,x", "gamma 'x'"),
+        ("--gammas=-1", "config.mechanism.gamma is -1.0"),
+        ("--seeds=0", "--seeds is 0"),
+    ):
+        done = run(root, "experiments.compare", f"--workdir={tmp_path}", flag)
+        assert done.returncode == 1
+        assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_quantizer_benchmark(tmp_path, root):
+    output = tmp_path / "speed.json"
+    done = run(root, "experiments.benchmarks.quantizer", "--sizes=1000", "--repeats=2", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    records = json.loads(output.read_text())["records"]
+    assert {r["name"] for r in records} >= {"x + normal", "lrsuq_gaussian_z1", "lrsuq_gaussian_z3"}
+    assert all(record["name"] in done.stdout for record in records)

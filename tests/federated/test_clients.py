@@ -1,0 +1,82 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from cepam_jax import models
+from cepam_jax.federated import clients
+
+MODULE = models.build("mlp", 10)
+PARAMS = models.initialize(MODULE, jax.random.key(0), (8, 8, 1))
+IMAGES = clients.Images(
+    jax.random.randint(jax.random.key(1), (200, 8, 8, 1), 0, 256).astype(jnp.uint8),
+    jax.random.randint(jax.random.key(2), (200,), 0, 10),
+    jnp.array([0.5]),
+    jnp.array([0.3]),
+)
+
+
+def settings(**changes):
+    return clients.LocalTraining(
+        **({"steps": 4, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.5} | changes)
+    )
+
+
+@pytest.mark.parametrize("update", clients.UPDATES)
+@pytest.mark.parametrize("sampling", clients.SAMPLINGS)
+@pytest.mark.parametrize("count", [1, 5, 50])
+def test_a_padded_client_gives_the_same_update_to_the_bit(update, sampling, count):
+    run = jax.jit(clients.make_local_update(MODULE, settings(update=update, sampling=sampling)))
+    row = jnp.arange(100, 100 + count)
+    padded = jnp.concatenate([row, jnp.full(77, row[0])])
+    alone, _ = run(PARAMS, IMAGES, row, jnp.int32(count), jax.random.key(3))
+    among, _ = run(PARAMS, IMAGES, padded, jnp.int32(count), jax.random.key(3))
+    np.testing.assert_array_equal(alone, among)
+    other, _ = run(PARAMS, IMAGES, padded + 1, jnp.int32(count), jax.random.key(3))
+    assert not np.array_equal(alone, other)
+
+
+@pytest.mark.parametrize("sampling", clients.SAMPLINGS)
+def test_batches_stay_inside_the_client(sampling):
+    for count in (1, 3, 31, 32, 33, 60):
+        rows = clients.choose_batches(
+            jax.random.key(count), jnp.int32(count), 60, settings(sampling=sampling, steps=20)
+        )
+        assert rows.shape == (20, 8) and rows.min() >= 0 and rows.max() == count - 1
+
+
+def test_shuffle_uses_every_example_once_before_any_twice():
+    rows = clients.choose_batches(jax.random.key(0), jnp.int32(16), 40, settings(sampling="shuffle"))
+    np.testing.assert_array_equal(np.sort(rows.ravel()), np.repeat(np.arange(16), 2))
+    np.testing.assert_array_equal(np.sort(rows[:2].ravel()), np.arange(16))
+
+
+def reference(run_settings, row, key):
+    """Local training written out in numpy-like steps, with the gradient from jax."""
+    batch_key = jax.random.split(key)[0]
+    rows = row[clients.choose_batches(batch_key, jnp.int32(len(row)), len(row), run_settings)]
+
+    def loss(params, batch):
+        logits = MODULE.apply({"params": params}, IMAGES.normalized(IMAGES.images[batch]))
+        return -jax.nn.log_softmax(logits)[jnp.arange(len(batch)), IMAGES.labels[batch]].mean()
+
+    if run_settings.update == "gradient":
+        return -ravel_pytree(jax.grad(loss)(PARAMS, rows.reshape(-1)))[0]
+    params, velocity = PARAMS, jax.tree.map(jnp.zeros_like, PARAMS)
+    for batch in rows:
+        gradient = jax.grad(loss)(params, batch)
+        velocity = jax.tree.map(lambda v, g: run_settings.momentum * v + g, velocity, gradient)
+        params = jax.tree.map(lambda p, v: p - run_settings.learning_rate * v, params, velocity)
+    return ravel_pytree(params)[0] - ravel_pytree(PARAMS)[0]
+
+
+@pytest.mark.parametrize("update", clients.UPDATES)
+def test_local_training_is_sgd_with_momentum_or_one_gradient(update):
+    row = jnp.arange(20, 60)
+    found, _ = clients.make_local_update(MODULE, settings(update=update))(
+        PARAMS, IMAGES, row, jnp.int32(40), jax.random.key(5)
+    )
+    np.testing.assert_allclose(
+        found, reference(settings(update=update), row, jax.random.key(5)), rtol=1e-3, atol=1e-6
+    )

@@ -1,0 +1,112 @@
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from cepam_jax.config import FIELDS, flat, sigma_of_gamma, validate
+from cepam_jax.errors import ConfigError
+from configs import cifar10, common, digits, fashion_mnist, mnist
+
+FAMILIES = {"digits": digits, "mnist": mnist, "fashion_mnist": fashion_mnist, "cifar10": cifar10}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("variant", common.VARIANTS)
+def test_every_variant_is_valid_and_has_every_field(family, variant):
+    config = FAMILIES[family].get_config(variant)
+    validate(config)
+    assert flat(config).keys() == FIELDS.keys()
+    assert config.data.name == family
+    assert (config.mechanism.name == "identity") == (variant == "fedavg")
+
+
+def test_unknown_variant():
+    with pytest.raises(ValueError, match="variant is 'cepam'; it must be one of fedavg"):
+        mnist.get_config("cepam")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("mechanism.lattice", "Z0", "config.mechanism.lattice is 'Z0'; it must be one of 'Z1', 'Z2', 'Z3'"),
+        ("mechanism.gamma", 0.0, "config.mechanism.gamma is 0.0; it must be a positive number"),
+        ("mechanism.gamma", -1.0, "config.mechanism.gamma is -1.0"),
+        ("mechanism.gamma", float("nan"), "config.mechanism.gamma is nan"),
+        ("mechanism.gamma_per_client", (1.0, 2.0), "one number for each of config.num_clients = 30"),
+        ("mechanism.gamma_per_client", (0.0,) * 30, "config.mechanism.gamma_per_client is"),
+        ("mechanism.clip", "l3", "config.mechanism.clip is 'l3'; it must be one of 'l1', 'l2', 'none'"),
+        ("clients_per_round", 31, "config.clients_per_round is 31; it must be at most config.num_clients"),
+        ("num_clients", 0, "config.num_clients is 0; it must be an integer of at least 1"),
+        ("rounds", -5, "config.rounds is -5"),
+        ("local.momentum", 1.0, "config.local.momentum is 1.0"),
+        ("local.learning_rate", float("inf"), "config.local.learning_rate is inf"),
+        ("model", "resnet", "config.model is 'resnet'; it must be one of 'cnn2'"),
+        ("partition.alpha", 0.0, "config.partition.alpha is 0.0"),
+        ("seeds.model", -1, "config.seeds.model is -1"),
+    ],
+)
+def test_impossible_values_name_field_value_and_what_is_allowed(field, value, message):
+    config = mnist.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        validate(config)
+
+
+def test_impossible_combinations():
+    config = mnist.get_config("cepam_laplace")
+    config.mechanism.lattice = "Z2"
+    with pytest.raises(ConfigError, match="'Z1' where config.mechanism.target is 'laplace'"):
+        validate(config)
+    config = mnist.get_config()
+    config.server.optimizer, config.server.momentum = "adam", 0.9
+    with pytest.raises(ConfigError, match="config.server.momentum is 0.9"):
+        validate(config)
+    config = mnist.get_config()
+    with config.unlocked():
+        config.mechanism.gama = 3
+    with pytest.raises(ConfigError, match="config.mechanism.gama is not a field"):
+        validate(config)
+    del config.mechanism.gama
+    with config.unlocked():
+        del config.model
+    with pytest.raises(ConfigError, match="config.model is missing"):
+        validate(config)
+
+
+def test_gamma_is_clip_norm_over_noise_scale():
+    assert sigma_of_gamma("gaussian", 50.0, 2.0) == pytest.approx(0.04)
+    assert sigma_of_gamma("laplace", 50.0, 2.0) == pytest.approx(0.04 * 2**0.5)
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.mechanism.gama=4", ["gama"]),
+        ("--config.mechanism.gamma=much", ["gamma", "much"]),
+        ("--config.rounds=2.5", ["rounds", "2.5"]),
+        ("--config.mechanism.gamma=-4", ["config.mechanism.gamma is -4.0", "positive"]),
+        (
+            "--config.clients_per_round=11",
+            ["config.clients_per_round is 11", "at most config.num_clients = 10"],
+        ),
+    ],
+)
+def test_the_command_line_refuses_before_anything_runs(flag, words, tmp_path, root):
+    command = [sys.executable, "-m", "experiments.train", "--config=configs/digits.py", flag]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'run'}"], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    for word in words:
+        assert word in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_package_and_requirements_ask_for_the_same(root):
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    lines = pathlib.Path(root / "requirements.txt").read_text().splitlines()
+    wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+    assert sorted(line for line in lines if not line.startswith("#")) == sorted(wanted)

@@ -1,0 +1,53 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from cepam_jax import models
+from cepam_jax.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "parameters"),
+    [
+        ("linear", (28, 28, 1), 7850),
+        ("mlp", (28, 28, 1), 25818),
+        ("cnn2", (28, 28, 1), 6422),
+        ("cnn3", (32, 32, 3), 366186),
+    ],
+)
+def test_parameters_and_logits(name, shape, parameters):
+    module = models.build(name, 10)
+    params = models.initialize(module, jax.random.key(0), shape)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+    assert module.apply({"params": params}, jnp.ones((3, *shape))).shape == (3, 10)
+
+
+def test_dropout_is_for_training_only():
+    module = models.build("cnn3", 10)
+    params = models.initialize(module, jax.random.key(0), (32, 32, 3))
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    run = lambda train, key: module.apply(  # noqa: E731
+        {"params": params}, images, train=train, rngs={"dropout": jax.random.key(key)}
+    )
+    assert (run(False, 1) == run(False, 2)).all()
+    assert not (run(True, 1) == run(True, 2)).all()
+
+
+def test_unknown_model_and_too_small_images():
+    with pytest.raises(
+        ConfigError, match="model is 'resnet'; it must be one of 'cnn2', 'cnn3', 'linear', 'mlp'"
+    ):
+        models.build("resnet", 10)
+    with pytest.raises(ConfigError, match="model needs larger images"):
+        models.initialize(models.build("cnn2", 10), jax.random.key(0), (8, 8, 1))
+
+
+def test_a_model_is_added_by_one_function():
+    @models.register
+    def tiny(num_classes):
+        return models.Network(num_classes, dense=(3,))
+
+    try:
+        assert models.build("tiny", 4).num_classes == 4
+    finally:
+        del models.MODELS["tiny"]
