@@ -24,8 +24,21 @@ def run(main: Callable[[], None]) -> None:
         logging.set_verbosity(logging.ERROR)  # libraries' notes would tear the progress bar
         try:
             main()
+        except OSError as error:
+            if "Configuration is not available" not in str(error):
+                raise
+            print(f"ConfigError: {str(error).splitlines()[-1].strip()}", file=sys.stderr)
+            sys.exit(1)
         except _EXPECTED as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             sys.exit(1)
 
-    app.run(guarded)
+    def parse(argv):
+        try:
+            return app.parse_flags_with_usage(argv)
+        except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown field
+            hint = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace("'", "").split())
+            print(f"ConfigError: no such configuration field: {hint}", file=sys.stderr)
+            sys.exit(1)
+
+    app.run(guarded, flags_parser=parse)

@@ -1,0 +1,46 @@
+"""The README's code runs as printed; its commands run on the embedded data, cut short."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+TEXT = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line[line.index("-m experiments.") :]
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+    for line in block.splitlines()
+    if "-m experiments." in line
+]
+SHORT = {
+    "experiments.train": ["--config.data.name=digits", "--config.model=linear"],
+    "experiments.compare": ["--config.data.name=digits", "--config.model=linear", "--seeds=1"],
+    "experiments.benchmarks.quantizer": ["--sizes=1000", "--repeats=1"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command, tmp_path, root):
+    arguments = shlex.split(command)
+    arguments += SHORT[arguments[1]]
+    if "--workdir" in command:
+        arguments += [f"--workdir={tmp_path}", "--config.rounds=1", "--config.eval_every=1"]
+    done = subprocess.run([sys.executable, *arguments], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_blocks():
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_commands_are_found_and_ci_runs_the_test_command():
+    assert len(COMMANDS) == 7
+    found = re.findall(r"^python3 -m venv .* -m pytest$", TEXT, re.M)
+    assert len(found) == 1
+    assert r"^python3 -m venv .* -m pytest$" in (ROOT / ".ci/run").read_text()
