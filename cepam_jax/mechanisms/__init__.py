@@ -1,10 +1,14 @@
 """How one client's update becomes a message and comes back. See `base` for the contract."""
 
 from cepam_jax.mechanisms.base import About, Keys, Knobs, Mechanism, Message, Transform, chain
+from cepam_jax.mechanisms.clipped import clipped
+from cepam_jax.mechanisms.dither import jopeq, noise_then_rounding, noise_then_sdq, rounding, sdq
 from cepam_jax.mechanisms.identity import identity
+from cepam_jax.mechanisms.noise import add_noise, additive
 from cepam_jax.mechanisms.registry import REGISTRY, make
 from cepam_jax.mechanisms.rsuq import lrsuq
-from cepam_jax.mechanisms.transforms import clip
+from cepam_jax.mechanisms.stochastic import binary, k_level, qsgd
+from cepam_jax.mechanisms.transforms import clip, random_mask, rotate, top_k
 
 __all__ = [
     "REGISTRY",
@@ -14,9 +18,23 @@ __all__ = [
     "Mechanism",
     "Message",
     "Transform",
+    "add_noise",
+    "additive",
+    "binary",
     "chain",
     "clip",
+    "clipped",
     "identity",
+    "jopeq",
+    "k_level",
     "lrsuq",
     "make",
+    "noise_then_rounding",
+    "noise_then_sdq",
+    "qsgd",
+    "random_mask",
+    "rotate",
+    "rounding",
+    "sdq",
+    "top_k",
 ]

@@ -12,15 +12,17 @@ in the spirit of optax: no hidden state, safe under `jit` and `vmap`.
 Laws, each tested for every mechanism of the registry:
 
 1. `decode` needs the shared key, the message and the knobs, nothing else of the client's.
-2. The error x_hat - reference(x) has the law stated in `about`, whatever x is.
-3. Coordinate i of message and result depends on i and on the blocks up to its own, not on
-   len(x): padding x with zeros leaves the leading whole blocks as they were.
+2. The error x_hat - reference(x) has the law stated in `about`, whatever x is; its mean is zero
+   if `about.unbiased`; its mean square per coordinate is `variance(x, knobs)`.
+3. Where `about.local`, coordinate i of message and result depends on i and on its own block, not
+   on len(x): padding x with zeros leaves the leading whole blocks as they were.
 4. `vmap` over clients with different keys and knobs equals a Python loop.
-5. A coordinate that is NaN, infinite or too large to be coded decodes to NaN: an invalid
-   update is never laundered into a valid one.
+5. An update with a NaN or infinite coordinate does not decode to finite numbers alone, nor does
+   one too large to be coded: an invalid update is never laundered into a valid one.
 6. The same keys and x give the same message; keys are for one round of one client.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,25 +51,37 @@ class Knobs(NamedTuple):
       sigma: standard deviation of the error per coordinate, in units of the update, for
         Gaussian and Laplace targets alike (Laplace scale b = sigma / sqrt 2).
       clip: largest norm an update may have, in the norm of the clipping transform.
+      step: scale of the lattice in subtractively dithered quantization, in units of the update.
+      bits: bits per coordinate of uniform quantizers.
+      levels: number of levels of stochastic quantizers.
+      fraction: share of the coordinates that are sent.
     """
 
     sigma: Any = None
     clip: Any = None
+    step: Any = None
+    bits: Any = None
+    levels: Any = None
+    fraction: Any = None
 
 
-class Message(NamedTuple):
-    """What one client sends in one round.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """What one client sends in one round; a pytree.
 
     Attributes:
-      symbols: int32[d] lattice coordinates, or f32[d] where nothing is quantized.
+      symbols: int32 lattice coordinates or levels, or f32 where nothing is quantized.
       index: uint32[blocks], how many proposals were rejected before the accepted one; None where
         nothing can be rejected.
-      side: small integers of side information, by name.
+      side: side information by name: scales, ranges, supports.
+      length: d of the update, static; symbols may be more or fewer.
     """
 
     symbols: jax.Array
-    index: jax.Array | None = None
-    side: dict[str, jax.Array] | None = None
+    index: jax.Array | None
+    side: dict[str, jax.Array]
+    length: int = dataclasses.field(metadata={"static": True})
 
 
 class About(NamedTuple):
@@ -75,19 +89,24 @@ class About(NamedTuple):
 
     Attributes:
       name: for tables and files.
-      law: law of the error of one coordinate, "gaussian", "laplace" or "none" (no error).
+      law: exact law of the error of one coordinate: "gaussian", "laplace", "uniform" (on the
+        lattice's cell), "none" (no error), or "other" (depends on x, or has no name).
+      unbiased: whether the error has mean zero for every x.
       block: coordinates quantized together.
       randomness: which keys are used, a subset of ("shared", "private").
       knobs: names of the knobs that must be given.
       clip: the norm bounded before quantization, "l2", "l1" or None.
+      local: whether a coordinate's result depends on its own block alone.
     """
 
     name: str
     law: str
+    unbiased: bool = True
     block: int = 1
     randomness: tuple[str, ...] = ()
     knobs: tuple[str, ...] = ()
     clip: str | None = None
+    local: bool = True
 
 
 class Mechanism(NamedTuple):
@@ -96,31 +115,50 @@ class Mechanism(NamedTuple):
     Attributes:
       encode: (Keys, x f32[d], Knobs) -> Message. What the client does.
       decode: (shared key, Message, Knobs) -> f32[d]. What the server does.
-      bits: (shared key, Message, Knobs) -> f32[], ideal code length of the message in bits.
+      bits: (shared key, Message, Knobs, weight f32[d] or None) -> f32[], ideal code length of the
+        message in bits; a coordinate with weight 0 is not sent and costs nothing.
       reference: (x f32[d], Knobs) -> f32[d], the vector the error is measured from: x after the
         deterministic steps of the chain, such as clipping.
       about: static facts.
+      variance: (x f32[d], Knobs) -> f32[d] or f32[], expected squared error per coordinate; None
+        where there is no formula.
     """
 
     encode: Callable[[Keys, jax.Array, Knobs], Message]
     decode: Callable[[jax.Array, Message, Knobs], jax.Array]
-    bits: Callable[[jax.Array, Message, Knobs], jax.Array]
+    bits: Callable[..., jax.Array]
     reference: Callable[[jax.Array, Knobs], jax.Array]
     about: About
+    variance: Callable[[jax.Array, Knobs], jax.Array] | None = None
 
 
 class Transform(NamedTuple):
-    """A deterministic step before a mechanism: norm bounds and the like.
+    """A step before a mechanism: clipping, noise, rotation, sparsification.
 
     Attributes:
-      apply: (x f32[d], Knobs) -> f32[d].
-      knobs: names of the knobs that must be given.
-      clip: the norm it bounds, "l2", "l1" or None.
+      name: key of its side information.
+      forward: (Keys, x f32[d], Knobs) -> (f32[size(d)], side information or None).
+      inverse: (shared key, y f32[size(d)], side, Knobs, d) -> f32[d]; None: the identity.
+      size: d -> length after the step, static.
+      reference: (x, Knobs) -> f32[d], the part of the step that is no error; None: the identity.
+      weight: (shared key, side, Knobs, d) -> f32[d], 0 where a coordinate is not sent; None: all are.
+      side_bits: (side, Knobs, d) -> f32[], cost of the side information; None: there is none.
+      variance: (x, Knobs, expected squared error of the rest per coordinate) -> f32[d] or f32[];
+        None: no formula.
+      mixes: whether coordinates are mixed; it cannot then follow a step that has weights.
+      about: what it adds to the mechanism's facts: knobs, randomness, clip, unbiased, law, local.
     """
 
-    apply: Callable[[jax.Array, Knobs], jax.Array]
-    knobs: tuple[str, ...] = ()
-    clip: str | None = None
+    name: str
+    forward: Callable
+    inverse: Callable | None = None
+    size: Callable[[int], int] = lambda d: d
+    reference: Callable | None = None
+    weight: Callable | None = None
+    side_bits: Callable | None = None
+    variance: Callable | None = None
+    mixes: bool = False
+    about: About = About("", "none")
 
 
 def chain(*steps: Transform | Mechanism) -> Mechanism:
@@ -130,33 +168,112 @@ def chain(*steps: Transform | Mechanism) -> Mechanism:
       *steps: any number of transforms followed by one mechanism (which may be a chain).
 
     Returns:
-      A mechanism whose `reference` includes the transforms.
+      A mechanism. Its `reference` includes the deterministic steps; step i draws from keys of its
+      own, so that no randomness is used twice.
 
     Raises:
-      ConfigError: the chain does not end with its only mechanism.
+      ConfigError: the chain does not end with its only mechanism, or mixes coordinates after some
+        were left out.
     """
     if not steps or not isinstance(steps[-1], Mechanism):
         raise ConfigError("chain(...) must end with a mechanism, such as lrsuq()")
     *transforms, last = steps
-    if not all(isinstance(step, Transform) for step in transforms):
-        raise ConfigError("chain(...): every step before the last must be a transform")
+    sparse = None
+    for step in transforms:
+        if not isinstance(step, Transform):
+            raise ConfigError("chain(...): every step before the last must be a transform")
+        if sparse and step.mixes:
+            raise ConfigError(
+                f"chain(...): {step.name} cannot follow {sparse}: it would mix what is not sent"
+            )
+        sparse = step.name if step.weight else sparse
 
-    def prepare(x, knobs):
-        for transform in transforms:
-            x = transform.apply(x, knobs)
-        return x
+    def sizes(d):
+        found = [d]
+        for step in transforms:
+            found.append(step.size(found[-1]))
+        return found
+
+    def own(key, i):
+        return jax.random.fold_in(key, i)
 
     def encode(keys, x, knobs):
         check_vector(x)
-        return last.encode(keys, prepare(x, knobs), knobs)
+        d, side = x.shape[0], {}
+        for i, step in enumerate(transforms):
+            mine = Keys(own(keys.shared, i), own(keys.private, i))
+            x, found = step.forward(mine, x, knobs)
+            if found is not None:
+                side[f"{i}:{step.name}"] = found
+        rest = Keys(own(keys.shared, len(transforms)), own(keys.private, len(transforms)))
+        message = last.encode(rest, x, knobs)
+        nested = {"chain": message.side} if message.side else {}
+        return dataclasses.replace(message, side=side | nested, length=d)
 
-    return last._replace(
-        encode=encode,
-        reference=lambda x, knobs: last.reference(prepare(x, knobs), knobs),
-        about=last.about._replace(
-            knobs=tuple(dict.fromkeys(sum((t.knobs for t in transforms), ()) + last.about.knobs)),
-            clip=next((t.clip for t in reversed(transforms) if t.clip), last.about.clip),
-        ),
+    def inner(message):
+        return dataclasses.replace(
+            message, side=message.side.get("chain", {}), length=sizes(message.length)[-1]
+        )
+
+    def decode(shared, message, knobs):
+        y = last.decode(own(shared, len(transforms)), inner(message), knobs)
+        before = sizes(message.length)
+        for i, step in reversed(list(enumerate(transforms))):
+            if step.inverse:
+                found = message.side.get(f"{i}:{step.name}")
+                y = step.inverse(own(shared, i), y, found, knobs, before[i])
+        return y
+
+    def bits(shared, message, knobs, weight=None):
+        total = jnp.float32(0)
+        before = sizes(message.length)
+        for i, step in enumerate(transforms):
+            found = message.side.get(f"{i}:{step.name}")
+            if step.side_bits:
+                total += step.side_bits(found, knobs, before[i])
+            if step.weight:
+                kept = step.weight(own(shared, i), found, knobs, before[i])
+                weight = kept if weight is None else weight * kept
+        return total + last.bits(own(shared, len(transforms)), inner(message), knobs, weight)
+
+    def reference(x, knobs):
+        for step in transforms:
+            if step.reference:
+                x = step.reference(x, knobs)
+        return x
+
+    def variance(x, knobs):
+        """Errors of the steps add up: each is unbiased given what entered it."""
+        if not transforms:
+            return last.variance(x, knobs)
+        first = transforms[0]
+        rest = chain(*steps[1:])
+        entering = first.reference(x, knobs) if first.reference else x
+        return first.variance(entering, knobs, rest.variance)
+
+    known = last.variance and all(step.variance for step in transforms)
+    return Mechanism(
+        encode,
+        decode,
+        bits,
+        lambda x, knobs: last.reference(reference(x, knobs), knobs),
+        _about(transforms, last.about),
+        variance if known else None,
+    )
+
+
+def _about(transforms, last: About) -> About:
+    abouts = [step.about for step in transforms]
+    laws = {about.law for about in [*abouts, last]} - {"none"}
+    return About(
+        name="+".join([step.name for step in transforms if step.name] + [last.name]),
+        law=laws.pop() if len(laws) == 1 else "other" if laws else "none",
+        unbiased=all(about.unbiased for about in [*abouts, last]),
+        block=last.block,
+        randomness=tuple(sorted(set(sum((about.randomness for about in abouts), last.randomness)))),
+        knobs=tuple(dict.fromkeys(sum((about.knobs for about in [*abouts, last]), ()))),
+        clip=next((about.clip for about in reversed(abouts) if about.clip), last.clip),
+        local=all(about.local for about in [*abouts, last]),
     )
 
 

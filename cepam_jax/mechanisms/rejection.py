@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_UNROLL = 3  # so many passes are worth compiling one by one
 _SMALLEST = 8192  # below this many blocks another compaction saves less than it costs to compile
 
 
@@ -64,8 +65,13 @@ def first_accepted(propose: Callable, blocks: jax.Array, data, acceptance: float
         state = (done, jnp.zeros(ids.shape, jnp.uint32), empty)
         if size <= _SMALLEST:
             return until_all_accept(ids, items, start, state)
-        for proposal in range(start, start + passes):
-            state = attempt(np.uint32(proposal), ids, items, state)
+        state = jax.lax.fori_loop(
+            start,
+            start + passes,
+            lambda proposal, state: attempt(proposal.astype(jnp.uint32), ids, items, state),
+            state,
+            unroll=passes <= _UNROLL,
+        )
         expected = size * (1 - acceptance) ** passes
         room = min(size, math.ceil(expected + 8 * math.sqrt(expected) + 16))
         (rest,) = jnp.nonzero(~state[0], size=room, fill_value=size)

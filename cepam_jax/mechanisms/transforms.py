@@ -1,12 +1,18 @@
-"""Steps before a mechanism: whole-model clipping.
+"""Steps before a mechanism: clipping, random rotation, random masks, top-k.
 
 Clipping bounds how far one client can move the result, the sensitivity in every privacy
 statement: L2 for Gaussian noise, L1 for Laplace noise.
 """
 
-import jax.numpy as jnp
+import functools
+import math
 
-from cepam_jax.mechanisms.base import Knobs, Transform, check_knobs
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cepam_jax.mechanisms import counter
+from cepam_jax.mechanisms.base import About, Knobs, Transform, check_knobs
 
 
 def l2_norm(x):
@@ -41,4 +47,135 @@ def clip(norm: str) -> Transform:
         check_knobs(knobs, ("clip",))
         return x * jnp.minimum(1.0, knobs.clip / jnp.maximum(measure(x), knobs.clip))
 
-    return Transform(apply, knobs=("clip",), clip=norm)
+    return Transform(
+        name=f"clip_{norm}",
+        forward=lambda keys, x, knobs: (apply(x, knobs), None),
+        reference=apply,
+        variance=lambda x, knobs, rest: rest(x, knobs),
+        about=About("", "none", knobs=("clip",), clip=norm, local=False),
+    )
+
+
+_SIGNS, _MASK = 5, 6  # tags of shared streams; part of the message format
+_FACTOR = 7  # Hadamard matrices up to 2^7 are multiplied out; larger ones are Kronecker products
+
+
+@functools.cache
+def _hadamard(exponent: int) -> np.ndarray:
+    matrix = np.ones((1, 1), np.float32)
+    for _ in range(exponent):
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / np.float32(2.0 ** (exponent / 2))
+
+
+def walsh_hadamard(x):
+    """Orthonormal Walsh-Hadamard transform of f32[2^k], its own inverse, in O(d log d)."""
+    exponent = x.shape[0].bit_length() - 1
+    full, rest = divmod(exponent, _FACTOR)
+    factors = [_FACTOR] * full + ([rest] if rest else [])
+    y = x.reshape([2**e for e in factors] or [1])
+    for axis, e in enumerate(factors):
+        y = jnp.moveaxis(
+            jnp.tensordot(jnp.asarray(_hadamard(e)), y, ([1], [axis]), precision="highest"), 0, axis
+        )
+    return y.reshape(-1)
+
+
+def rotate() -> Transform:
+    """Random signs, then a Walsh-Hadamard transform (1611.00429, section 3).
+
+    Spreads the update's energy evenly over the coordinates, so that min and max come close and a
+    quantizer of the range errs less. Any length: padded with zeros to a power of two. The signs
+    come from the shared key.
+    """
+
+    def size(d):
+        return 1 << max(d - 1, 0).bit_length()
+
+    def signs(shared, length):
+        ids = jnp.arange(length, dtype=jnp.uint32)
+        word, _ = counter.words(counter.stream(shared, _SIGNS), 0, ids)
+        return jnp.where(word >> np.uint32(31) == 1, -1.0, 1.0)
+
+    def forward(keys, x, knobs):
+        length = size(x.shape[0])
+        padded = jnp.pad(x, (0, length - x.shape[0]))
+        return walsh_hadamard(padded * signs(keys.shared, length)), None
+
+    def inverse(shared, y, side, knobs, d):
+        return (walsh_hadamard(y) * signs(shared, y.shape[0]))[:d]
+
+    return Transform(
+        name="rotate",
+        forward=forward,
+        inverse=inverse,
+        size=size,
+        mixes=True,
+        about=About("", "none", randomness=("shared",), local=False),
+    )
+
+
+def random_mask() -> Transform:
+    """Sends each coordinate with probability `knobs.fraction`, scaled up: unbiased (1610.05492).
+
+    Which ones follows from the shared key, so their positions cost nothing.
+    """
+
+    def mask(shared, knobs, d):
+        check_knobs(knobs, ("fraction",))
+        ids = jnp.arange(d, dtype=jnp.uint32)
+        word, _ = counter.words(counter.stream(shared, _MASK), 0, ids)
+        # 24 bits, which f32 holds exactly: the same on every platform.
+        uniform = (word >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
+        return (uniform < knobs.fraction).astype(jnp.float32)
+
+    def keep(chosen, x, knobs):
+        # Not a product: 0 * inf is NaN where an unsent coordinate was merely too large.
+        return jnp.where(chosen > 0, x / knobs.fraction, 0.0)
+
+    def variance(x, knobs, rest):
+        after = rest(x, knobs)
+        if after.ndim:  # depends on which coordinates were drawn
+            return jnp.full(x.shape, jnp.nan)
+        return jnp.square(x) * (1 / knobs.fraction - 1) + after / knobs.fraction
+
+    return Transform(
+        name="mask",
+        forward=lambda keys, x, knobs: (jnp.where(mask(keys.shared, knobs, x.shape[0]) > 0, x, 0.0), None),
+        inverse=lambda shared, y, side, knobs, d: keep(mask(shared, knobs, d), y, knobs),
+        weight=lambda shared, side, knobs, d: mask(shared, knobs, d),
+        variance=variance,
+        about=About("", "other", randomness=("shared",), knobs=("fraction",)),
+    )
+
+
+def top_k() -> Transform:
+    """Sends the `knobs.fraction` largest coordinates by magnitude (1712.01887): biased.
+
+    Which ones depends on the update and is part of the message: no noise covers it.
+    """
+
+    def support(x, knobs):
+        check_knobs(knobs, ("fraction",))
+        order = jnp.argsort(-jnp.abs(x), stable=True)
+        number = jnp.ceil(jnp.asarray(knobs.fraction, jnp.float32) * x.shape[0])
+        return jnp.zeros(x.shape, bool).at[order].set(jnp.arange(x.shape[0]) < number)
+
+    def forward(keys, x, knobs):
+        kept = support(x, knobs)
+        # A NaN is never sorted away.
+        return jnp.where(kept | ~jnp.isfinite(x), x, 0.0), kept
+
+    def side_bits(kept, knobs, d):
+        number = jnp.sum(kept).astype(jnp.float32)
+        choose = math.lgamma(d + 1) - jax.lax.lgamma(number + 1) - jax.lax.lgamma(d - number + 1)
+        return jnp.maximum(choose, 0.0) / np.float32(np.log(2))
+
+    return Transform(
+        name="top-k",
+        forward=forward,
+        inverse=lambda shared, y, kept, knobs, d: jnp.where(kept | jnp.isnan(y), y, 0.0),
+        weight=lambda shared, kept, knobs, d: kept.astype(jnp.float32),
+        side_bits=side_bits,
+        about=About("", "other", unbiased=False, knobs=("fraction",), local=False),
+    )

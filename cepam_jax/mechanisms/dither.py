@@ -1,0 +1,177 @@
+"""Subtractive dithered quantization and its relatives.
+
+  x_hat = d (Q(x/d - V) + V),  V uniform modulo the lattice, known to client and server
+
+The error is uniform on the scaled Voronoi cell and independent of x (Schuchman 1964; Zamir and
+Feder 1992), but it is not a privacy noise: its support is bounded.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from cepam_jax.errors import require_choice
+from cepam_jax.mechanisms import blocks, code_length, counter, lattices
+from cepam_jax.mechanisms.base import (
+    About,
+    Knobs,
+    Mechanism,
+    Message,
+    chain,
+    check_knobs,
+    check_vector,
+)
+from cepam_jax.mechanisms.noise import add_noise, scaled_noise
+
+_DITHERS = 4  # tag of the shared stream; part of the message format
+
+RATES = ("sigma", "step", "bits")
+
+
+def sdq(
+    lattice: str = "Z1",
+    rate: str = "step",
+    segments: tuple[int, ...] | None = None,
+    coding: str = "laplace",
+) -> Mechanism:
+    """Subtractive dithered quantization (FL + SDQ of 2501.12046; UVeQFed, 2006.03262).
+
+    Args:
+      lattice: "Z1", "Z2", "Z3", "A2", "D4" or "E8".
+      rate: the knob that sets the lattice's scale: "step", the scale itself; "sigma", the error's
+        standard deviation per coordinate; or "bits", the rate per coordinate that the update's own
+        scale leads to at high resolution (the scale is then sent).
+      segments, coding: as for `lrsuq`.
+    """
+    lat = lattices.lattice(lattice)
+    require_choice("rate", rate, RATES)
+    require_choice("coding", coding, code_length.FAMILIES)
+    n = lat.dimension
+
+    def scale(side, knobs):
+        check_knobs(knobs, (rate,))
+        if rate != "bits":
+            factor = 1.0 if rate == "step" else lat.second_moment**-0.5
+            return jnp.asarray(getattr(knobs, rate), jnp.float32) * np.float32(factor)
+        # Differential entropy of the coordinates, less the bits to spend, is the cell's log volume.
+        entropy = np.log2(2 * np.e) if coding == "laplace" else 0.5 * np.log2(2 * np.pi * np.e)
+        scale = side["whole"][0].astype(jnp.float32) / code_length.SCALES_PER_OCTAVE
+        per_axis = np.float32(entropy - np.log2(lat.volume) / n)
+        return jnp.exp2(scale + per_axis - jnp.asarray(knobs.bits, jnp.float32))
+
+    def encode(keys, x, knobs):
+        check_vector(x)
+        d = x.shape[0]
+        side = {"scale": code_length.fit_scales(x, blocks.segments_of(segments, d), coding)}
+        if rate == "bits":
+            side["whole"] = code_length.fit_scales(x, (d,), coding)
+        ids = jnp.arange(blocks.count(n, d), dtype=jnp.uint32)
+        stream = counter.stream(keys.shared, _DITHERS)
+        dither = lat.point([jnp.float32(0)] * n, blocks.boxes(lat, stream, np.uint32(0), ids))
+        width = scale(side, knobs)
+        moved = [y / width - v for y, v in zip(blocks.split(x, n), dither, strict=True)]
+        symbols = [blocks.integers(q) for q in lat.nearest(moved)]
+        return Message(blocks.join(symbols, blocks.symbols_sent(lat, d)), None, side, d)
+
+    def place(shared, message):
+        stream = counter.stream(shared, _DITHERS)
+        return blocks.place(lat, stream, message.symbols, np.uint32(0), message.length)
+
+    def bits(shared, message, knobs, weight=None):
+        lengths = blocks.segments_of(segments, message.length)
+        width, side = scale(message.side, knobs), message.side["scale"]
+        total = blocks.code_bits(lat, place(shared, message), width, side, lengths, coding, weight)
+        return total + (code_length.SCALE_BITS if rate == "bits" else 0)
+
+    def variance(x, knobs):
+        side = {"whole": code_length.fit_scales(x, (x.shape[0],), coding)}
+        return jnp.square(scale(side, knobs)) * np.float32(lat.second_moment)
+
+    return Mechanism(
+        encode=encode,
+        decode=lambda shared, message, knobs: scale(message.side, knobs) * place(shared, message),
+        bits=bits,
+        reference=lambda x, knobs: x,
+        about=About(
+            name=f"sdq-{lattice}",
+            law="uniform",
+            block=n,
+            randomness=("shared",),
+            knobs=(rate,),
+            local=rate != "bits",
+        ),
+        variance=variance,
+    )
+
+
+def rounding(segments: tuple[int, ...] | None = None, coding: str = "laplace") -> Mechanism:
+    """Plain rounding to multiples of `knobs.step`: no dither, an error that depends on x.
+
+    The papers' "noise, then quantization"; unbiased only in so far as noise came before.
+    """
+    lat = lattices.LATTICES["Z1"]
+
+    def encode(keys, x, knobs):
+        del keys
+        check_vector(x)
+        check_knobs(knobs, ("step",))
+        d = x.shape[0]
+        side = {"scale": code_length.fit_scales(x, blocks.segments_of(segments, d), coding)}
+        return Message(blocks.integers(jnp.round(x / knobs.step)), None, side, d)
+
+    def center(message):
+        symbols = message.symbols
+        return jnp.where(symbols == blocks.INVALID, jnp.nan, symbols.astype(jnp.float32))
+
+    def bits(shared, message, knobs, weight=None):
+        lengths = blocks.segments_of(segments, message.length)
+        step = jnp.asarray(knobs.step, jnp.float32)
+        return blocks.code_bits(lat, center(message), step, message.side["scale"], lengths, coding, weight)
+
+    return Mechanism(
+        encode=encode,
+        decode=lambda shared, message, knobs: knobs.step * center(message),
+        bits=bits,
+        reference=lambda x, knobs: x,
+        about=About(name="rounding", law="other", unbiased=False, knobs=("step",)),
+    )
+
+
+def jopeq(
+    target: str = "gaussian",
+    lattice: str = "Z1",
+    segments: tuple[int, ...] | None = None,
+    coding: str = "laplace",
+) -> Mechanism:
+    """Private noise that complements the dither's error to a target variance (JoPEQ, 2208.10888).
+
+    The total error is private noise plus a uniform error on the cell, with standard deviation
+    `knobs.sigma`; of it, the lattice of scale `knobs.step` contributes what it must. Unlike LRSUQ its
+    law is only near the target. It cannot be exact: by Cramer's theorem a sum of independent
+    variables is Gaussian only if each is, and a Laplace law has no uniform component either (the
+    characteristic function of the uniform law has zeros, that of the Laplace law has none). Noise
+    and cell are therefore matched in variance, and the noise alone carries any guarantee.
+
+    Args:
+      target: law of the private noise, "gaussian" or "laplace".
+      lattice, segments, coding: as for `sdq`.
+    """
+    moment = lattices.lattice(lattice).second_moment
+
+    def complement(knobs: Knobs):
+        check_knobs(knobs, ("sigma", "step"))
+        total, step = (jnp.asarray(v, jnp.float32) for v in (knobs.sigma, knobs.step))
+        return jnp.sqrt(jnp.maximum(jnp.square(total) - moment * jnp.square(step), 0.0))
+
+    noise = scaled_noise(target, complement, ("sigma", "step"), "complement")
+    built = chain(noise, sdq(lattice, "step", segments, coding))
+    return built._replace(about=built.about._replace(name=f"jopeq-{target}-{lattice}", law="other"))
+
+
+def noise_then_sdq(target: str = "gaussian", **options) -> Mechanism:
+    """Private noise `knobs.sigma`, then SDQ with `knobs.step` (FL + noise + SDQ of 2501.12046)."""
+    return chain(add_noise(target), sdq(rate="step", **options))
+
+
+def noise_then_rounding(target: str = "gaussian", **options) -> Mechanism:
+    """Private noise `knobs.sigma`, then rounding to multiples of `knobs.step`."""
+    return chain(add_noise(target), rounding(**options))
