@@ -10,9 +10,6 @@ import orbax.checkpoint as ocp
 
 from cepam_jax.errors import CheckpointMismatchError
 
-# Fields that may change when a run is continued: they do not alter rounds already done.
-MAY_CHANGE = ("rounds", "data.dir")
-
 
 class Checkpoints:
     """The last two checkpoints of a run; a kill at any moment leaves a complete one."""
@@ -41,8 +38,13 @@ class Checkpoints:
         self._manager.close()
 
 
-def claim(workdir: Path, config: dict) -> None:
+def claim(workdir: Path, config: dict, may_change: tuple[str, ...]) -> None:
     """Writes the configuration into a new work directory, or checks it against the one there.
+
+    Args:
+      workdir: of the run.
+      config: nested dictionary.
+      may_change: fields that do not alter rounds already done.
 
     Raises:
       CheckpointMismatchError: names the first field that differs from the run in the directory.
@@ -53,7 +55,7 @@ def claim(workdir: Path, config: dict) -> None:
         now = flatten(config)
         for field in sorted(before.keys() | now.keys()):
             old, new = before.get(field, "absent"), now.get(field, "absent")
-            if field not in MAY_CHANGE and old != new:
+            if field not in may_change and old != new:
                 raise CheckpointMismatchError(
                     f"{workdir} holds a run with config.{field} = {old!r}, this one has {new!r}. "
                     f"Use another --workdir, or delete that one to start over."

@@ -4,17 +4,23 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
+from cepam_jax import mechanisms
 from cepam_jax.data.augment import AUGMENTATIONS
 from cepam_jax.data.partition import KINDS
 from cepam_jax.data.sources import SOURCES
 from cepam_jax.errors import ConfigError, require, require_choice
 from cepam_jax.federated.aggregators import AGGREGATORS
 from cepam_jax.federated.clients import SAMPLINGS, UPDATES
-from cepam_jax.mechanisms import Mechanism, chain, clip, identity, lrsuq
+from cepam_jax.federated.participation import SCHEDULES
+from cepam_jax.mechanisms import Knobs, Mechanism
+from cepam_jax.mechanisms.clipped import GRANULARITIES, ROUNDINGS, THRESHOLDS
 from cepam_jax.mechanisms.code_length import FAMILIES
+from cepam_jax.mechanisms.dither import RATES
 from cepam_jax.mechanisms.latents import TARGETS
 from cepam_jax.mechanisms.lattices import LATTICES
 from cepam_jax.mechanisms.transforms import NORMS
@@ -25,6 +31,23 @@ SERVER_OPTIMIZERS = {
     "adam": lambda rate, momentum: optax.adam(rate, b2=0.99, eps=1e-3),  # 2003.00295, section 4
     "yogi": lambda rate, momentum: optax.yogi(rate, b2=0.99, eps=1e-3),
     "adagrad": lambda rate, momentum: optax.adagrad(rate, eps=1e-3),
+}
+
+SPARSIFIERS = {"mask": mechanisms.random_mask, "top_k": mechanisms.top_k}
+
+# Settings and tensor shapes -> mechanism, for each name that `config.mechanism.name` may have.
+FACTORIES = {
+    "identity": lambda c, coded, shapes: mechanisms.identity(),
+    "lrsuq": lambda c, coded, shapes: mechanisms.lrsuq(c.target, c.lattice, **coded),
+    "sdq": lambda c, coded, shapes: mechanisms.sdq(c.lattice, c.rate, **coded),
+    "noise": lambda c, coded, shapes: mechanisms.additive(c.target),
+    "noise_sdq": lambda c, coded, shapes: mechanisms.noise_then_sdq(c.target, lattice=c.lattice, **coded),
+    "noise_rounding": lambda c, coded, shapes: mechanisms.noise_then_rounding(c.target, **coded),
+    "jopeq": lambda c, coded, shapes: mechanisms.jopeq(c.target, c.lattice, **coded),
+    "clipped": lambda c, coded, shapes: mechanisms.clipped(c.rounding, c.threshold, c.granularity, shapes),
+    "binary": lambda c, coded, shapes: mechanisms.binary(),
+    "k_level": lambda c, coded, shapes: mechanisms.k_level(),
+    "qsgd": lambda c, coded, shapes: mechanisms.qsgd(),
 }
 
 
@@ -45,7 +68,17 @@ def _real(test, text):
 _POSITIVE = _real(lambda v: 0 < v < math.inf, "a positive number")
 _NOT_NEGATIVE = _real(lambda v: 0 <= v < math.inf, "a number of at least 0")
 _SEED = _integer(0, 2**32 - 1)
-_FRACTION = _real(lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
+_BOOLEAN = ("True or False", lambda v: isinstance(v, bool))
+_UNIT = _real(lambda v: 0 < v <= 1, "a number above 0 and at most 1")
+_BITS = _integer(1, 8)
+_BELOW_ONE = _real(lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
+
+
+def _per_client(test):
+    return (
+        f"a tuple with {test[0]} for each client, or () to use one value for all",
+        lambda v: isinstance(v, (tuple, list)) and all(test[1](item) for item in v),
+    )
 
 
 def _choice(names):
@@ -71,23 +104,40 @@ FIELDS = {
     "local.steps": _integer(1),
     "local.batch_size": _integer(1),
     "local.learning_rate": _POSITIVE,
-    "local.momentum": _FRACTION,
+    "local.momentum": _BELOW_ONE,
     "local.sampling": _choice(SAMPLINGS),
     "local.augment": _choice(AUGMENTATIONS),
+    "local.steps_by_size": _BOOLEAN,
+    "local.proximal": _NOT_NEGATIVE,
+    "local.normalize": _BOOLEAN,
     "server.optimizer": _choice(SERVER_OPTIMIZERS),
     "server.learning_rate": _POSITIVE,
-    "server.momentum": _FRACTION,
-    "mechanism.name": _choice(("identity", "lrsuq")),
+    "server.momentum": _BELOW_ONE,
+    "mechanism.name": _choice(FACTORIES),
     "mechanism.target": _choice(TARGETS),
     "mechanism.lattice": _choice(LATTICES),
     "mechanism.gamma": _POSITIVE,
-    "mechanism.gamma_per_client": (
-        "a tuple of positive numbers, or () to use gamma for every client",
-        lambda v: isinstance(v, (tuple, list)) and all(_POSITIVE[1](g) for g in v),
-    ),
+    "mechanism.step": _POSITIVE,
+    "mechanism.rate": _choice(RATES),
+    "mechanism.bits": _BITS,
+    "mechanism.levels": _integer(2, 2**20),
+    "mechanism.rounding": _choice(ROUNDINGS),
+    "mechanism.threshold": _choice(THRESHOLDS),
+    "mechanism.granularity": _choice(GRANULARITIES),
     "mechanism.clip": _choice(("none", *NORMS)),
     "mechanism.clip_norm": _POSITIVE,
+    "mechanism.rotate": _BOOLEAN,
+    "mechanism.sparsify": _choice(("none", *SPARSIFIERS)),
+    "mechanism.fraction": _UNIT,
+    "mechanism.error_feedback": _BOOLEAN,
+    "mechanism.quantize": _choice(("updates", "weights")),
     "mechanism.coding": _choice(FAMILIES),
+    "mechanism.per_client.gamma": _per_client(_POSITIVE),
+    "mechanism.per_client.bits": _per_client(_BITS),
+    "mechanism.per_client.fraction": _per_client(_UNIT),
+    "schedule.knob": _choice(("none", "gamma", "step", "bits", "levels", "fraction")),
+    "schedule.kind": _choice(SCHEDULES),
+    "schedule.end": _POSITIVE,
     "seeds.partition": _SEED,
     "seeds.model": _SEED,
     "seeds.training": _SEED,
@@ -119,43 +169,85 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if name not in fields:
             raise ConfigError(f"config.{name} is missing; it must be {allowed}")
         require(test(fields[name]), f"config.{name}", fields[name], allowed)
+    for ok, name, allowed in _combinations(fields):
+        require(ok, f"config.{name}", fields[name], allowed)
+
+
+def _combinations(fields):
+    """(whether it holds, field, what is allowed) for every rule about several fields."""
     clients = fields["num_clients"]
-    require(
+    yield (
         fields["clients_per_round"] <= clients,
-        "config.clients_per_round",
-        fields["clients_per_round"],
+        "clients_per_round",
         f"at most config.num_clients = {clients} (0: all)",
     )
-    gammas = fields["mechanism.gamma_per_client"]
-    require(
-        len(gammas) in (0, clients),
-        "config.mechanism.gamma_per_client",
-        tuple(gammas),
-        f"empty or one number for each of config.num_clients = {clients} clients",
+    for knob in ("gamma", "bits", "fraction"):
+        yield (
+            len(fields[f"mechanism.per_client.{knob}"]) in (0, clients),
+            f"mechanism.per_client.{knob}",
+            f"empty or one number for each of config.num_clients = {clients} clients",
+        )
+    for name in ("local.steps_by_size", "local.normalize"):
+        yield (
+            not fields[name] or fields["local.update"] == "weights",
+            name,
+            "False where config.local.update is 'gradient'",
+        )
+    yield (
+        not fields["mechanism.rotate"] or fields["mechanism.sparsify"] != "top_k",
+        "mechanism.sparsify",
+        "'mask' or 'none' where config.mechanism.rotate is True: rotated coordinates are all alike",
     )
-    require(
-        fields["mechanism.name"] == "identity"
-        or fields["mechanism.target"] == "gaussian"
-        or fields["mechanism.lattice"] == "Z1",
-        "config.mechanism.lattice",
-        fields["mechanism.lattice"],
-        "'Z1' where config.mechanism.target is 'laplace'",
+    yield (
+        not fields["mechanism.rotate"]
+        or fields["mechanism.name"] != "clipped"
+        or fields["mechanism.granularity"] == "model",
+        "mechanism.granularity",
+        "'model' where config.mechanism.rotate is True: a rotation mixes the tensors",
     )
-    require(
+    yield (
+        fields["mechanism.quantize"] == "updates" or fields["mechanism.clip"] == "none",
+        "mechanism.clip",
+        "'none' where config.mechanism.quantize is 'weights': weights are not bounded like updates",
+    )
+    yield (
         fields["server.momentum"] == 0 or fields["server.optimizer"] == "sgd",
-        "config.server.momentum",
-        fields["server.momentum"],
+        "server.momentum",
         "0 unless config.server.optimizer is 'sgd'",
     )
 
 
-def build_mechanism(settings, segments: tuple[int, ...]) -> Mechanism:
-    """The mechanism of `config.mechanism`, for updates made of these tensors."""
-    if settings.name == "identity":
-        mechanism = identity()
-    else:
-        mechanism = lrsuq(settings.target, settings.lattice, segments, settings.coding)
-    return mechanism if settings.clip == "none" else chain(clip(settings.clip), mechanism)
+def build_mechanism(settings, shapes: tuple[tuple[int, ...], ...]) -> Mechanism:
+    """The mechanism of `config.mechanism`, for updates made of tensors with these shapes."""
+    segments = tuple(math.prod(shape) for shape in shapes)
+    mixed = settings.rotate  # a rotation leaves no tensor where it was
+    coded = {"segments": None if mixed else segments, "coding": settings.coding}
+    steps = [] if settings.clip == "none" else [mechanisms.clip(settings.clip)]
+    if settings.rotate:
+        steps.append(mechanisms.rotate())
+    if settings.sparsify != "none":
+        steps.append(SPARSIFIERS[settings.sparsify]())
+    last = FACTORIES[settings.name](settings, coded, None if mixed else shapes)
+    return mechanisms.chain(*steps, last) if steps else last
+
+
+def knobs_of(config: ml_collections.ConfigDict) -> Knobs:
+    """Knobs of all clients, f32[clients] each."""
+    settings = config.mechanism
+
+    def all_clients(name):
+        values = settings.per_client.get(name, ())
+        return np.array(values or [settings[name]] * config.num_clients, np.float64)
+
+    sigma = sigma_of_gamma(settings.target, all_clients("gamma"), settings.clip_norm)
+    return Knobs(
+        sigma=jnp.asarray(sigma, jnp.float32),
+        clip=jnp.asarray(all_clients("clip_norm"), jnp.float32),
+        step=jnp.asarray(all_clients("step"), jnp.float32),
+        bits=jnp.asarray(all_clients("bits"), jnp.float32),
+        levels=jnp.asarray(all_clients("levels"), jnp.float32),
+        fraction=jnp.asarray(all_clients("fraction"), jnp.float32),
+    )
 
 
 def sigma_of_gamma(target: str, gamma, clip_norm):

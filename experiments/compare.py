@@ -17,6 +17,8 @@ from cepam_jax.config import validate
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import training
 from experiments import cli
+from experiments.runs import seeded
+from experiments.tables import markdown
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "File, without a variant.")
 _VARIANTS = flags.DEFINE_list("variants", ["fedavg", "cepam_gaussian"], "Variants of the file.")
@@ -50,14 +52,6 @@ def configurations(flag, variants, gammas):
     return chosen
 
 
-def seeded(config, offset):
-    """A copy with every seed shifted by `offset`."""
-    config = config.copy_and_resolve_references()
-    for name in config.seeds:
-        config.seeds[name] += offset
-    return config
-
-
 def summarize(runs):
     """One row of the table from the metric lines of each seed's run."""
     accuracy = np.array([lines[-1]["accuracy"] for lines in runs])
@@ -68,14 +62,10 @@ def summarize(runs):
 
 
 def table(rows, seeds):
-    """Markdown, aligned so that it also reads well in a terminal."""
+    """The summaries under their headings."""
     spread = f" (mean ± standard deviation, {seeds} seeds)" if seeds > 1 else ""
     header = ["run", f"test accuracy{spread}", "bits per coordinate", "against float32", "seconds per round"]
-    rows = [header, ["-" * len(name) for name in header], *rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
-    )
+    return markdown(header, rows)
 
 
 def plot(results, path):

@@ -20,7 +20,7 @@ def test_every_variant_is_valid_and_has_every_field(family, variant):
     validate(config)
     assert flat(config).keys() == FIELDS.keys()
     assert config.data.name == family
-    assert (config.mechanism.name == "identity") == (variant == "fedavg")
+    assert (config.mechanism.name == "identity") == (variant in ("fedavg", "top_k"))
 
 
 def test_unknown_variant():
@@ -31,12 +31,24 @@ def test_unknown_variant():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("mechanism.lattice", "Z0", "config.mechanism.lattice is 'Z0'; it must be one of 'Z1', 'Z2', 'Z3'"),
+        (
+            "mechanism.lattice",
+            "Z0",
+            "config.mechanism.lattice is 'Z0'; it must be one of 'A2', 'D4'",
+        ),
         ("mechanism.gamma", 0.0, "config.mechanism.gamma is 0.0; it must be a positive number"),
         ("mechanism.gamma", -1.0, "config.mechanism.gamma is -1.0"),
         ("mechanism.gamma", float("nan"), "config.mechanism.gamma is nan"),
-        ("mechanism.gamma_per_client", (1.0, 2.0), "one number for each of config.num_clients = 30"),
-        ("mechanism.gamma_per_client", (0.0,) * 30, "config.mechanism.gamma_per_client is"),
+        ("mechanism.per_client.gamma", (1.0, 2.0), "one number for each of config.num_clients = 30"),
+        ("mechanism.per_client.gamma", (0.0,) * 30, "config.mechanism.per_client.gamma is"),
+        ("mechanism.per_client.bits", (9,) * 30, "config.mechanism.per_client.bits is"),
+        (
+            "mechanism.bits",
+            0,
+            "config.mechanism.bits is 0; it must be an integer of at least 1",
+        ),
+        ("mechanism.fraction", 1.5, "config.mechanism.fraction is 1.5"),
+        ("schedule.knob", "sigma", "config.schedule.knob is 'sigma'; it must be one of 'bits'"),
         ("mechanism.clip", "l3", "config.mechanism.clip is 'l3'; it must be one of 'l1', 'l2', 'none'"),
         ("clients_per_round", 31, "config.clients_per_round is 31; it must be at most config.num_clients"),
         ("num_clients", 0, "config.num_clients is 0; it must be an integer of at least 1"),
@@ -56,10 +68,16 @@ def test_impossible_values_name_field_value_and_what_is_allowed(field, value, me
 
 
 def test_impossible_combinations():
-    config = mnist.get_config("cepam_laplace")
-    config.mechanism.lattice = "Z2"
-    with pytest.raises(ConfigError, match="'Z1' where config.mechanism.target is 'laplace'"):
-        validate(config)
+    for changes, message in (
+        ({"mechanism.rotate": True, "mechanism.sparsify": "top_k"}, "config.mechanism.sparsify is 'top_k'"),
+        ({"mechanism.rotate": True, "mechanism.name": "clipped"}, "config.mechanism.granularity is 'tensor'"),
+        ({"mechanism.quantize": "weights"}, "config.mechanism.clip is 'l2'; it must be 'none' where"),
+        ({"local.update": "gradient", "local.normalize": True}, "config.local.normalize is True"),
+    ):
+        config = mnist.get_config()
+        config.update_from_flattened_dict(changes)
+        with pytest.raises(ConfigError, match=message):
+            validate(config)
     config = mnist.get_config()
     config.server.optimizer, config.server.momentum = "adam", 0.9
     with pytest.raises(ConfigError, match="config.server.momentum is 0.9"):

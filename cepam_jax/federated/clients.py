@@ -23,6 +23,9 @@ class LocalTraining(NamedTuple):
       learning_rate, momentum: of local SGD; momentum starts at zero every round.
       update: "weights", the change of the weights by `steps` SGD steps (FedAvg, 1602.05629), or
         "gradient", minus the mean gradient of `steps` batches at the global weights.
+      proximal: weight mu of the proximal term mu/2 |w - w_global|^2 (FedProx, 1812.06127).
+      normalize: whether an update is divided by the accumulated weight of its steps, relative to
+        `steps` of them (FedNova, 2007.07481); the server multiplies by the mean of what was divided.
       sampling: "replacement", every batch drawn independently, or "shuffle", a random order of the
         client's examples each round, repeated when it is used up.
       augment: name of an augmentation.
@@ -35,6 +38,16 @@ class LocalTraining(NamedTuple):
     update: str = "weights"
     sampling: str = "replacement"
     augment: str = "none"
+    proximal: float = 0.0
+    normalize: bool = False
+
+    def weight(self, steps):
+        """Sum of the weights that SGD with momentum gives to the gradients of `steps` steps.
+
+        |a|_1 of FedNova (2007.07481, section 4.1): steps for plain SGD.
+        """
+        rho = self.momentum
+        return (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
 
 
 class Images(NamedTuple):
@@ -88,8 +101,10 @@ def make_local_update(module: Any, settings: LocalTraining) -> Callable:
       settings: local training settings.
 
     Returns:
-      (params, Images, row int32[capacity], count int32[], key) -> (update f32[d], mean training loss
-      f32[]), the update as one flat vector in the order of `ravel_pytree(params)`.
+      (params, Images, row int32[capacity], count int32[], steps int32[], key) -> (update f32[d], mean
+      training loss f32[], weight f32[]). The update is one flat vector in the order of
+      `ravel_pytree(params)`; a client takes `steps` of the settings' steps (all of them for a
+      gradient); `weight` is what it was divided by, 1 unless `normalize`.
     """
     optimizer = optax.sgd(settings.learning_rate, settings.momentum or None)
     augment = AUGMENTATIONS[settings.augment]
@@ -100,30 +115,42 @@ def make_local_update(module: Any, settings: LocalTraining) -> Callable:
         logits = module.apply({"params": params}, images, train=True, rngs={"dropout": dropout_key})
         return optax.softmax_cross_entropy_with_integer_labels(logits, data.labels[rows]).mean()
 
-    def gradient_update(params, data, rows, key):
+    def gradient_update(params, data, rows, steps, key):
+        del steps
         loss, gradient = jax.value_and_grad(batch_loss)(params, data, rows.reshape(-1), key)
         return -ravel_pytree(gradient)[0], loss
 
-    def weight_update(params, data, rows, key):
+    def weight_update(params, data, rows, steps, key):
         def step(carry, inputs):
-            local, state = carry
             batch, number = inputs
+            local, state = carry
             loss, gradient = jax.value_and_grad(batch_loss)(
                 local, data, batch, jax.random.fold_in(key, number)
             )
+            if settings.proximal:
+                gradient = jax.tree.map(
+                    lambda g, w, anchor: g + settings.proximal * (w - anchor), gradient, local, params
+                )
             change, state = optimizer.update(gradient, state, local)
-            return (optax.apply_updates(local, change), state), loss
+            after = (optax.apply_updates(local, change), state)
+            active = number < steps
+            kept = jax.tree.map(lambda new, old: jnp.where(active, new, old), after, carry)
+            return kept, jnp.where(active, loss, 0.0)
 
         start = (params, optimizer.init(params))
         (local, _), losses = jax.lax.scan(step, start, (rows, jnp.arange(settings.steps)))
-        return ravel_pytree(local)[0] - ravel_pytree(params)[0], losses.mean()
+        return ravel_pytree(local)[0] - ravel_pytree(params)[0], losses.sum() / steps
 
     compute = {"weights": weight_update, "gradient": gradient_update}[settings.update]
 
-    def local_update(params, data, row, count, key):
+    def local_update(params, data, row, count, steps, key):
         batch_key, step_key = jax.random.split(key)
         rows = row[choose_batches(batch_key, count, row.shape[0], settings)]
-        return compute(params, data, rows, step_key)
+        update, loss = compute(params, data, rows, steps, step_key)
+        if not settings.normalize:
+            return update, loss, jnp.float32(1)
+        weight = settings.weight(steps.astype(jnp.float32)) / settings.weight(settings.steps)
+        return update / weight, loss, weight
 
     return local_update
 

@@ -4,6 +4,8 @@
                             x^_k = decode(encode(clip(x_k)))
   w <- server optimizer(w, sum_k a_k x^_k / sum_k a_k)
 
+With error feedback (1901.09847) a client adds to x_k what earlier rounds lost of its updates.
+
 Clients run in chunks: inside a chunk under vmap, chunk after chunk in a scan. Memory follows the
 chunk, not the number of clients.
 """
@@ -18,6 +20,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from cepam_jax.federated import participation
+from cepam_jax.federated.aggregators import Aggregator
 from cepam_jax.federated.clients import Images
 from cepam_jax.mechanisms import Keys, Knobs, Mechanism
 from cepam_jax.mechanisms.transforms import l1_norm, l2_norm
@@ -34,12 +37,15 @@ class State(NamedTuple):
       round: int32[], rounds done.
       invalid_client: int32[], -1, or the client whose update was NaN or infinite. The round that met
         it was not applied: `round` and `params` are those before it.
+      memory: f32[clients, d], what each client's messages have lost so far; None without error
+        feedback. Takes the memory of that many updates.
     """
 
     params: Any
     server: Any
     round: jax.Array
     invalid_client: jax.Array
+    memory: jax.Array | None
 
 
 class Federation(NamedTuple):
@@ -49,6 +55,7 @@ class Federation(NamedTuple):
       data: training images of all clients.
       rows: int32[clients, capacity], examples of each client, padded.
       counts: int32[clients], examples of each client.
+      steps: int32[clients], local steps of each client.
       knobs: of each client, arrays with leading axis [clients] (or None).
       training_key: batches, participation, dropout, private noise.
       shared_key: shared randomness.
@@ -57,6 +64,7 @@ class Federation(NamedTuple):
     data: Images
     rows: jax.Array
     counts: jax.Array
+    steps: jax.Array
     knobs: Knobs
     training_key: jax.Array
     shared_key: jax.Array
@@ -90,88 +98,138 @@ def client_keys(federation: Federation, round_number, client) -> tuple[jax.Array
     return jax.random.fold_in(training, 1), Keys(shared, jax.random.fold_in(training, 2))
 
 
-def make_round(
-    local_update: Callable,
-    mechanism: Mechanism,
-    weigh: Callable,
-    server: optax.GradientTransformation,
-    per_round: int,
-    per_chunk: int,
-) -> Callable:
-    """Builds (State, Federation) -> (State, RoundMetrics).
+class Plan(NamedTuple):
+    """What a round is made of; static.
 
-    Args:
+    Attributes:
       local_update: from `clients.make_local_update`.
       mechanism: encodes and decodes every update.
-      weigh: an aggregator.
+      aggregator: weighs the decoded updates.
       server: optax optimizer fed with minus the aggregated update.
+      segments: lengths of the update's tensors.
       per_round: participants.
       per_chunk: participants under one vmap.
+      quantize: "updates", or "weights": the client's new weights go through the mechanism.
+      schedule: (Knobs of all clients, round) -> Knobs; None: they stay.
     """
+
+    local_update: Callable
+    mechanism: Mechanism
+    aggregator: Aggregator
+    server: optax.GradientTransformation
+    segments: tuple[int, ...]
+    per_round: int
+    per_chunk: int
+    quantize: str = "updates"
+    schedule: Callable | None = None
+
+
+class _Sums(NamedTuple):
+    """What is added up over clients: weighted updates, weights, weighted step weights, metrics."""
+
+    update: jax.Array
+    weight: jax.Array
+    steps: jax.Array
+    metrics: RoundMetrics
+
+
+_VALID = np.int32(2**31 - 1)  # where the number of an invalid client would be
+
+
+def make_round(plan: Plan) -> Callable:
+    """Builds (State, Federation) -> (State, RoundMetrics)."""
+    mechanism, per_round, per_chunk = plan.mechanism, plan.per_round, plan.per_chunk
     chunks = -(-per_round // per_chunk)
     measure = l1_norm if mechanism.about.clip == "l1" else l2_norm
+    tensors = len(plan.segments)
+    # An aggregator by errors needs one float per tensor of each client.
+    extra_bits = 32 * tensors if plan.aggregator.per_tensor else 0
 
-    def one_client(params, federation, round_number, client, weight):
-        train_key, keys = client_keys(federation, round_number, client)
-        knobs = jax.tree.map(lambda knob: knob[client], federation.knobs)
-        update, loss = local_update(
-            params, federation.data, federation.rows[client], federation.counts[client], train_key
-        )
-        message = mechanism.encode(keys, update, knobs)
-        decoded = mechanism.decode(keys.shared, message, knobs)
-        clipped = mechanism.reference(update, knobs)
+    def per_coordinate(weight):
+        if not plan.aggregator.per_tensor:
+            return weight
+        return jnp.concatenate([jnp.full((n,), weight[i]) for i, n in enumerate(plan.segments)])
+
+    def tensor_means(square):
+        stops = np.cumsum(plan.segments)
+        return jnp.stack([square[b - n : b].mean() for n, b in zip(plan.segments, stops, strict=True)])
+
+    def one_client(state, federation, knobs, client, here):
+        train_key, keys = client_keys(federation, state.round, client)
+        knobs = jax.tree.map(lambda knob: knob[client], knobs)
+        of_client = (federation.rows[client], federation.counts[client], federation.steps[client])
+        update, loss, step_weight = plan.local_update(state.params, federation.data, *of_client, train_key)
+        if state.memory is not None:
+            update += state.memory[client]
+        base = ravel_pytree(state.params)[0] if plan.quantize == "weights" else 0.0
+        message = mechanism.encode(keys, base + update, knobs)
+        decoded = mechanism.decode(keys.shared, message, knobs) - base
+        clipped = mechanism.reference(base + update, knobs) - base
         valid = jnp.isfinite(update).all() & jnp.isfinite(decoded).all()
-        here = (weight > 0).astype(jnp.float32)  # the last chunk is filled up with weight 0
+        error = jnp.square(decoded - clipped)
+        weight = here * plan.aggregator.weigh(of_client[1].astype(jnp.float32), tensor_means(error))
         metrics = RoundMetrics(
             train_loss=here * loss / per_round,
-            bits=here * mechanism.bits(keys.shared, message, knobs),
+            bits=here * (mechanism.bits(keys.shared, message, knobs) + extra_bits),
             norm=here * measure(update) / per_round,
             clipped_norm=here * measure(clipped) / per_round,
             signal=here * jnp.sum(jnp.square(clipped)),
-            noise=here * jnp.sum(jnp.square(decoded - clipped)),
+            noise=here * jnp.sum(error),
             ran=here / per_round,
         )
-        return weight * decoded, metrics, jnp.where(valid, jnp.iinfo(jnp.int32).max, client)
+        sums = _Sums(per_coordinate(weight) * decoded, weight, jnp.mean(weight) * step_weight, metrics)
+        lost = None if state.memory is None else update - decoded
+        return sums, jnp.where(valid, _VALID, client), lost
 
-    def add_chunk(params, federation, round_number, carry, chunk):
-        clients, weights = chunk
+    def add_chunk(state, federation, knobs, carry, chunk):
+        clients, here = chunk
         if per_chunk == 1:  # a vmap over one client would still pay for batched kernels
-            new = one_client(params, federation, round_number, clients[0], weights[0])
+            sums, invalid, memory = one_client(state, federation, knobs, clients[0], here[0])
+            memory = jax.tree.map(lambda a: a[None], memory)
         else:
-            run = lambda k, a: one_client(params, federation, round_number, k, a)  # noqa: E731
-            total, metrics, invalid = jax.vmap(run)(clients, weights)
-            new = *jax.tree.map(lambda a: a.sum(0), (total, metrics)), invalid.min()
-        total, metrics = jax.tree.map(jnp.add, carry[:2], new[:2])
-        return (total, metrics, jnp.minimum(carry[2], new[2])), None
+            run = lambda k, a: one_client(state, federation, knobs, k, a)  # noqa: E731
+            sums, invalid, memory = jax.vmap(run)(clients, here)
+            sums, invalid = jax.tree.map(lambda a: a.sum(0), sums), invalid.min()
+        return (jax.tree.map(jnp.add, carry[0], sums), jnp.minimum(carry[1], invalid)), memory
 
     def run_round(state: State, federation: Federation):
         number = state.round
         draw = jax.random.fold_in(jax.random.fold_in(federation.training_key, number), _NO_CLIENT)
         clients = participation.choose(draw, federation.counts.shape[0], per_round)
-        weights = weigh(federation.counts[clients])
-        fill = chunks * per_chunk - per_round
+        knobs = federation.knobs if plan.schedule is None else plan.schedule(federation.knobs, number)
+        fill = chunks * per_chunk - per_round  # the last chunk is filled up with weight 0
         clients = jnp.pad(clients, (0, fill), mode="edge").reshape(chunks, per_chunk)
-        parts = jnp.pad(weights, (0, fill)).reshape(chunks, per_chunk)
+        here = jnp.pad(jnp.ones(per_round), (0, fill)).reshape(chunks, per_chunk)
         flat, unravel = ravel_pytree(state.params)
-        start = (
+        start = _Sums(
             jnp.zeros_like(flat),
+            jnp.zeros((tensors,) if plan.aggregator.per_tensor else ()),
+            jnp.float32(0),
             RoundMetrics(*[jnp.float32(0)] * len(RoundMetrics._fields)),
-            jnp.int32(jnp.iinfo(jnp.int32).max),
         )
-        (total, metrics, invalid), _ = jax.lax.scan(
-            lambda carry, chunk: add_chunk(state.params, federation, number, carry, chunk),
-            start,
-            (clients, parts),
+        (sums, invalid), memory = jax.lax.scan(
+            lambda carry, chunk: add_chunk(state, federation, knobs, carry, chunk),
+            (start, _VALID),
+            (clients, here),
         )
-        descent = unravel(-total / jnp.sum(weights))
-        change, server_state = server.update(descent, state.server, state.params)
+        step_weight = sums.steps / jnp.mean(sums.weight)
+        descent = unravel(-step_weight * sums.update / per_coordinate(sums.weight))
+        change, server_state = plan.server.update(descent, state.server, state.params)
         after = State(
-            optax.apply_updates(state.params, change), server_state, number + 1, state.invalid_client
+            optax.apply_updates(state.params, change),
+            server_state,
+            number + 1,
+            state.invalid_client,
+            jax.tree.map(
+                lambda old, new: old.at[clients.reshape(-1)].set(new.reshape(chunks * per_chunk, -1)),
+                state.memory,
+                memory,
+            ),
         )
-        failed = invalid < jnp.iinfo(jnp.int32).max
+        failed = invalid < _VALID
         state = jax.tree.map(lambda a, b: jnp.where(failed, b, a), after, state)
         state = state._replace(invalid_client=jnp.where(failed, invalid, state.invalid_client))
-        return state, jax.tree.map(lambda a: jnp.where(failed, 0.0, a), metrics)
+        return state, jax.tree.map(lambda a: jnp.where(failed, 0.0, a), sums.metrics)
 
     return run_round
 

@@ -13,13 +13,13 @@ import numpy as np
 import tqdm
 
 from cepam_jax import checkpoints, models
-from cepam_jax.config import SERVER_OPTIMIZERS, build_mechanism, sigma_of_gamma, validate
+from cepam_jax.config import SERVER_OPTIMIZERS, build_mechanism, knobs_of, validate
 from cepam_jax.data import partition, sources
 from cepam_jax.errors import NonFiniteUpdateError
 from cepam_jax.federated import rounds
 from cepam_jax.federated.aggregators import AGGREGATORS
 from cepam_jax.federated.clients import Images, LocalTraining, make_local_update
-from cepam_jax.mechanisms import Knobs
+from cepam_jax.federated.participation import SCHEDULES, scheduled
 from cepam_jax.metrics import MetricsFile
 
 _TEST_BATCH = 1000
@@ -45,11 +45,16 @@ def program(config: ml_collections.ConfigDict, image_shape: tuple[int, ...], num
     Runs that differ only in data, seeds, gamma, clip norm or the number of rounds share one.
     """
     fields = json.loads(config.to_json())
-    for name in ("seeds", "partition", "data", "rounds"):
+    for name in ("seeds", "partition", "data", *_unscheduled(config)):
         del fields[name]
-    for name in ("gamma", "gamma_per_client", "clip_norm"):
+    for name in ("gamma", "step", "bits", "levels", "fraction", "clip_norm", "per_client"):
         del fields["mechanism"][name]
     return _program(json.dumps(fields, sort_keys=True), image_shape, num_classes, jax.default_backend())
+
+
+def _unscheduled(config):
+    """Fields that rounds already done do not depend on: the number of rounds, but for schedules."""
+    return ("rounds",) if config.schedule.knob == "none" else ()
 
 
 @functools.lru_cache(maxsize=8)
@@ -57,36 +62,48 @@ def _program(fields_text, image_shape, num_classes, backend):
     config = ml_collections.ConfigDict(json.loads(fields_text))
     module = models.build(config.model, num_classes)
     shapes = jax.eval_shape(lambda key: models.initialize(module, key, image_shape), jax.random.key(0))
+    tensors = tuple(leaf.shape for leaf in jax.tree.leaves(shapes))
     segments = tuple(leaf.size for leaf in jax.tree.leaves(shapes))
     server = SERVER_OPTIMIZERS[config.server.optimizer](config.server.learning_rate, config.server.momentum)
     per_round = config.clients_per_round or config.num_clients
     per_chunk = config.clients_per_chunk or (1 if backend == "cpu" else per_round)
 
+    remembers = config.mechanism.error_feedback
+
     def initialize(key):
         params = models.initialize(module, key, image_shape)
-        return rounds.State(params, server.init(params), jnp.int32(0), jnp.int32(-1))
+        memory = jnp.zeros((config.num_clients, sum(segments))) if remembers else None
+        return rounds.State(params, server.init(params), jnp.int32(0), jnp.int32(-1), memory)
 
+    local = {name: config.local[name] for name in LocalTraining._fields}
     run_round = rounds.make_round(
-        make_local_update(module, LocalTraining(**config.local)),
-        build_mechanism(config.mechanism, segments),
-        AGGREGATORS[config.aggregator],
-        server,
-        per_round,
-        min(per_chunk, per_round),
+        rounds.Plan(
+            local_update=make_local_update(module, LocalTraining(**local)),
+            mechanism=build_mechanism(config.mechanism, tensors),
+            aggregator=AGGREGATORS[config.aggregator],
+            server=server,
+            segments=segments,
+            per_round=per_round,
+            per_chunk=min(per_chunk, per_round),
+            quantize=config.mechanism.quantize,
+            schedule=_schedule(config),
+        )
     )
     block = rounds.make_block(run_round, rounds.make_evaluate(module, _TEST_BATCH), config.eval_every)
     return Program(jax.jit(initialize), block, sum(segments))
 
 
-def knobs_of(config: ml_collections.ConfigDict) -> Knobs:
-    """Knobs of all clients, f32[clients] each."""
-    settings = config.mechanism
-    gamma = np.array(settings.gamma_per_client or [settings.gamma] * config.num_clients)
-    sigma = sigma_of_gamma(settings.target, gamma, settings.clip_norm)
-    return Knobs(
-        sigma=jnp.asarray(sigma, jnp.float32),
-        clip=jnp.full((config.num_clients,), settings.clip_norm, jnp.float32),
-    )
+def _schedule(config):
+    if config.schedule.knob == "none":
+        return None
+    factor = SCHEDULES[config.schedule.kind](config.schedule.end, config.rounds)
+    return scheduled({config.schedule.knob: factor})
+
+
+def steps_of(config: ml_collections.ConfigDict, counts):
+    """Local steps of each client, int32[clients]: the largest client takes all of them."""
+    share = counts / counts.max() if config.local.steps_by_size else np.ones(len(counts))
+    return np.maximum(1, np.round(config.local.steps * share)).astype(np.int32)
 
 
 @functools.lru_cache(maxsize=4)
@@ -136,7 +153,7 @@ def train(
     state = compiled.initialize(jax.random.key(config.seeds.model))
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints.claim(workdir, json.loads(config.to_json()))
+    checkpoints.claim(workdir, json.loads(config.to_json()), ("data.dir", *_unscheduled(config)))
     _describe(data, split, workdir)
 
     train_images, test_images = _on_device(config.data.name, config.data.dir)
@@ -144,6 +161,7 @@ def train(
         data=train_images,
         rows=jnp.asarray(split.indices),
         counts=jnp.asarray(split.counts),
+        steps=jnp.asarray(steps_of(config, split.counts)),
         knobs=knobs_of(config),
         training_key=jax.random.key(config.seeds.training),
         shared_key=jax.random.key(config.seeds.shared),

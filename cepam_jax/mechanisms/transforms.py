@@ -129,9 +129,13 @@ def random_mask() -> Transform:
         uniform = (word >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
         return (uniform < knobs.fraction).astype(jnp.float32)
 
-    def keep(chosen, x, knobs):
-        # Not a product: 0 * inf is NaN where an unsent coordinate was merely too large.
-        return jnp.where(chosen > 0, x / knobs.fraction, 0.0)
+    def forward(keys, x, knobs):
+        chosen = mask(keys.shared, knobs, x.shape[0]) > 0
+        return jnp.where(chosen | ~jnp.isfinite(x), x, 0.0), None  # an invalid update stays invalid
+
+    def inverse(shared, y, side, knobs, d):
+        chosen = mask(shared, knobs, d) > 0
+        return jnp.where(chosen | ~jnp.isfinite(y), y / knobs.fraction, 0.0)
 
     def variance(x, knobs, rest):
         after = rest(x, knobs)
@@ -141,8 +145,8 @@ def random_mask() -> Transform:
 
     return Transform(
         name="mask",
-        forward=lambda keys, x, knobs: (jnp.where(mask(keys.shared, knobs, x.shape[0]) > 0, x, 0.0), None),
-        inverse=lambda shared, y, side, knobs, d: keep(mask(shared, knobs, d), y, knobs),
+        forward=forward,
+        inverse=inverse,
         weight=lambda shared, side, knobs, d: mask(shared, knobs, d),
         variance=variance,
         about=About("", "other", randomness=("shared",), knobs=("fraction",)),
@@ -174,7 +178,7 @@ def top_k() -> Transform:
     return Transform(
         name="top-k",
         forward=forward,
-        inverse=lambda shared, y, kept, knobs, d: jnp.where(kept | jnp.isnan(y), y, 0.0),
+        inverse=lambda shared, y, kept, knobs, d: jnp.where(kept | ~jnp.isfinite(y), y, 0.0),
         weight=lambda shared, kept, knobs, d: kept.astype(jnp.float32),
         side_bits=side_bits,
         about=About("", "other", unbiased=False, knobs=("fraction",), local=False),

@@ -19,10 +19,13 @@ import numpy as np
 from absl import flags
 
 from cepam_jax import mechanisms
-from cepam_jax.errors import ConfigError
+from cepam_jax.errors import ConfigError, require_choice
 from experiments import cli
 
 _SIZES = flags.DEFINE_list("sizes", ["100000", "1000000", "10000000"], "Coordinates.")
+_NAMES = flags.DEFINE_list(
+    "mechanisms", [name for name in mechanisms.REGISTRY if name.startswith("lrsuq")], "Names of the registry."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 9, "Rounds; the median counts.")
 _OUTPUT = flags.DEFINE_string("output", "", "Also write the figures to this JSON file.")
 
@@ -40,16 +43,15 @@ def functions(name, x, knobs, keys):
     }
 
 
-def measure(size, repeats):
+def measure(size, repeats, names):
     """{(mechanism, step): median seconds} for updates of `size` coordinates."""
     keys = mechanisms.Keys(jax.random.key(1), jax.random.key(2))
-    knobs = mechanisms.Knobs(sigma=0.01)
+    knobs = mechanisms.Knobs(sigma=0.01, step=0.01, bits=4.0, levels=16.0, fraction=0.25)
     x = 0.005 * jax.random.normal(jax.random.key(0), (size,))
     yardstick = jax.jit(lambda key, v: v + 0.01 * jax.random.normal(key, v.shape))
     calls = {("x + normal", "fused"): lambda: yardstick(keys.private, x)}
-    for name in mechanisms.REGISTRY:
-        if name != "identity":
-            calls |= functions(name, x, knobs, keys)
+    for name in names:
+        calls |= functions(name, x, knobs, keys)
     for call in calls.values():
         jax.block_until_ready(call())
     seconds = {name: [] for name in calls}
@@ -66,6 +68,8 @@ def main():
         sizes = [int(size) for size in _SIZES.value]
     except ValueError as error:
         raise ConfigError(f"--sizes is {_SIZES.value}; it must be integers: {error}") from error
+    for name in _NAMES.value:
+        require_choice("--mechanisms", name, mechanisms.REGISTRY)
     device = jax.devices()[0]
     print(f"{device.device_kind} ({platform.machine()}), jax {jax.__version__}, {_REPEATS.value} repeats")
     print("million coordinates a second; /yard: time over the time of x + normal")
@@ -74,7 +78,7 @@ def main():
     )
     records = []
     for size in sizes:
-        times = measure(size, _REPEATS.value)
+        times = measure(size, _REPEATS.value, _NAMES.value)
         yardstick = times["x + normal", "fused"]
         for name in dict.fromkeys(name for name, _ in times):
             own = {step: t for (n, step), t in times.items() if n == name}

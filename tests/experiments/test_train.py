@@ -13,7 +13,7 @@ import pytest
 from cepam_jax.errors import CheckpointMismatchError, NonFiniteUpdateError
 from cepam_jax.federated import training
 from cepam_jax.metrics import MetricsFile, read_lines
-from configs import digits
+from configs import common, digits
 
 TIMES = ("seconds", "seconds_per_round")
 
@@ -28,18 +28,18 @@ def timeless(lines):
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
-@pytest.mark.parametrize("variant", ["fedavg", "cepam_gaussian", "cepam_laplace"])
+@pytest.mark.parametrize("variant", common.VARIANTS)
 def test_every_variant_learns(variant, tmp_path):
     lines = training.train(small(variant, rounds=20, eval_every=10), tmp_path, progress=False)
     assert [line["round"] for line in lines] == [0, 10, 20]
     assert lines[0]["accuracy"] < 0.3 and lines[-1]["accuracy"] > 0.9
     assert lines == read_lines(tmp_path / "metrics.jsonl")
     last = lines[-1]
-    assert last["clipped_norm"] <= last["update_norm"]
+    assert last["clipped_norm"] <= last["update_norm"] * 1.0001
     if variant == "fedavg":
         assert last["bits_per_coordinate"] == 32 and last["snr"] is None
     else:
-        assert 0 < last["bits_per_coordinate"] < 4 and 0 < last["snr"] < 100
+        assert 0 < last["bits_per_coordinate"] <= 32 and 0 < last["snr"] < 1000
     assert (tmp_path / "partition.png").exists()
     assert "10 clients, 1,437 examples" in (tmp_path / "partition.txt").read_text()
 
@@ -71,7 +71,7 @@ def test_gamma_per_client_and_shared_compilation(tmp_path):
     runs = [
         small(),
         small(**{"mechanism.gamma": 7.0}),
-        small(**{"mechanism.gamma_per_client": gammas}),
+        small(**{"mechanism.per_client.gamma": gammas}),
         small(**{"seeds.partition": 3, "seeds.shared": 5, "mechanism.clip_norm": 2.0}),
     ]
     results = [training.train(config, tmp_path / str(i), progress=False) for i, config in enumerate(runs)]
@@ -127,6 +127,13 @@ def test_a_finished_run_is_not_repeated_and_may_be_extended(tmp_path):
     direct = training.train(small(rounds=10), tmp_path / "b", progress=False)
     assert longer[: len(first)] == first
     assert timeless(longer) == timeless(direct)
+
+
+def test_a_scheduled_run_cannot_be_extended(tmp_path):
+    changes = {"schedule.knob": "gamma", "schedule.end": 0.5}
+    training.train(small(**changes), tmp_path, progress=False)
+    with pytest.raises(CheckpointMismatchError, match="config.rounds = 6, this one has 8"):
+        training.train(small(rounds=8, **changes), tmp_path, progress=False)
 
 
 def test_another_configuration_is_refused(tmp_path):

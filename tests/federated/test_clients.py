@@ -30,10 +30,10 @@ def test_a_padded_client_gives_the_same_update_to_the_bit(update, sampling, coun
     run = jax.jit(clients.make_local_update(MODULE, settings(update=update, sampling=sampling)))
     row = jnp.arange(100, 100 + count)
     padded = jnp.concatenate([row, jnp.full(77, row[0])])
-    alone, _ = run(PARAMS, IMAGES, row, jnp.int32(count), jax.random.key(3))
-    among, _ = run(PARAMS, IMAGES, padded, jnp.int32(count), jax.random.key(3))
+    alone, *_ = run(PARAMS, IMAGES, row, jnp.int32(count), jnp.int32(4), jax.random.key(3))
+    among, *_ = run(PARAMS, IMAGES, padded, jnp.int32(count), jnp.int32(4), jax.random.key(3))
     np.testing.assert_array_equal(alone, among)
-    other, _ = run(PARAMS, IMAGES, padded + 1, jnp.int32(count), jax.random.key(3))
+    other, *_ = run(PARAMS, IMAGES, padded + 1, jnp.int32(count), jnp.int32(4), jax.random.key(3))
     assert not np.array_equal(alone, other)
 
 
@@ -52,8 +52,8 @@ def test_shuffle_uses_every_example_once_before_any_twice():
     np.testing.assert_array_equal(np.sort(rows[:2].ravel()), np.arange(16))
 
 
-def reference(run_settings, row, key):
-    """Local training written out in numpy-like steps, with the gradient from jax."""
+def reference(run_settings, row, key, steps):
+    """Local training written out step by step, with the gradient from jax."""
     batch_key = jax.random.split(key)[0]
     rows = row[clients.choose_batches(batch_key, jnp.int32(len(row)), len(row), run_settings)]
 
@@ -64,19 +64,44 @@ def reference(run_settings, row, key):
     if run_settings.update == "gradient":
         return -ravel_pytree(jax.grad(loss)(PARAMS, rows.reshape(-1)))[0]
     params, velocity = PARAMS, jax.tree.map(jnp.zeros_like, PARAMS)
-    for batch in rows:
+    for batch in rows[:steps]:
         gradient = jax.grad(loss)(params, batch)
+        gradient = jax.tree.map(lambda g, p, w: g + run_settings.proximal * (p - w), gradient, params, PARAMS)
         velocity = jax.tree.map(lambda v, g: run_settings.momentum * v + g, velocity, gradient)
         params = jax.tree.map(lambda p, v: p - run_settings.learning_rate * v, params, velocity)
     return ravel_pytree(params)[0] - ravel_pytree(PARAMS)[0]
 
 
-@pytest.mark.parametrize("update", clients.UPDATES)
-def test_local_training_is_sgd_with_momentum_or_one_gradient(update):
-    row = jnp.arange(20, 60)
-    found, _ = clients.make_local_update(MODULE, settings(update=update))(
-        PARAMS, IMAGES, row, jnp.int32(40), jax.random.key(5)
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [({}, 4), ({"update": "gradient"}, 4), ({}, 2), ({"proximal": 5.0}, 4), ({"momentum": 0.0}, 1)],
+)
+def test_local_training_is_sgd_with_momentum_or_one_gradient(changes, steps):
+    """Also for a client with fewer steps, and with FedProx's term."""
+    row, key = jnp.arange(20, 60), jax.random.key(5)
+    found, _, weight = clients.make_local_update(MODULE, settings(**changes))(
+        PARAMS, IMAGES, row, jnp.int32(40), jnp.int32(steps), key
     )
-    np.testing.assert_allclose(
-        found, reference(settings(update=update), row, jax.random.key(5)), rtol=1e-3, atol=1e-6
+    np.testing.assert_allclose(found, reference(settings(**changes), row, key, steps), rtol=1e-3, atol=1e-6)
+    assert float(weight) == 1
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_fednova_divides_by_the_weight_of_the_steps(momentum):
+    """|a|_1 counted out: every gradient enters the update once, and again through the momentum."""
+    for steps in (1, 2, 4):
+        velocity, total = 0.0, 0.0
+        for _ in range(steps):
+            velocity = momentum * velocity + 1
+            total += velocity
+        assert settings(momentum=momentum).weight(steps) == pytest.approx(total)
+    row, key = jnp.arange(20, 60), jax.random.key(5)
+    plain, divided = (
+        clients.make_local_update(MODULE, settings(momentum=momentum, normalize=normalize))(
+            PARAMS, IMAGES, row, jnp.int32(40), jnp.int32(2), key
+        )
+        for normalize in (False, True)
     )
+    ratio = settings(momentum=momentum).weight(2) / settings(momentum=momentum).weight(4)
+    assert float(divided[2]) == pytest.approx(ratio, rel=1e-5)
+    np.testing.assert_allclose(divided[0] * ratio, plain[0], rtol=1e-4, atol=1e-7)

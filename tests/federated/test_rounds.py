@@ -5,7 +5,8 @@ import optax
 import pytest
 
 from cepam_jax import mechanisms
-from cepam_jax.federated import aggregators, clients, participation, rounds
+from cepam_jax.federated import clients, participation, rounds
+from cepam_jax.federated.aggregators import AGGREGATORS
 from cepam_jax.mechanisms import Knobs
 
 CLIENTS, SIZE = 7, 50
@@ -16,68 +17,155 @@ def federation(counts=None):
         data=clients.Images(jnp.zeros((CLIENTS, 1, 1, 1), jnp.uint8), jnp.zeros(CLIENTS, jnp.int32), 0, 1),
         rows=jnp.arange(CLIENTS)[:, None],
         counts=jnp.ones(CLIENTS, jnp.int32) if counts is None else jnp.asarray(counts),
-        knobs=Knobs(jnp.geomspace(1e-3, 1, CLIENTS), jnp.full(CLIENTS, 2.0)),
+        steps=jnp.arange(1, CLIENTS + 1),
+        knobs=Knobs(
+            sigma=jnp.geomspace(1e-3, 1, CLIENTS),
+            clip=jnp.full(CLIENTS, 2.0),
+            bits=jnp.arange(1.0, CLIENTS + 1),
+        ),
         training_key=jax.random.key(1),
         shared_key=jax.random.key(2),
     )
 
 
-def local_update(params, data, row, count, key):
+def local_update(params, data, row, count, steps, key):
     """An update that depends on everything a real one depends on."""
     noise = jax.random.normal(key, (SIZE,))
-    return params["w"] * 0.1 + noise * (1 + row[0]) + count, jnp.float32(row[0])
+    return params["w"] * 0.1 + noise * (1 + row[0]) + count, jnp.float32(row[0]), 1.0 + 0.1 * steps
 
 
-def start(server=None):
+def start(server=None, memory=None):
     params = {"w": jnp.linspace(-1, 1, SIZE)}
-    return rounds.State(params, (server or optax.sgd(1.0)).init(params), jnp.int32(0), jnp.int32(-1))
+    state = (server or optax.sgd(1.0)).init(params)
+    return rounds.State(params, state, jnp.int32(0), jnp.int32(-1), memory)
 
 
-def make(
-    name="lrsuq_gaussian_z1",
-    weigh=aggregators.mean,
-    server=None,
-    per_round=CLIENTS,
-    per_chunk=1,
-    local=local_update,
-):
+SEGMENTS = (20, 30)
+ROUND_NAMES = (
+    "identity",
+    "lrsuq_gaussian_z1",
+    "lrsuq_gaussian_z3",
+    "noise_laplace_sdq",
+    "clipped_stochastic",
+)
+
+
+def make(name="lrsuq_gaussian_z1", **changes):
     mechanism = mechanisms.chain(mechanisms.clip("l2"), mechanisms.make(name))
-    return mechanism, rounds.make_round(
-        local, mechanism, weigh, server or optax.sgd(1.0), per_round, per_chunk
+    plan = rounds.Plan(
+        local_update, mechanism, AGGREGATORS["mean"], optax.sgd(1.0), SEGMENTS, CLIENTS, per_chunk=1
     )
+    federation_knobs = {"step": jnp.full(CLIENTS, 0.1)} if "sdq" in name else {}
+    return mechanism, rounds.make_round(plan._replace(**changes)), federation_knobs
 
 
-@pytest.mark.parametrize("weigh", aggregators.AGGREGATORS.values())
-@pytest.mark.parametrize("name", mechanisms.REGISTRY)
-def test_a_round_is_what_its_pseudocode_says(name, weigh):
-    mechanism, run = make(name, weigh)
-    fed = federation(np.arange(1, CLIENTS + 1))
-    state, metrics = jax.jit(run)(start(), fed)
-    total, weight, bits, signal, noise = 0, 0, 0, 0, 0
+def by_hand(mechanism, fed, state, weigh, memory=None, base=0.0):
+    """One round as the pseudocode has it, client after client: (mean update, sums, messages' losses)."""
+    top, below, scale, lost = 0.0, 0.0, 0.0, []
+    sums = {"bits": 0.0, "signal": 0.0, "noise": 0.0}
     for k in range(CLIENTS):
-        knobs = Knobs(fed.knobs.sigma[k], fed.knobs.clip[k])
-        train_key, keys = rounds.client_keys(fed, 0, k)
-        update, _ = local_update(start().params, None, fed.rows[k], fed.counts[k], train_key)
-        message = mechanism.encode(keys, update, knobs)
-        x_hat = mechanism.decode(keys.shared, message, knobs)
-        clipped = update * min(1, 2.0 / np.linalg.norm(update))
-        total, weight = total + weigh(fed.counts)[k] * x_hat, weight + weigh(fed.counts)[k]
-        bits += mechanism.bits(keys.shared, message, knobs)
-        signal, noise = signal + np.square(clipped).sum(), noise + np.square(x_hat - clipped).sum()
-    np.testing.assert_allclose(state.params["w"], start().params["w"] + total / weight, rtol=1e-4, atol=1e-5)
-    assert float(metrics.bits) == pytest.approx(float(bits), rel=1e-4)
-    assert float(metrics.signal) == pytest.approx(signal, rel=1e-4)
-    assert float(metrics.noise) == pytest.approx(noise, rel=1e-3, abs=1e-8)
+        knobs = jax.tree.map(lambda a, k=k: a[k], fed.knobs)
+        train_key, keys = rounds.client_keys(fed, int(state.round), k)
+        update, _, step_weight = local_update(
+            state.params, None, fed.rows[k], fed.counts[k], fed.steps[k], train_key
+        )
+        if memory is not None:
+            update = update + memory[k]
+        message = mechanism.encode(keys, update + base, knobs)
+        x_hat = mechanism.decode(keys.shared, message, knobs) - base
+        clipped = mechanism.reference(update + base, knobs) - base
+        error = np.square(x_hat - clipped)
+        weight = weigh(float(fed.counts[k]), np.array([error[:20].mean(), error[20:].mean()]))
+        across = np.repeat(weight, SEGMENTS) if np.ndim(weight) else weight
+        top, below = top + across * np.asarray(x_hat), below + across
+        scale += np.mean(weight) * step_weight
+        sums["bits"] += float(mechanism.bits(keys.shared, message, knobs))
+        sums["signal"] += float(np.square(clipped).sum())
+        sums["noise"] += float(error.sum())
+        lost.append(update - x_hat)
+    return top / below * (scale / np.mean(below if np.ndim(below) == 0 else below[[0, -1]])), sums, lost
+
+
+WEIGHTS = {
+    "mean": lambda examples, errors: 1.0,
+    "examples": lambda examples, errors: examples,
+    "inverse_error": lambda examples, errors: 1 / (errors + 1e-20),
+}
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("name", ROUND_NAMES)
+def test_a_round_is_what_its_pseudocode_says(name, weights):
+    mechanism, run, more = make(name, aggregator=AGGREGATORS[weights])
+    fed = federation(np.arange(1, CLIENTS + 1))
+    fed = fed._replace(knobs=fed.knobs._replace(**more))
+    state, metrics = jax.jit(run)(start(), fed)
+    mean, sums, _ = by_hand(mechanism, fed, start(), WEIGHTS[weights])
+    np.testing.assert_allclose(state.params["w"], start().params["w"] + mean, rtol=2e-4, atol=1e-4)
+    extra = 2 * 32 * CLIENTS if weights == "inverse_error" else 0
+    assert float(metrics.bits) == pytest.approx(sums["bits"] + extra, rel=1e-4)
+    assert float(metrics.signal) == pytest.approx(sums["signal"], rel=1e-4)
+    assert float(metrics.noise) == pytest.approx(sums["noise"], rel=1e-3, abs=1e-8)
     assert float(metrics.train_loss) == pytest.approx(np.mean(np.arange(CLIENTS)))
     assert float(metrics.clipped_norm) == pytest.approx(2.0, rel=1e-4)
     assert int(state.round) == 1 and float(metrics.ran) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("per_chunk", [1, 3])
+def test_error_feedback_remembers_what_was_lost(per_chunk):
+    mechanism, run, _ = make("clipped_deterministic", per_chunk=per_chunk)
+    state, fed = start(memory=jnp.zeros((CLIENTS, SIZE))), federation()
+    for _ in range(3):
+        mean, _, lost = by_hand(mechanism, fed, state, WEIGHTS["mean"], state.memory)
+        expected = state.params["w"] + mean
+        state, _ = jax.jit(run)(state, fed)
+        np.testing.assert_allclose(state.params["w"], expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(state.memory, np.stack(lost), rtol=1e-3, atol=1e-3)
+    assert np.abs(state.memory).max() > 1
+
+
+def test_those_absent_keep_their_memory():
+    _, run, _ = make("clipped_deterministic", per_round=3)
+    state, _ = jax.jit(run)(start(memory=jnp.ones((CLIENTS, SIZE))), federation())
+    assert ((np.asarray(state.memory) == 1).all(1)).sum() == CLIENTS - 3
+
+
+def test_weights_instead_of_updates():
+    plain = mechanisms.make("clipped_stochastic")
+    _, run, _ = make(mechanism=plain, quantize="weights")
+    state, _ = jax.jit(run)(start(), federation())
+    base = np.asarray(start().params["w"])
+    mean, _, _ = by_hand(plain, federation(), start(), WEIGHTS["mean"], base=base)
+    np.testing.assert_allclose(state.params["w"], base + mean, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", participation.SCHEDULES)
+def test_schedules_multiply_a_knob(kind):
+    factor = participation.SCHEDULES[kind](0.25, 80)
+    assert float(factor(0)) == pytest.approx(1)
+    assert float(factor(80)) == pytest.approx(0.25, rel=1e-5)
+    assert 0.25 < float(factor(40)) < 1
+    knobs = federation().knobs
+    change = participation.scheduled({"gamma": factor, "bits": factor})
+    later = change(knobs, 80)
+    np.testing.assert_allclose(later.sigma, 4 * knobs.sigma, rtol=1e-5)
+    np.testing.assert_array_equal(later.bits, np.round(0.25 * np.asarray(knobs.bits)))
+    np.testing.assert_array_equal(later.clip, knobs.clip)
+
+
+def test_a_schedule_acts_in_the_round():
+    schedule = participation.scheduled({"gamma": lambda t: jnp.where(t < 1, 1.0, 0.01)})
+    _, run, _ = make(schedule=schedule)
+    first_state, first = jax.jit(run)(start(), federation())
+    _, second = jax.jit(run)(first_state, federation())
+    assert 3e3 < float(second.noise / first.noise) < 3e4  # of few, unequal samples
+
+
 @pytest.mark.parametrize("per_round", [CLIENTS, 5])
 @pytest.mark.parametrize("per_chunk", [2, 3, 5])
 def test_chunks_change_nothing_but_rounding(per_chunk, per_round):
-    _, one = make(per_round=per_round)
-    _, chunked = make(per_round=per_round, per_chunk=per_chunk)
+    _, one, _ = make(per_round=per_round)
+    _, chunked, _ = make(per_round=per_round, per_chunk=per_chunk)
     alone, together = (jax.jit(run)(start(), federation()) for run in (one, chunked))
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -85,18 +173,21 @@ def test_chunks_change_nothing_but_rounding(per_chunk, per_round):
 
 def test_server_optimizer_and_several_rounds():
     server = optax.sgd(0.5, momentum=0.9)
-    _, run = make("identity", server=server)
+    _, run, _ = make("identity", server=server)
     state, fed = start(server), federation()
     velocity, expected = 0, np.asarray(state.params["w"])
     for _ in range(3):
         before = state
         state, _ = jax.jit(run)(state, fed)
-        updates = []
+        updates, scales = [], []
         for k in range(CLIENTS):
             key, _ = rounds.client_keys(fed, before.round, k)
-            update = np.asarray(local_update(before.params, None, fed.rows[k], fed.counts[k], key)[0])
+            update, _, scale = local_update(
+                before.params, None, fed.rows[k], fed.counts[k], fed.steps[k], key
+            )
+            scales.append(scale)
             updates.append(update * min(1, 2 / np.linalg.norm(update)))
-        velocity = 0.9 * velocity + np.mean(updates, 0)
+        velocity = 0.9 * velocity + np.mean(updates, 0) * np.mean(scales)
         expected = expected + 0.5 * velocity
         np.testing.assert_allclose(state.params["w"], expected, rtol=1e-4, atol=1e-5)
 
@@ -104,16 +195,16 @@ def test_server_optimizer_and_several_rounds():
 @pytest.mark.parametrize("per_chunk", [1, 3])
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_an_invalid_update_stops_before_it_is_averaged(per_chunk, poison):
-    def poisoned(params, data, row, count, key):
-        update, loss = local_update(params, data, row, count, key)
+    def poisoned(params, data, row, count, steps, key):
+        update, loss, scale = local_update(params, data, row, count, steps, key)
         late = jnp.abs(params["w"] - start().params["w"]).max() > 1e-3  # from the second round on
-        return jnp.where(late & (row[0] >= 4) & (jnp.arange(SIZE) == 3), poison, update), loss
+        return jnp.where(late & (row[0] >= 4) & (jnp.arange(SIZE) == 3), poison, update), loss, scale
 
-    _, run = make(per_chunk=per_chunk, local=poisoned)
+    _, run, _ = make(per_chunk=per_chunk, local_update=poisoned)
     block = rounds.make_block(run, lambda params, test: params["w"].sum(), length=5)
     state, metrics, total = block(start(), federation(), None, 5)
     assert int(state.invalid_client) == 4 and int(state.round) == 1
-    good, _ = run(start(), federation())
+    good, _ = make(per_chunk=per_chunk)[1](start(), federation())
     np.testing.assert_allclose(state.params["w"], good.params["w"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics.ran, [1, 0, 0, 0, 0], rtol=1e-5)
     assert np.isfinite(total)
@@ -122,7 +213,7 @@ def test_an_invalid_update_stops_before_it_is_averaged(per_chunk, poison):
 
 
 def test_a_block_stops_at_the_last_round_without_compiling_again():
-    _, run = make()
+    _, run, _ = make()
     block = rounds.make_block(run, lambda params, test: params["w"].sum(), length=4)
     state, metrics, _ = block(start(), federation(), None, jnp.int32(6))
     assert int(state.round) == 4

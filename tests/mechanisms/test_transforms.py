@@ -14,7 +14,7 @@ def test_clip_bounds_the_norm_and_keeps_short_updates(norm, scale):
     x = jax.random.normal(jax.random.key(0), (1000,)) * jnp.float32(scale)
     size = np.linalg.norm(np.asarray(x, np.float64), order)
     assert float(transforms.NORMS[norm](x)) == pytest.approx(size, rel=1e-5)
-    apply = mechanisms.clip(norm).apply
+    apply = mechanisms.clip(norm).reference
     np.testing.assert_array_equal(apply(x, Knobs(clip=float(size) * 1.01)), x)
     clipped = np.asarray(apply(x, Knobs(clip=float(size) / 7)), np.float64)
     assert np.linalg.norm(clipped, order) == pytest.approx(size / 7, rel=1e-5)
@@ -23,9 +23,56 @@ def test_clip_bounds_the_norm_and_keeps_short_updates(norm, scale):
 
 def test_clip_does_not_hide_nan():
     x = jnp.array([1.0, np.nan, 2.0])
-    assert np.isnan(mechanisms.clip("l2").apply(x, Knobs(clip=1.0))).any()
+    assert np.isnan(mechanisms.clip("l2").reference(x, Knobs(clip=1.0))).any()
 
 
 def test_clip_of_nothing():
-    assert mechanisms.clip("l2").apply(jnp.zeros(0), Knobs(clip=1.0)).shape == (0,)
-    np.testing.assert_array_equal(mechanisms.clip("l1").apply(jnp.zeros(3), Knobs(clip=1.0)), np.zeros(3))
+    assert mechanisms.clip("l2").reference(jnp.zeros(0), Knobs(clip=1.0)).shape == (0,)
+    np.testing.assert_array_equal(mechanisms.clip("l1").reference(jnp.zeros(3), Knobs(clip=1.0)), np.zeros(3))
+
+
+@pytest.mark.parametrize("exponent", [0, 1, 3, 7, 8, 15])
+def test_walsh_hadamard_is_orthonormal_and_its_own_inverse(exponent):
+    x = jax.random.normal(jax.random.key(0), (2**exponent,))
+    y = transforms.walsh_hadamard(x)
+    np.testing.assert_allclose(transforms.walsh_hadamard(y), x, atol=1e-5)
+    if exponent <= 8:
+        from scipy.linalg import hadamard  # noqa: PLC0415
+
+        np.testing.assert_allclose(y, hadamard(2**exponent) @ np.asarray(x) / 2 ** (exponent / 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 5, 64, 1000])
+def test_rotation_keeps_the_norm_and_is_undone(length):
+    rotate = mechanisms.rotate()
+    keys = mechanisms.Keys(jax.random.key(1), jax.random.key(2))
+    x = jax.random.normal(jax.random.key(0), (length,))
+    y, _ = rotate.forward(keys, x, Knobs())
+    assert y.shape[0] == rotate.size(length) >= length
+    np.testing.assert_allclose(np.linalg.norm(y), np.linalg.norm(x), rtol=1e-5)
+    np.testing.assert_allclose(rotate.inverse(keys.shared, y, None, Knobs(), length), x, atol=1e-5)
+
+
+def test_rotation_spreads_a_spike():
+    keys = mechanisms.Keys(jax.random.key(1), jax.random.key(2))
+    y, _ = mechanisms.rotate().forward(keys, jnp.zeros(1024).at[3].set(32.0), Knobs())
+    np.testing.assert_allclose(np.abs(y), 1, rtol=1e-5)
+
+
+def test_top_k_keeps_the_largest_and_counts_its_support():
+    mechanism = mechanisms.chain(mechanisms.top_k(), mechanisms.identity())
+    x = jnp.array([1.0, -5.0, 2.0, 0.5, 4.0, 0.0, 0.0, 0.0])
+    keys, knobs = mechanisms.Keys(jax.random.key(1), jax.random.key(2)), Knobs(fraction=0.25)
+    message = mechanism.encode(keys, x, knobs)
+    np.testing.assert_array_equal(mechanism.decode(keys.shared, message, knobs), [0, -5, 0, 0, 4, 0, 0, 0])
+    assert float(mechanism.bits(keys.shared, message, knobs)) == pytest.approx(2 * 32 + np.log2(28), rel=1e-4)
+
+
+def test_a_mask_costs_what_is_sent():
+    mechanism = mechanisms.chain(mechanisms.random_mask(), mechanisms.identity())
+    keys, knobs = mechanisms.Keys(jax.random.key(1), jax.random.key(2)), Knobs(fraction=0.1)
+    x = jnp.ones(100_000)
+    message = mechanism.encode(keys, x, knobs)
+    sent = int((mechanism.decode(keys.shared, message, knobs) > 0).sum())
+    assert sent == pytest.approx(10_000, abs=6 * np.sqrt(9000))
+    assert float(mechanism.bits(keys.shared, message, knobs)) == 32 * sent

@@ -1,0 +1,169 @@
+"""Clipped uniform quantization: accuracy against bits, rounding, weights and data split (2405.13365).
+
+  python -m experiments.figures.clipped --config=configs/mnist.py:clipped --workdir=/tmp/clipped_mnist
+  python -m experiments.figures.clipped --config=configs/cifar10.py:clipped --config.model=cnn2 \\
+      --config.rounds=20 --config.local.augment=none --seeds=2 --bits=2,4 --workdir=/tmp/clipped_cifar10
+
+One row per bit width, rounding and aggregator; iid and Dirichlet(.3) columns; mean and standard deviation
+over seeds. Then the paper's claims, with what was measured. Finished runs are not repeated.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from ml_collections import config_flags
+
+from cepam_jax.errors import ConfigError
+from cepam_jax.federated import training
+from experiments import cli
+from experiments.runs import seeded
+from experiments.tables import markdown
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/mnist.py:clipped", "Base configuration.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where runs, figure, table and data go.", required=True)
+_BITS = flags.DEFINE_list("bits", ["2", "3", "4", "8"], "Bit widths.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs per setting.")
+_PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
+
+PARTITIONS = ("iid", "dirichlet")
+ROUNDINGS = ("stochastic", "deterministic")
+AGGREGATORS = ("examples", "inverse_error")
+
+
+def settings(bits):
+    """[(label, overrides)] of every run, float32 first."""
+    found = []
+    for kind in PARTITIONS:
+        split = {"partition.kind": kind, "partition.alpha": 0.3}
+        plain = {"mechanism.name": "identity", "aggregator": "examples"}
+        found.append((("float32", "", "examples", kind), {**split, **plain}))
+        for width in bits:
+            for rounding in ROUNDINGS:
+                for aggregator in AGGREGATORS:
+                    changes = {
+                        "mechanism.bits": width,
+                        "mechanism.rounding": rounding,
+                        "aggregator": aggregator,
+                    }
+                    found.append(((f"{width} bits", rounding, aggregator, kind), {**split, **changes}))
+    return found
+
+
+def run(bits, seeds):
+    """{(width, rounding, aggregator, partition): accuracies of the seeds}."""
+    found = {}
+    for label, changes in settings(bits):
+        accuracies = []
+        for seed in range(seeds):
+            config = seeded(_CONFIG.value, seed)
+            config.update_from_flattened_dict(changes)
+            name = "_".join(part for part in label if part).replace(" ", "")
+            lines = training.train(
+                config,
+                Path(_WORKDIR.value, "runs", name, f"seed{seed}"),
+                _PROGRESS.value,
+                f"{name} seed {seed}",
+            )
+            accuracies.append(lines[-1]["accuracy"])
+        found[label] = accuracies
+    return found
+
+
+def spread(values):
+    """Mean and standard deviation as text."""
+    deviation = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{deviation}"
+
+
+def difference(first, second):
+    """Mean of paired differences in points of accuracy, with its standard error."""
+    d = 100 * (np.array(first) - np.array(second))
+    error = f" ± {np.std(d, ddof=1) / np.sqrt(len(d)):.2f}" if len(d) > 1 else ""
+    return f"{np.mean(d):+.2f}{error}"
+
+
+def claims(found, bits):
+    """Rows: claim, partition, measured difference in points."""
+    rows = []
+    for kind in PARTITIONS:
+        full = found["float32", "", "examples", kind]
+        for width in bits:
+            get = lambda rounding, weights, width=width, kind=kind: found[  # noqa: E731
+                f"{width} bits", rounding, weights, kind
+            ]
+            both = [get(r, a) for r in ROUNDINGS for a in AGGREGATORS]
+            pairs = {
+                "stochastic, examples, against float32": (get("stochastic", "examples"), full),
+                "stochastic against deterministic": (
+                    both[0] + both[1],
+                    both[2] + both[3],
+                ),
+                "inverse error against examples": (both[1] + both[3], both[0] + both[2]),
+            }
+            rows += [[name, f"{width} bits", kind, difference(a, b)] for name, (a, b) in pairs.items()]
+    return sorted(rows, key=lambda row: row[0])
+
+
+def plot(found, bits, path):
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    styles = {
+        ("stochastic", "examples"): ("o", "-", "k"),
+        ("stochastic", "inverse_error"): ("s", "--", "tab:blue"),
+        ("deterministic", "examples"): ("^", ":", "tab:orange"),
+        ("deterministic", "inverse_error"): ("v", "-.", "tab:green"),
+    }
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), PARTITIONS, strict=True):
+        full = found["float32", "", "examples", kind]
+        axes.axhline(np.mean(full), color="0.6", label="float32, examples")
+        for (rounding, weights), (marker, line, color) in styles.items():
+            values = np.array([found[f"{width} bits", rounding, weights, kind] for width in bits])
+            axes.errorbar(
+                bits,
+                values.mean(1),
+                values.std(1, ddof=1 if values.shape[1] > 1 else 0),
+                color=color,
+                marker=marker,
+                linestyle=line,
+                capsize=3,
+                fillstyle="none",
+                label=f"{rounding}, {weights.replace('_', ' ')}",
+            )
+        axes.set(xlabel="bits per coordinate", title=kind, xticks=bits)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("test accuracy")
+    figure.axes[0].legend(fontsize="small")
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    figure.savefig(path.with_suffix(".pdf"))
+
+
+def main():
+    try:
+        bits = [int(width) for width in _BITS.value]
+    except ValueError as error:
+        raise ConfigError(f"--bits is {_BITS.value}; it must be whole numbers from 1 to 8") from error
+    if _SEEDS.value < 1:
+        raise ConfigError(f"--seeds is {_SEEDS.value}; it must be at least 1")
+    workdir = Path(_WORKDIR.value)
+    found = run(bits, _SEEDS.value)
+    labels = list(dict.fromkeys(label[:3] for label in found))
+    table = markdown(
+        ["sent", "rounding", "weights", *PARTITIONS],
+        [[*label, *(spread(found[(*label, kind)]) for kind in PARTITIONS)] for label in labels],
+    )
+    verdicts = markdown(
+        ["comparison", "sent", "partition", "points of accuracy (± standard error)"], claims(found, bits)
+    )
+    (workdir / "table.md").write_text(f"{table}\n\n{verdicts}\n")
+    (workdir / "data.jsonl").write_text(
+        "".join(json.dumps({"setting": label, "accuracy": values}) + "\n" for label, values in found.items())
+    )
+    plot(found, bits, workdir / "figure")
+    print(f"Test accuracy, mean ± standard deviation over {_SEEDS.value} seeds\n\n{table}\n\n{verdicts}\n")
+    print(workdir / "figure.png")
+
+
+if __name__ == "__main__":
+    cli.run(main)

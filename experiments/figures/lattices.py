@@ -1,0 +1,141 @@
+"""LRSUQ lattice by lattice: theory beside measurement.
+
+  python -m experiments.figures.lattices --workdir=/tmp/lattices
+
+First table: acceptance probability, tries per block, the Kolmogorov-Smirnov p-value of the error against
+its target, speed of encode and decode, for a Gaussian target. Second table: ideal bits per coordinate for
+Gaussian inputs of standard deviation s (conditioned on the shared randomness, index included), the lower
+limit I(x; x + z) = log2(1 + s^2/sigma^2) / 2, and what the gap tends to.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from scipy import special, stats
+
+from cepam_jax import mechanisms
+from cepam_jax.mechanisms import Keys, Knobs, lattices
+from experiments import cli
+from experiments.tables import markdown
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where figure, tables and data go.", required=True)
+_SIZE = flags.DEFINE_integer("size", 1_000_000, "Coordinates.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timings; the median counts.")
+
+NAMES = ("Z1", "Z2", "A2", "Z3", "D4", "E8")
+RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+def gap(lat):
+    """Bits per coordinate above I at high resolution, with ideal coding, the index included.
+
+    The message's entropy is h(x) - E[log2 volume of the scaled cell] / n plus the entropy of the
+    geometric index less what the decoder learns; per coordinate this is I(Z; W)/n + H(index)/n in
+    excess of I (2402.03030). With d = sigma sqrt(W) / inradius and W chi-squared with n + 2 degrees:
+    h(Z) - E[log2 of the cell's volume]/n + H(index)/n.
+    """
+    n, p = lat.dimension, lattices.acceptance(lat, "gaussian")
+    entropy = 0.5 * math.log2(2 * math.pi * math.e)
+    log_radius = 0.5 * (special.digamma((n + 2) / 2) + math.log(2)) / math.log(2)
+    cell = log_radius - math.log2(lat.inradius) + math.log2(lat.volume) / n
+    index = 0.0 if p > 1 - 1e-9 else stats.geom(p).entropy() / math.log(2)
+    return entropy - cell + index / n
+
+
+def timed(call, repeats):
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+def measure(name, size, repeats):
+    """One lattice: a dictionary of everything that the tables show."""
+    lat = lattices.LATTICES[name]
+    mechanism = mechanisms.lrsuq("gaussian", name, coding="gaussian")
+    encode, decode, bits = map(jax.jit, (mechanism.encode, mechanism.decode, mechanism.bits))
+    keys, knobs = Keys(jax.random.key(1), jax.random.key(2)), Knobs(sigma=1.0)
+    unit = jax.random.normal(jax.random.key(0), (size,))
+    message = encode(keys, unit, knobs)
+    error = np.asarray(decode(keys.shared, message, knobs) - unit, np.float64)
+    rates = {}
+    for ratio in RATIOS:
+        sent = encode(keys, unit * ratio, knobs)
+        rates[ratio] = float(bits(keys.shared, sent, knobs)) / size
+    p = lattices.acceptance(lat, "gaussian")
+    return {
+        "lattice": name,
+        "acceptance": p,
+        "tries": 1 / p,
+        "measured_tries": 1.0 if message.index is None else 1 + float(np.mean(np.asarray(message.index))),
+        "p_value": float(stats.kstest(error, "norm").pvalue),
+        "encode": size / timed(lambda: encode(keys, unit, knobs), repeats) / 1e6,
+        "decode": size / timed(lambda: decode(keys.shared, message, knobs), repeats) / 1e6,
+        "bits": rates,
+        "gap": gap(lat),
+    }
+
+
+def plot(found, path):
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for row, (marker, color) in zip(
+        found,
+        zip("os^vD*", ("k", "tab:blue", "tab:cyan", "tab:red", "tab:green", "tab:orange"), strict=True),
+        strict=True,
+    ):
+        excess = [row["bits"][r] - 0.5 * math.log2(1 + r**2) for r in RATIOS]
+        axes.plot(RATIOS, excess, marker=marker, color=color, fillstyle="none", label=row["lattice"])
+    axes.set(xscale="log", xlabel="s / sigma", ylabel="bits per coordinate above I(x; x + z)")
+    axes.grid(alpha=0.3)
+    axes.legend(ncols=2)
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    figure.savefig(path.with_suffix(".pdf"))
+
+
+def main():
+    workdir = Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    found = [measure(name, _SIZE.value, _REPEATS.value) for name in NAMES]
+    first = markdown(
+        ["lattice", "acceptance", "tries, expected", "measured", "KS p-value", "encode M/s", "decode M/s"],
+        [
+            [
+                r["lattice"],
+                *(f"{r[name]:.4f}" for name in ("acceptance", "tries", "measured_tries")),
+                f"{r['p_value']:.2f}",
+                *(f"{r[name]:.0f}" for name in ("encode", "decode")),
+            ]
+            for r in found
+        ],
+    )
+    second = markdown(
+        ["lattice", *(f"s/sigma={r:g}" for r in RATIOS), "gap at 10", "gap, ideal coding"],
+        [["limit I", *(f"{0.5 * math.log2(1 + r**2):.4f}" for r in RATIOS), "0", "0"]]
+        + [
+            [
+                row["lattice"],
+                *(f"{row['bits'][r]:.4f}" for r in RATIOS),
+                f"{row['bits'][10.0] - 0.5 * math.log2(101):.3f}",
+                f"{row['gap']:.3f}",
+            ]
+            for row in found
+        ],
+    )
+    (workdir / "table.md").write_text(first + "\n\n" + second + "\n")
+    (workdir / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    plot(found, workdir / "figure")
+    print(f"{first}\n\n{second}\n\n{workdir / 'figure.png'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,166 @@
+"""Distributed mean estimation with stochastic quantizers: the 500-user demonstration, and a table.
+
+  python -m experiments.figures.mean_estimation --workdir=/tmp/mean_estimation
+
+Left: 500 users draw from N(.4, .3^2); the running mean of their 1-bit reports against the running
+mean of the true values. Right and table: measured mean squared error of the mean of K clients' vectors
+against what 1611.00429 (lemma 3, theorems 2 and 3) predicts or bounds, for binary, k-level and
+rotated quantizers.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from cepam_jax import mechanisms
+from cepam_jax.mechanisms import Keys, Knobs
+from experiments import cli
+from experiments.tables import markdown
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where figure, table and data go.", required=True)
+_REPEATS = flags.DEFINE_integer("repeats", 200, "Independent repetitions per row of the table.")
+_USERS = 500
+
+SETTINGS = [(clients, d) for clients in (10, 100) for d in (64, 1024)]
+QUANTIZERS = [
+    ("binary", 2, mechanisms.binary()),
+    ("k-level", 4, mechanisms.k_level()),
+    ("k-level", 16, mechanisms.k_level()),
+    ("rotated", 2, mechanisms.chain(mechanisms.rotate(), mechanisms.k_level())),
+    ("rotated", 4, mechanisms.chain(mechanisms.rotate(), mechanisms.k_level())),
+    ("rotated", 16, mechanisms.chain(mechanisms.rotate(), mechanisms.k_level())),
+]
+
+
+def keys_of(seed, client, rotation=0):
+    """Private coins per client; the rotation is shared by all clients of a repetition."""
+    private = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), seed), client)
+    return Keys(jax.random.fold_in(jax.random.key(2), rotation), private)
+
+
+def demonstration(seed=0):
+    """(true values, 1-bit reports) of 500 users; the range [min, max] is common knowledge."""
+    values = 0.4 + 0.3 * jax.random.normal(jax.random.key(seed), (_USERS,))
+    mechanism = mechanisms.binary()
+    keys = keys_of(seed, 0)
+    message = mechanism.encode(keys, values, Knobs())
+    return np.asarray(values), np.asarray(mechanism.decode(keys.shared, message, Knobs()))
+
+
+def vectors(clients, d):
+    """f32[clients, d] of unit norm, unequal coordinates: a few carry most of the energy."""
+    x = jax.random.normal(jax.random.key(7), (clients, d)) * jnp.geomspace(1, 0.01, d)
+    return x / jnp.linalg.norm(x, axis=1, keepdims=True)
+
+
+def measure(mechanism, levels, clients, d, repeats):
+    """Mean over repetitions of |mean decoded - mean true|^2, its standard error, and the exact formula."""
+    x = vectors(clients, d)
+    knobs = Knobs(levels=jnp.float32(levels))
+
+    def once(seed):
+        def one(client, row):
+            keys = keys_of(seed, client, rotation=seed)
+            return mechanism.decode(keys.shared, mechanism.encode(keys, row, knobs), knobs)
+
+        decoded = jax.vmap(one)(jnp.arange(clients), x)
+        return jnp.sum(jnp.square(decoded.mean(0) - x.mean(0)))
+
+    errors = np.asarray(jax.jit(lambda seeds: jax.lax.map(once, seeds))(jnp.arange(repeats)), np.float64)
+    exact = None
+    if mechanism.variance:
+        exact = float(jnp.sum(jax.vmap(lambda row: mechanism.variance(row, knobs))(x)) / clients**2)
+    return errors.mean(), errors.std(ddof=1) / np.sqrt(repeats), exact
+
+
+def bound(kind, levels, clients, d):
+    """The upper bound of 1611.00429 for vectors of unit norm."""
+    if kind == "rotated":
+        return (2 * np.log(d) + 2) / (clients * (levels - 1) ** 2)
+    return d / (2 * clients * (levels - 1) ** 2)
+
+
+def rows(repeats):
+    found = []
+    for kind, levels, mechanism in QUANTIZERS:
+        for clients, d in SETTINGS:
+            error, deviation, exact = measure(mechanism, levels, clients, d, repeats)
+            found.append(
+                {
+                    "quantizer": kind,
+                    "levels": levels,
+                    "K": clients,
+                    "d": d,
+                    "measured": error,
+                    "standard_error": deviation,
+                    "exact": exact,
+                    "bound": bound(kind, levels, clients, d),
+                }
+            )
+    return found
+
+
+def plot(values, reports, table, path):
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    users = np.arange(1, _USERS + 1)
+    for series, style, label in ((values, "k-", "true values"), (reports, "k--", "1-bit reports")):
+        left.plot(users, np.cumsum(series) / users, style, label=label)
+    left.axhline(0.4, color="0.6", linewidth=1, zorder=0)
+    left.set(xlabel="users", ylabel="running mean", title="N(0.4, 0.3²), 500 users")
+    left.legend()
+    markers = {"binary": ("o", "k"), "k-level": ("s", "tab:blue"), "rotated": ("^", "tab:orange")}
+    for kind, (marker, color) in markers.items():
+        mine = [row for row in table if row["quantizer"] == kind]
+        right.loglog(
+            [row["bound"] for row in mine],
+            [row["measured"] for row in mine],
+            marker,
+            color=color,
+            fillstyle="none",
+            label=kind,
+        )
+    ends = np.array([min(r["measured"] for r in table), max(r["bound"] for r in table)])
+    right.plot(ends, ends, color="0.6", linewidth=1, zorder=0)
+    right.set(
+        xlabel="bound on the mean squared error",
+        ylabel="measured",
+        title="below the line: better than the bound",
+    )
+    right.legend()
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    figure.savefig(path.with_suffix(".pdf"))
+
+
+def main():
+    workdir = Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    values, reports = demonstration()
+    found = rows(_REPEATS.value)
+    header = ["quantizer", "levels", "K", "d", "measured", "± standard error", "exact formula", "upper bound"]
+    cells = [
+        [
+            *(r[name] for name in ("quantizer", "levels", "K", "d")),
+            f"{r['measured']:.3e}",
+            f"{r['standard_error']:.0e}",
+            "" if r["exact"] is None else f"{r['exact']:.3e}",
+            f"{r['bound']:.3e}",
+        ]
+        for r in found
+    ]
+    text = markdown(header, cells)
+    (workdir / "table.md").write_text(text + "\n")
+    (workdir / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    plot(values, reports, found, workdir / "figure")
+    print("Mean squared error of the mean of K vectors of unit norm in d dimensions\n")
+    print(text)
+    print(f"\n{workdir / 'figure.png'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
