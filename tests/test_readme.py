@@ -18,6 +18,14 @@ COMMANDS = [
 SHORT = {
     "experiments.train": ["--config.data.name=digits", "--config.model=linear"],
     "experiments.compare": ["--config.data.name=digits", "--config.model=linear", "--seeds=1"],
+    "experiments.figures.lattices": ["--size=2000", "--repeats=1"],
+    "experiments.figures.mean_estimation": ["--repeats=2"],
+    "experiments.figures.clipped": [
+        "--config.data.name=digits",
+        "--config.model=linear",
+        "--seeds=1",
+        "--bits=2",
+    ],
     "experiments.benchmarks.quantizer": ["--sizes=1000", "--repeats=1"],
 }
 
@@ -27,7 +35,9 @@ def test_command(command, tmp_path, root):
     arguments = shlex.split(command)
     arguments += SHORT[arguments[1]]
     if "--workdir" in command:
-        arguments += [f"--workdir={tmp_path}", "--config.rounds=1", "--config.eval_every=1"]
+        arguments.append(f"--workdir={tmp_path}")
+    if "--config=" in command or "compare" in command:
+        arguments += ["--config.rounds=1", "--config.eval_every=1"]
     done = subprocess.run([sys.executable, *arguments], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -40,7 +50,7 @@ def test_python_blocks():
 
 
 def test_commands_are_found_and_ci_runs_the_test_command():
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 12
     found = re.findall(r"^python3 -m venv .* -m pytest$", TEXT, re.M)
     assert len(found) == 1
     assert r"^python3 -m venv .* -m pytest$" in (ROOT / ".ci/run").read_text()

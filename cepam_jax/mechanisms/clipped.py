@@ -172,6 +172,7 @@ def clipped(
 
     def encode(keys, x, knobs):
         check_vector(x)
+        check_knobs(knobs, ("bits",))
         sent = thresholds(x, knobs)
         position, _ = positions(x, spread(sent, x.shape[0]), knobs)
         if rounding == "stochastic":

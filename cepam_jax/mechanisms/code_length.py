@@ -16,7 +16,7 @@ import numpy as np
 
 SCALES_PER_OCTAVE = 8  # a scale off by 4 % costs less than 0.1 % of the bits
 SCALE_BITS = 16
-_LARGEST_SCALE = 800  # 2^100
+_LARGEST_SCALE = 880  # 2^110: f32 still has room for a lattice that is finer than the data
 
 
 def _moment(x, family):

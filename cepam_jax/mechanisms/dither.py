@@ -160,7 +160,7 @@ def jopeq(
     def complement(knobs: Knobs):
         check_knobs(knobs, ("sigma", "step"))
         total, step = (jnp.asarray(v, jnp.float32) for v in (knobs.sigma, knobs.step))
-        return jnp.sqrt(jnp.maximum(jnp.square(total) - moment * jnp.square(step), 0.0))
+        return total * jnp.sqrt(jnp.maximum(1 - moment * jnp.square(step / total), 0.0))
 
     noise = scaled_noise(target, complement, ("sigma", "step"), "complement")
     built = chain(noise, sdq(lattice, "step", segments, coding))

@@ -15,6 +15,9 @@ from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import Keys, Knobs
 
 NAMES = sorted(mechanisms.REGISTRY)
+# All tests of one mechanism in one process, so that they share what is compiled.
+EACH = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NAMES]
+LENGTH = 104  # of most updates here: whole blocks of 1, 2, 4 and 8
 KNOBS = Knobs(sigma=0.1, clip=1.0, step=0.1, bits=3.0, levels=4.0, fraction=0.5)
 KEYS = Keys(jax.random.key(1), jax.random.key(2))
 
@@ -41,7 +44,7 @@ def test_decode_needs_only_the_shared_key():
     given, here = [], {}
     for name in NAMES:
         mechanism = compiled(name)
-        message = mechanism.encode(KEYS, updates(1001), KNOBS)
+        message = mechanism.encode(KEYS, updates(LENGTH), KNOBS)
         here[name] = np.asarray(mechanism.decode(KEYS.shared, message, KNOBS))
         given.append((name, jax.tree.map(np.asarray, message)))
     script = """
@@ -65,7 +68,7 @@ pickle.dump({name: bytes(memoryview(decode(name, m))) for name, m in given}, sys
 @pytest.mark.parametrize("name", ["lrsuq_gaussian_z1", "lrsuq_gaussian_z3", "noise_laplace_sdq", "sketched"])
 def test_jit_changes_nothing(name):
     mechanism = mechanisms.make(name)
-    x = updates(200)
+    x = updates(LENGTH)
     message = compiled(name).encode(KEYS, x, KNOBS)
     for a, b in zip(*map(jax.tree.leaves, (message, mechanism.encode(KEYS, x, KNOBS))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)  # floats of side information
@@ -77,12 +80,12 @@ def test_jit_changes_nothing(name):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_vmap_over_clients_equals_a_loop(name):
     mechanism = compiled(name)
     clients = 5
     keys = Keys(*(jax.vmap(lambda k, s=s: jax.random.key(10 * k + s))(jnp.arange(clients)) for s in (1, 2)))
-    xs = jnp.stack([updates(700, k) for k in range(clients)])
+    xs = jnp.stack([updates(LENGTH, k) for k in range(clients)])
     scale = jnp.array([0.001, 0.01, 0.1, 1.0, 10.0])
     knobs = Knobs(
         sigma=scale,
@@ -101,31 +104,33 @@ def test_vmap_over_clients_equals_a_loop(name):
             mechanism.bits(keys.shared, message, knobs),
         )
 
-    one = jax.jit(round_trip)
+    one = round_trip  # of compiled functions
     together = jax.jit(jax.vmap(round_trip))(keys, xs, knobs)
     for k in range(clients):
         alone = one(*jax.tree.map(lambda a, k=k: a[k], (keys, xs, knobs)))
         mine = jax.tree.map(lambda a, k=k: a[k], together)
-        if mechanism.about.local:
-            leaves_equal(mine[:2], alone[:2])
+        if name.startswith(("lrsuq", "sdq")):
+            leaves_equal(mine[0].symbols, alone[0].symbols)
+            leaves_equal(mine[1], alone[1])
         # Sums over the update (norms, means, transforms) may be rounded in another order.
         for a, b in zip(*map(jax.tree.leaves, (mine, alone)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_padding_changes_nothing(name):
     mechanism = compiled(name)
     if not mechanism.about.local:
         pytest.skip("depends on the whole update, as `about` states")
-    x = updates(600)  # whole blocks of 1, 2, 3, 4 and 8
+    x = updates(LENGTH)
     padded = jnp.pad(x, (0, 424))
     plain = mechanism.decode(KEYS.shared, mechanism.encode(KEYS, x, KNOBS), KNOBS)
     longer = mechanism.decode(KEYS.shared, mechanism.encode(KEYS, padded, KNOBS), KNOBS)
-    np.testing.assert_array_equal(plain, longer[:600])
+    whole = LENGTH - LENGTH % mechanism.about.block
+    np.testing.assert_array_equal(plain[:whole], longer[:whole])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("length", [0, 1, 5])
 def test_short_updates(name, length):
     mechanism = compiled(name)
@@ -157,7 +162,7 @@ def measured(name):
     return mechanism.about, run
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_any_scale(name, signal):
     """Finite at 1e-30 and 1e30 and in between, with the variance that the formula states."""
@@ -173,23 +178,23 @@ def test_any_scale(name, signal):
             assert abs(square.mean() - variance.mean()) < 6 * square.std() / np.sqrt(3000) + 1e-5
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_an_invalid_update_stays_invalid(name, bad):
     mechanism = compiled(name)
-    x = updates(104).at[37].set(bad)  # the same shape for all: one compilation
+    x = updates(LENGTH).at[37].set(bad)  # the same shape for all: one compilation
     x_hat = np.asarray(mechanism.decode(KEYS.shared, mechanism.encode(KEYS, x, KNOBS), KNOBS))
     assert not np.isfinite(x_hat).all()
     if mechanism.about.local:
         block = mechanism.about.block
-        others = np.arange(104) // block != 37 // block
+        others = np.arange(LENGTH) // block != 37 // block
         assert not np.isfinite(x_hat[37]) and np.isfinite(x_hat[others]).all()
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("lrsuq", "sdq", "rounding", "noise"))])
 def test_what_is_too_large_to_be_coded_is_never_a_wrong_number(name):
     mechanism = compiled(name)
-    x = updates(104).at[37].set(1e30)
+    x = updates(LENGTH).at[37].set(1e30)
     knobs = KNOBS._replace(bits=100.0)  # for sdq with a rate: cells far below 1e30
     x_hat = np.asarray(mechanism.decode(KEYS.shared, mechanism.encode(KEYS, x, knobs), knobs))
     assert np.isnan(x_hat[37]) or x_hat[37] == np.float32(1e30)
@@ -199,10 +204,11 @@ SEEDS = 4000
 BIASED = KNOBS._replace(step=0.4, bits=2.0)  # coarse, so that a bias shows
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_unbiased_as_stated(name):
     mechanism = mechanisms.make(name)
-    x = updates(32, seed=5)
+    # A threshold by divergence cuts something off only where there are many values.
+    x = updates(4096 if name == "clipped_kl" else 32, seed=5)
 
     def error(seed):
         keys = Keys(jax.random.key(seed), jax.random.key(seed + SEEDS))
@@ -211,12 +217,12 @@ def test_unbiased_as_stated(name):
     errors = np.asarray(jax.jit(jax.vmap(error))(jnp.arange(SEEDS)), np.float64)
     deviation = errors.std(0) / np.sqrt(SEEDS)
     mean = errors.mean(0)
-    # 32 coordinates at 5.5 deviations: false alarm 1.2e-6 per mechanism. 1e-6: f32 rounding.
-    biased = np.abs(mean) > 5.5 * deviation + 1e-6
+    # 32 coordinates at 6 deviations: false alarm 6e-8 per mechanism. 1e-6: f32 rounding.
+    biased = np.abs(mean) > 6 * deviation + 1e-6
     assert biased.any() == (not mechanism.about.unbiased)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_wrong_arguments_are_named(name):
     mechanism = mechanisms.make(name)
     with pytest.raises(ConfigError, match="shape of x is"):
@@ -230,17 +236,19 @@ def test_wrong_arguments_are_named(name):
             mechanism.encode(KEYS, jnp.ones(3), KNOBS._replace(**{knob: -1.0}))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_private_key_matters_only_if_stated(name):
     mechanism = compiled(name)
-    x = updates(1000)
+    x = updates(LENGTH)
     one = mechanism.encode(KEYS, x, KNOBS)
     other = mechanism.encode(KEYS._replace(private=jax.random.key(77)), x, KNOBS)
     same = all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), one, other)))
     assert same == ("private" not in mechanism.about.randomness)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", ["identity", "lrsuq_gaussian_z2", "noise_laplace_sdq", "clipped_kl", "sketched"]
+)
 def test_chain_measures_the_error_from_the_clipped_update(name):
     mechanism = mechanisms.chain(mechanisms.clip("l2"), mechanisms.make(name))
     x = updates(1000) * 100
