@@ -15,8 +15,16 @@ from cepam_jax.errors import (
 _EXPECTED = (CheckpointMismatchError, ConfigError, DataNotPreparedError, NonFiniteUpdateError)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses flags and calls `main`; a user's mistake ends with its message and exit code 1."""
+def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None) -> None:
+    """Parses flags and calls `main`; a user's mistake ends with its message and exit code 1.
+
+    Args:
+      main: the binary.
+      define_flags: defines its flags; not at import, so that modules with flags of the same name
+        can be imported together.
+    """
+    if define_flags:
+        define_flags()
 
     def guarded(argv):
         if len(argv) > 1:

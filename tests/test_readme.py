@@ -26,6 +26,7 @@ SHORT = {
         "--seeds=1",
         "--bits=2",
     ],
+    "experiments.benchmarks.rejection": ["--size=20000", "--repeats=1"],
     "experiments.benchmarks.quantizer": ["--sizes=1000", "--repeats=1"],
 }
 
@@ -50,7 +51,7 @@ def test_python_blocks():
 
 
 def test_commands_are_found_and_ci_runs_the_test_command():
-    assert len(COMMANDS) == 12
+    assert len(COMMANDS) == 14
     found = re.findall(r"^python3 -m venv .* -m pytest$", TEXT, re.M)
     assert len(found) == 1
     assert r"^python3 -m venv .* -m pytest$" in (ROOT / ".ci/run").read_text()

@@ -11,6 +11,7 @@ import numpy as np
 from cepam_jax.errors import require, require_choice
 from cepam_jax.mechanisms import blocks
 from cepam_jax.mechanisms.base import About, Mechanism, Message, check_knobs, check_vector
+from cepam_jax.mechanisms.stochastic import stochastic_round, stochastic_variance
 
 ROUNDINGS = ("deterministic", "stochastic")
 GRANULARITIES = ("model", "tensor", "channel")
@@ -176,7 +177,7 @@ def clipped(
         sent = thresholds(x, knobs)
         position, _ = positions(x, spread(sent, x.shape[0]), knobs)
         if rounding == "stochastic":
-            level = jnp.floor(position + jax.random.uniform(keys.private, x.shape))
+            level = stochastic_round(position, keys.private)
         else:
             level = jnp.round(position)
         level = jnp.minimum(level, levels(knobs))
@@ -198,12 +199,10 @@ def clipped(
     def variance(x, knobs):
         c = spread(thresholds(x, knobs), x.shape[0])
         position, spacing = positions(x, c, knobs)
-        cut = jnp.square(x - jnp.clip(x, -c, c))
-        chance = position - jnp.floor(position)
         if rounding == "deterministic":
             nearest = jnp.minimum(jnp.round(position), levels(knobs)) * spacing - c
             return jnp.square(x - nearest)
-        return cut + jnp.square(spacing) * chance * (1 - chance)
+        return jnp.square(x - jnp.clip(x, -c, c)) + stochastic_variance(position, spacing)
 
     return Mechanism(
         encode,

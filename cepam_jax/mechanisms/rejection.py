@@ -3,9 +3,9 @@
 Blocks accept at different proposals. Testing all of them until the slowest is done would cost
 some twenty full passes for a million blocks of Z^3, where two proposals a block are needed on
 average. So a few full passes come first, the blocks still rejected (known to be few) are
-gathered into a smaller array, and the same is done there, and again. Measured on one CPU core
-at 1e6 coordinates of Z^3, nanoseconds a coordinate: all blocks until done 85, tiles of 1,024 blocks
-40, one compaction 17 to 47 by the number of passes before it, compaction level by level 15.
+gathered into a smaller array, and the same is done there, and again. The alternatives (all blocks until
+done; tiles with loops of their own; a single compaction) are timed beside it by
+`python -m experiments.benchmarks.rejection`.
 
 Each level has room for the expected number of rejected blocks and eight standard deviations; a
 block that finds no room (probability below 1e-14 a level) is not lost but tried in a last loop
@@ -27,8 +27,8 @@ def first_accepted(propose: Callable, blocks: jax.Array, data, acceptance: float
     """For every block the first proposal that is accepted.
 
     Args:
-      propose: (proposal number uint32, blocks uint32[k], data) -> (accepted bool[k], value), the
-        test of one proposal for each of k blocks; value is a pytree of arrays with leading axis k.
+      propose: (proposal number uint32[] or uint32[k], blocks uint32[k], data) -> (accepted bool[k],
+        value), the test of one proposal for each of k blocks; value is a pytree of arrays [k].
       blocks: uint32[k], numbers of the blocks.
       data: pytree of arrays with leading axis k, what `propose` needs of the blocks.
       acceptance: probability that one proposal is accepted, the same for every block and input.
@@ -41,12 +41,10 @@ def first_accepted(propose: Callable, blocks: jax.Array, data, acceptance: float
     passes = max(1, math.ceil(math.log(0.12) / math.log1p(-acceptance)))
 
     def attempt(proposal, ids, items, state):
-        done, index, value = state
-        accepted, new = propose(proposal, ids, items)
-        take = accepted & ~done
-        index = jnp.where(take, proposal, index)
-        value = jax.tree.map(lambda a, b: jnp.where(take, a, b), new, value)
-        return done | accepted, index, value
+        # Only the index is kept: values would be written and read again in every pass.
+        done, index = state
+        accepted, _ = propose(proposal, ids, items)
+        return done | accepted, jnp.where(accepted & ~done, proposal, index)
 
     def until_all_accept(ids, items, start, state):
         return jax.lax.while_loop(
@@ -56,13 +54,9 @@ def first_accepted(propose: Callable, blocks: jax.Array, data, acceptance: float
         )[1]
 
     def solve(ids, items, done, start):
-        """(done, index, value) with every block accepted but those that found no room."""
+        """(done, index) with every block accepted but those that found no room."""
         size = ids.shape[0]
-        empty = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype),
-            jax.eval_shape(lambda: propose(np.uint32(0), ids, items)[1]),
-        )
-        state = (done, jnp.zeros(ids.shape, jnp.uint32), empty)
+        state = (done, jnp.zeros(ids.shape, jnp.uint32))
         if size <= _SMALLEST:
             return until_all_accept(ids, items, start, state)
         state = jax.lax.fori_loop(
@@ -81,4 +75,10 @@ def first_accepted(propose: Callable, blocks: jax.Array, data, acceptance: float
 
     # A block without room anywhere starts over here: what rejected it once rejects it again.
     state = solve(blocks, data, jnp.zeros(blocks.shape, bool), 0)
-    return until_all_accept(blocks, data, 0, state)[1:]
+    done, index = until_all_accept(blocks, data, 0, state)
+    accepted = lambda: propose(index, blocks, data)[1]  # noqa: E731
+    empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(accepted))
+    # A loop of one turn, which XLA cannot know: otherwise it fuses the proposal into whatever reads the
+    # values and computes it again for every axis of a stack of them.
+    turns = jnp.all(done).astype(jnp.int32)
+    return index, jax.lax.fori_loop(0, turns, lambda _, values: accepted(), empty)

@@ -27,6 +27,39 @@ from cepam_jax.mechanisms.base import About, Mechanism, Message, check_knobs, ch
 _LAYERS, _DITHERS = 1, 2
 
 
+def proposals(lat: lattices.Lattice, target: str, shared):
+    """The test of one proposal, as `rejection.first_accepted` wants it.
+
+    Args:
+      lat: lattice.
+      target: "gaussian" (the layer is a ball) or "laplace" (a cross-polytope).
+      shared: key of the dithers.
+
+    Returns:
+      (proposal number, blocks uint32[k], n arrays f32[k] of coordinates in units of the lattice's scale)
+      -> (accepted bool[k], n arrays int32[k]).
+    """
+    n = lat.dimension
+    stream = counter.stream(shared, _DITHERS)
+    zero = [jnp.float32(0)] * n
+
+    def propose(proposal, ids, points):
+        dither = lat.point(zero, blocks.boxes(lat, stream, proposal, ids))
+        moved = [y - v for y, v in zip(points, dither, strict=True)]
+        integers = lat.nearest(moved)
+        nearest = lat.point(integers, zero)
+        errors = [q - y for q, y in zip(nearest, moved, strict=True)]
+        if target == "gaussian":
+            inside = sum(jnp.square(e) for e in errors) <= np.float32(lat.inradius**2)
+        else:
+            inside = sum(jnp.abs(e) for e in errors) <= np.float32(lat.cross)
+        # A block that cannot be coded is taken as it comes: NaN would be rejected forever.
+        hopeless = ~(sum(jnp.abs(q) for q in integers) < 2.0**31)
+        return inside | hopeless, [blocks.integers(q) for q in integers]
+
+    return propose
+
+
 def lrsuq(
     target: str = "gaussian",
     lattice: str = "Z1",
@@ -76,25 +109,8 @@ def lrsuq(
         if n == 1:
             nearest = jnp.round(x / width - counter.centered(spare))
             return Message(blocks.integers(nearest), None, side, d)
-        stream = counter.stream(keys.shared, _DITHERS)
-        zero = [jnp.float32(0)] * n
-
-        def propose(proposal, ids, points):
-            dither = lat.point(zero, blocks.boxes(lat, stream, proposal, ids))
-            moved = [y - v for y, v in zip(points, dither, strict=True)]
-            integers = lat.nearest(moved)
-            nearest = lat.point(integers, zero)
-            errors = [q - y for q, y in zip(nearest, moved, strict=True)]
-            if target == "gaussian":
-                inside = sum(jnp.square(e) for e in errors) <= np.float32(lat.inradius**2)
-            else:
-                inside = sum(jnp.abs(e) for e in errors) <= np.float32(lat.cross)
-            # A block that cannot be coded is taken as it comes: NaN would be rejected forever.
-            hopeless = ~(sum(jnp.abs(q) for q in integers) < 2.0**31)
-            return inside | hopeless, [blocks.integers(q) for q in integers]
-
         index, symbols = rejection.first_accepted(
-            propose,
+            proposals(lat, target, keys.shared),
             jnp.arange(width.shape[0], dtype=jnp.uint32),
             [axis / width for axis in blocks.split(x, n)],
             acceptance,

@@ -15,13 +15,15 @@ from cepam_jax.mechanisms.transforms import l2_norm
 _FLOAT_BITS = 32
 
 
-def _between_levels(position, key):
-    """Stochastic rounding of positions in [0, levels - 1] to an integer."""
+def stochastic_round(position, key):
+    """Rounds to one of the two nearest integers, with mean `position`."""
     return jnp.floor(position + jax.random.uniform(key, position.shape))
 
 
-def _round_up_chance(position):
-    return position - jnp.floor(position)
+def stochastic_variance(position, spacing):
+    """Variance of `spacing * stochastic_round(position)`."""
+    chance = position - jnp.floor(position)
+    return jnp.square(spacing) * chance * (1 - chance)
 
 
 def k_level() -> Mechanism:
@@ -42,7 +44,7 @@ def k_level() -> Mechanism:
         low, high = _range(x)
         position, _ = positions(x, low, high, knobs)
         top = jnp.asarray(knobs.levels, jnp.float32) - 1
-        level = jnp.minimum(_between_levels(position, keys.private), top)
+        level = jnp.minimum(stochastic_round(position, keys.private), top)
         return Message(blocks.integers(level), None, {"range": jnp.stack([low, high])}, x.shape[0])
 
     def decode(shared, message, knobs):
@@ -54,9 +56,7 @@ def k_level() -> Mechanism:
         return _fixed_length(message, jnp.asarray(knobs.levels, jnp.float32), weight) + 2 * _FLOAT_BITS
 
     def variance(x, knobs):
-        position, spacing = positions(x, *_range(x), knobs)
-        chance = _round_up_chance(position)
-        return jnp.square(spacing) * chance * (1 - chance)
+        return stochastic_variance(*positions(x, *_range(x), knobs))
 
     return Mechanism(
         encode,
@@ -94,7 +94,7 @@ def qsgd() -> Mechanism:
         check_vector(x)
         norm = l2_norm(x)
         position, _ = positions(x, norm, knobs)
-        level = jnp.minimum(_between_levels(position, keys.private), knobs.levels)
+        level = jnp.minimum(stochastic_round(position, keys.private), knobs.levels)
         return Message(blocks.integers(jnp.sign(x) * level), None, {"norm": norm}, x.shape[0])
 
     def decode(shared, message, knobs):
@@ -104,9 +104,7 @@ def qsgd() -> Mechanism:
         return _fixed_length(message, 2 * jnp.asarray(knobs.levels, jnp.float32) + 1, weight) + _FLOAT_BITS
 
     def variance(x, knobs):
-        position, spacing = positions(x, l2_norm(x), knobs)
-        chance = _round_up_chance(position)
-        return jnp.square(spacing) * chance * (1 - chance)
+        return stochastic_variance(*positions(x, l2_norm(x), knobs))
 
     return Mechanism(
         encode,

@@ -22,13 +22,6 @@ from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError, require_choice
 from experiments import cli
 
-_SIZES = flags.DEFINE_list("sizes", ["100000", "1000000", "10000000"], "Coordinates.")
-_NAMES = flags.DEFINE_list(
-    "mechanisms", [name for name in mechanisms.REGISTRY if name.startswith("lrsuq")], "Names of the registry."
-)
-_REPEATS = flags.DEFINE_integer("repeats", 9, "Rounds; the median counts.")
-_OUTPUT = flags.DEFINE_string("output", "", "Also write the figures to this JSON file.")
-
 
 def functions(name, x, knobs, keys):
     """Encode, decode and both of one mechanism as calls without arguments."""
@@ -63,22 +56,34 @@ def measure(size, repeats, names):
     return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
+def define_flags():
+    flags.DEFINE_list("sizes", ["100000", "1000000", "10000000"], "Coordinates.")
+    flags.DEFINE_list(
+        "mechanisms",
+        [name for name in mechanisms.REGISTRY if name.startswith("lrsuq")],
+        "Names of the registry.",
+    )
+    flags.DEFINE_integer("repeats", 9, "Rounds; the median counts.")
+    flags.DEFINE_string("output", "", "Also write the figures to this JSON file.")
+
+
 def main():
     try:
-        sizes = [int(size) for size in _SIZES.value]
+        sizes = [int(size) for size in flags.FLAGS.sizes]
     except ValueError as error:
-        raise ConfigError(f"--sizes is {_SIZES.value}; it must be integers: {error}") from error
-    for name in _NAMES.value:
+        raise ConfigError(f"--sizes is {flags.FLAGS.sizes}; it must be integers: {error}") from error
+    for name in flags.FLAGS.mechanisms:
         require_choice("--mechanisms", name, mechanisms.REGISTRY)
     device = jax.devices()[0]
-    print(f"{device.device_kind} ({platform.machine()}), jax {jax.__version__}, {_REPEATS.value} repeats")
+    repeats = flags.FLAGS.repeats
+    print(f"{device.device_kind} ({platform.machine()}), jax {jax.__version__}, {repeats} repeats")
     print("million coordinates a second; /yard: time over the time of x + normal")
     print(
         f"{'':20} {'size':>10} {'encode':>8} {'decode':>8} {'fused':>8} {'apart/yard':>12} {'fused/yard':>12}"
     )
     records = []
     for size in sizes:
-        times = measure(size, _REPEATS.value, _NAMES.value)
+        times = measure(size, repeats, flags.FLAGS.mechanisms)
         yardstick = times["x + normal", "fused"]
         for name in dict.fromkeys(name for name, _ in times):
             own = {step: t for (n, step), t in times.items() if n == name}
@@ -90,11 +95,11 @@ def main():
             cells += [f"{ratio[s]:12.2f}" if s in ratio else " " * 12 for s in ("apart", "fused")]
             print(f"{name:20} {size:10} {' '.join(cells)}", flush=True)
             records.append({"name": name, "size": size, "million_per_second": speed, "ratio": ratio})
-    if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(
+    if flags.FLAGS.output:
+        Path(flags.FLAGS.output).write_text(
             json.dumps({"device": device.device_kind, "jax": jax.__version__, "records": records}, indent=2)
         )
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

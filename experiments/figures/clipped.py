@@ -1,8 +1,8 @@
 """Clipped uniform quantization: accuracy against bits, rounding, weights and data split (2405.13365).
 
   python -m experiments.figures.clipped --config=configs/mnist.py:clipped --workdir=/tmp/clipped_mnist
-  python -m experiments.figures.clipped --config=configs/cifar10.py:clipped --config.model=cnn2 \\
-      --config.rounds=20 --config.local.augment=none --seeds=2 --bits=2,4 --workdir=/tmp/clipped_cifar10
+  python -m experiments.figures.clipped --config=configs/cifar10.py:clipped --config.model=mlp \\
+      --config.rounds=40 --config.local.augment=none --seeds=2 --bits=2,4 --workdir=/tmp/clipped_cifar10
 
 One row per bit width, rounding and aggregator; iid and Dirichlet(.3) columns; mean and standard deviation
 over seeds. Then the paper's claims, with what was measured. Finished runs are not repeated.
@@ -21,12 +21,6 @@ from cepam_jax.federated import training
 from experiments import cli
 from experiments.runs import seeded
 from experiments.tables import markdown
-
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/mnist.py:clipped", "Base configuration.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where runs, figure, table and data go.", required=True)
-_BITS = flags.DEFINE_list("bits", ["2", "3", "4", "8"], "Bit widths.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs per setting.")
-_PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 
 PARTITIONS = ("iid", "dirichlet")
 ROUNDINGS = ("stochastic", "deterministic")
@@ -58,13 +52,13 @@ def run(bits, seeds):
     for label, changes in settings(bits):
         accuracies = []
         for seed in range(seeds):
-            config = seeded(_CONFIG.value, seed)
+            config = seeded(flags.FLAGS.config, seed)
             config.update_from_flattened_dict(changes)
             name = "_".join(part for part in label if part).replace(" ", "")
             lines = training.train(
                 config,
-                Path(_WORKDIR.value, "runs", name, f"seed{seed}"),
-                _PROGRESS.value,
+                Path(flags.FLAGS.workdir, "runs", name, f"seed{seed}"),
+                flags.FLAGS.progress,
                 f"{name} seed {seed}",
             )
             accuracies.append(lines[-1]["accuracy"])
@@ -139,15 +133,23 @@ def plot(found, bits, path):
     figure.savefig(path.with_suffix(".pdf"))
 
 
+def define_flags():
+    config_flags.DEFINE_config_file("config", "configs/mnist.py:clipped", "Base configuration.")
+    flags.DEFINE_string("workdir", None, "Where runs, figure, table and data go.", required=True)
+    flags.DEFINE_list("bits", ["2", "3", "4", "8"], "Bit widths.")
+    flags.DEFINE_integer("seeds", 3, "Runs per setting.")
+    flags.DEFINE_bool("progress", True, "Show progress bars.")
+
+
 def main():
     try:
-        bits = [int(width) for width in _BITS.value]
+        bits = [int(width) for width in flags.FLAGS.bits]
     except ValueError as error:
-        raise ConfigError(f"--bits is {_BITS.value}; it must be whole numbers from 1 to 8") from error
-    if _SEEDS.value < 1:
-        raise ConfigError(f"--seeds is {_SEEDS.value}; it must be at least 1")
-    workdir = Path(_WORKDIR.value)
-    found = run(bits, _SEEDS.value)
+        raise ConfigError(f"--bits is {flags.FLAGS.bits}; it must be whole numbers from 1 to 8") from error
+    if flags.FLAGS.seeds < 1:
+        raise ConfigError(f"--seeds is {flags.FLAGS.seeds}; it must be at least 1")
+    workdir = Path(flags.FLAGS.workdir)
+    found = run(bits, flags.FLAGS.seeds)
     labels = list(dict.fromkeys(label[:3] for label in found))
     table = markdown(
         ["sent", "rounding", "weights", *PARTITIONS],
@@ -161,9 +163,10 @@ def main():
         "".join(json.dumps({"setting": label, "accuracy": values}) + "\n" for label, values in found.items())
     )
     plot(found, bits, workdir / "figure")
-    print(f"Test accuracy, mean ± standard deviation over {_SEEDS.value} seeds\n\n{table}\n\n{verdicts}\n")
+    print(f"Test accuracy, mean ± standard deviation over {flags.FLAGS.seeds} seeds\n")
+    print(f"{table}\n\n{verdicts}\n")
     print(workdir / "figure.png")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -24,10 +24,6 @@ from cepam_jax.mechanisms import Keys, Knobs, lattices
 from experiments import cli
 from experiments.tables import markdown
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where figure, tables and data go.", required=True)
-_SIZE = flags.DEFINE_integer("size", 1_000_000, "Coordinates.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timings; the median counts.")
-
 NAMES = ("Z1", "Z2", "A2", "Z3", "D4", "E8")
 RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -102,10 +98,16 @@ def plot(found, path):
     figure.savefig(path.with_suffix(".pdf"))
 
 
+def define_flags():
+    flags.DEFINE_string("workdir", None, "Where figure, tables and data go.", required=True)
+    flags.DEFINE_integer("size", 1_000_000, "Coordinates.")
+    flags.DEFINE_integer("repeats", 5, "Timings; the median counts.")
+
+
 def main():
-    workdir = Path(_WORKDIR.value)
+    workdir = Path(flags.FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    found = [measure(name, _SIZE.value, _REPEATS.value) for name in NAMES]
+    found = [measure(name, flags.FLAGS.size, flags.FLAGS.repeats) for name in NAMES]
     first = markdown(
         ["lattice", "acceptance", "tries, expected", "measured", "KS p-value", "encode M/s", "decode M/s"],
         [
@@ -138,4 +140,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

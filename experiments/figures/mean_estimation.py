@@ -22,8 +22,6 @@ from cepam_jax.mechanisms import Keys, Knobs
 from experiments import cli
 from experiments.tables import markdown
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where figure, table and data go.", required=True)
-_REPEATS = flags.DEFINE_integer("repeats", 200, "Independent repetitions per row of the table.")
 _USERS = 500
 
 SETTINGS = [(clients, d) for clients in (10, 100) for d in (64, 1024)]
@@ -137,11 +135,16 @@ def plot(values, reports, table, path):
     figure.savefig(path.with_suffix(".pdf"))
 
 
+def define_flags():
+    flags.DEFINE_string("workdir", None, "Where figure, table and data go.", required=True)
+    flags.DEFINE_integer("repeats", 200, "Independent repetitions per row of the table.")
+
+
 def main():
-    workdir = Path(_WORKDIR.value)
+    workdir = Path(flags.FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     values, reports = demonstration()
-    found = rows(_REPEATS.value)
+    found = rows(flags.FLAGS.repeats)
     header = ["quantizer", "levels", "K", "d", "measured", "± standard error", "exact formula", "upper bound"]
     cells = [
         [
@@ -163,4 +166,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)
