@@ -14,10 +14,12 @@ _SMALLEST_ERROR = 1e-20  # of a tensor that was sent without error
 
 
 class Aggregator(NamedTuple):
-    """Attributes:
-    weigh: (examples of the client f32[], mean squared error of each tensor f32[tensors]) -> f32[] or
-      f32[tensors].
-    per_tensor: whether weights differ from tensor to tensor.
+    """A rule for weights.
+
+    Attributes:
+      weigh: (examples of the client f32[], mean squared error of each of its tensors f32[tensors]) ->
+        f32[] or f32[tensors].
+      per_tensor: whether weights differ from tensor to tensor.
     """
 
     weigh: Callable
