@@ -37,7 +37,7 @@ def test_mean_estimation_matches_the_formula_and_respects_the_bound(kind, levels
 
 def test_the_demonstration_settles():
     values, reports = mean_estimation.demonstration()
-    assert set(np.round(np.unique(reports), 5)) == {round(float(v), 5) for v in (values.min(), values.max())}
+    np.testing.assert_allclose(np.unique(np.round(reports, 5)), [values.min(), values.max()], atol=1e-4)
     assert reports.mean() == pytest.approx(values.mean(), abs=0.15)
 
 
