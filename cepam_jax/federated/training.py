@@ -106,6 +106,15 @@ def steps_of(config: ml_collections.ConfigDict, counts):
     return np.maximum(1, np.round(config.local.steps * share)).astype(np.int32)
 
 
+def shared_key(seed: int):
+    """Root of the shared randomness.
+
+    Set apart from the training key: with equal seeds, whoever knows a client's shared key would
+    otherwise know its private key, which is folded out of the same root.
+    """
+    return jax.random.fold_in(jax.random.key(seed), np.uint32(0x53484152))
+
+
 @functools.lru_cache(maxsize=4)
 def _on_device(name, data_dir):
     data = sources.load(name, data_dir)
@@ -164,7 +173,7 @@ def train(
         steps=jnp.asarray(steps_of(config, split.counts)),
         knobs=knobs_of(config),
         training_key=jax.random.key(config.seeds.training),
-        shared_key=jax.random.key(config.seeds.shared),
+        shared_key=shared_key(config.seeds.shared),
     )
     store = checkpoints.Checkpoints(workdir / "checkpoints")
     restored = store.restore(state)

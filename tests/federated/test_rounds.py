@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from cepam_jax import mechanisms
-from cepam_jax.federated import clients, participation, rounds
+from cepam_jax.federated import clients, participation, rounds, training
 from cepam_jax.federated.aggregators import AGGREGATORS
 from cepam_jax.mechanisms import Knobs
 
@@ -232,9 +232,13 @@ def test_participation_is_a_uniform_subset():
 
 
 def test_no_key_is_used_twice():
-    fed = federation()
-    keys = [rounds.client_keys(fed, r, k) for r in range(20) for k in range(20)]
-    words = np.array([jax.random.key_data(key) for train, ks in keys for key in (train, *ks)])
+    """Over rounds, clients and purposes, also where all seeds are equal, and one step further down:
+    the steps of a chain fold small numbers into their keys."""
+    fed = federation()._replace(training_key=jax.random.key(0), shared_key=training.shared_key(0))
+    keys = [rounds.client_keys(fed, r, k) for r in range(8) for k in range(8)]
+    ends = [key for train, ks in keys for key in (train, *ks)]
+    below = [jax.random.fold_in(key, i) for key in ends for i in range(4)]
+    words = np.array([jax.random.key_data(key) for key in ends + below])
     assert len(np.unique(words, axis=0)) == len(words)
 
 
