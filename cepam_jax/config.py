@@ -20,6 +20,7 @@ from cepam_jax.federated.participation import SCHEDULES
 from cepam_jax.mechanisms import Knobs, Mechanism
 from cepam_jax.mechanisms.clipped import GRANULARITIES, ROUNDINGS, THRESHOLDS
 from cepam_jax.mechanisms.code_length import FAMILIES
+from cepam_jax.mechanisms.code_length import SOURCES as SCALE_SOURCES
 from cepam_jax.mechanisms.dither import RATES
 from cepam_jax.mechanisms.latents import TARGETS
 from cepam_jax.mechanisms.lattices import LATTICES
@@ -49,6 +50,8 @@ FACTORIES = {
     "k_level": lambda c, coded, shapes: mechanisms.k_level(),
     "qsgd": lambda c, coded, shapes: mechanisms.qsgd(),
 }
+
+SCALED = ("lrsuq", "sdq", "noise_sdq", "noise_rounding", "jopeq")  # mechanisms that code with scales
 
 
 def _integer(low, high=None):
@@ -94,6 +97,7 @@ FIELDS = {
     "clients_per_chunk": _integer(0),
     "model": _choice(MODELS),
     "aggregator": _choice(AGGREGATORS),
+    "wire": _BOOLEAN,
     "data.name": _choice(SOURCES),
     "data.dir": ("a path", lambda v: isinstance(v, str)),
     "partition.kind": _choice(KINDS),
@@ -132,6 +136,7 @@ FIELDS = {
     "mechanism.error_feedback": _BOOLEAN,
     "mechanism.quantize": _choice(("updates", "weights")),
     "mechanism.coding": _choice(FAMILIES),
+    "mechanism.scales": _choice(SCALE_SOURCES),
     "mechanism.per_client.gamma": _per_client(_POSITIVE),
     "mechanism.per_client.bits": _per_client(_BITS),
     "mechanism.per_client.fraction": _per_client(_UNIT),
@@ -211,6 +216,18 @@ def _combinations(fields):
         "'none' where config.mechanism.quantize is 'weights': weights are not bounded like updates",
     )
     yield (
+        fields["mechanism.scales"] == "own"
+        or not (fields["mechanism.rotate"] or fields["mechanism.quantize"] == "weights"),
+        "mechanism.scales",
+        "'own' where config.mechanism.rotate is True or config.mechanism.quantize is 'weights': the last "
+        "aggregated update says nothing about what is coded",
+    )
+    yield (
+        fields["mechanism.scales"] == "own" or fields["mechanism.name"] in SCALED,
+        "mechanism.scales",
+        "'own' unless config.mechanism.name is one of " + ", ".join(map(repr, SCALED)),
+    )
+    yield (
         fields["server.momentum"] == 0 or fields["server.optimizer"] == "sgd",
         "server.momentum",
         "0 unless config.server.optimizer is 'sgd'",
@@ -221,7 +238,7 @@ def build_mechanism(settings, shapes: tuple[tuple[int, ...], ...]) -> Mechanism:
     """The mechanism of `config.mechanism`, for updates made of tensors with these shapes."""
     segments = tuple(math.prod(shape) for shape in shapes)
     mixed = settings.rotate  # a rotation leaves no tensor where it was
-    coded = {"segments": None if mixed else segments, "coding": settings.coding}
+    coded = {"segments": None if mixed else segments, "coding": settings.coding, "scales": settings.scales}
     steps = [] if settings.clip == "none" else [mechanisms.clip(settings.clip)]
     if settings.rotate:
         steps.append(mechanisms.rotate())

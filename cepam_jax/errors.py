@@ -18,6 +18,10 @@ class NonFiniteUpdateError(FloatingPointError):
     """A client produced a NaN or infinite update; it was not averaged."""
 
 
+class WireError(ValueError):
+    """Bytes are not a message that the given mechanism, key and knobs can read."""
+
+
 class CheckpointMismatchError(RuntimeError):
     """The work directory belongs to a run with another configuration."""
 

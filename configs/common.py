@@ -52,6 +52,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.clients_per_chunk = 0  # clients trained at the same time; 0: one on a CPU, all elsewhere
     c.model = "mlp"  # linear, mlp, cnn2, cnn3
     c.aggregator = "mean"  # mean, examples, inverse_error
+    c.wire = False  # pack every message into bytes and unpack it again; report both figures
 
     c.data = ml_collections.ConfigDict()
     c.data.name = "mnist"  # digits, mnist, fashion_mnist, cifar10
@@ -100,7 +101,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.mechanism.fraction = 0.25  # of the coordinates that a mask or top_k sends
     c.mechanism.error_feedback = False  # clients add what was lost to their next update
     c.mechanism.quantize = "updates"  # updates, weights
-    c.mechanism.coding = "laplace"  # law assumed when bits are counted: gaussian, laplace
+    c.mechanism.coding = "mixture"  # law that the entropy coder assumes: mixture, laplace, gaussian
+    c.mechanism.scales = "own"  # the coder's scales: own (measured, sent), public (of the last aggregate)
     c.mechanism.per_client = ml_collections.ConfigDict()  # one value per client in place of the above
     c.mechanism.per_client.gamma = ()
     c.mechanism.per_client.bits = ()

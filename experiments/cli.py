@@ -3,16 +3,33 @@
 import sys
 from collections.abc import Callable
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from cepam_jax.errors import (
     CheckpointMismatchError,
     ConfigError,
     DataNotPreparedError,
     NonFiniteUpdateError,
+    WireError,
+    require_choice,
 )
 
-_EXPECTED = (CheckpointMismatchError, ConfigError, DataNotPreparedError, NonFiniteUpdateError)
+_EXPECTED = (CheckpointMismatchError, ConfigError, DataNotPreparedError, NonFiniteUpdateError, WireError)
+
+
+def numbers(flag: str, kind: type = float) -> list:
+    """The value of a list flag as numbers; ConfigError names the flag and what is wrong."""
+    values = flags.FLAGS[flag].value
+    try:
+        return [kind(value) for value in values]
+    except ValueError as error:
+        raise ConfigError(f"--{flag} is {values}; it must be numbers: {error}") from error
+
+
+def choices(flag: str, allowed) -> None:
+    """Checks every value of a list flag; ConfigError names the flag and what is allowed."""
+    for value in flags.FLAGS[flag].value:
+        require_choice(f"--{flag}", value, allowed)
 
 
 def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None) -> None:

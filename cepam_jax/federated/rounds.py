@@ -22,8 +22,9 @@ from jax.flatten_util import ravel_pytree
 from cepam_jax.federated import participation
 from cepam_jax.federated.aggregators import Aggregator
 from cepam_jax.federated.clients import Images
-from cepam_jax.mechanisms import Keys, Knobs, Mechanism
+from cepam_jax.mechanisms import Keys, Knobs, Mechanism, code_length
 from cepam_jax.mechanisms.transforms import l1_norm, l2_norm
+from cepam_jax.wire.transmission import transmit
 
 _NO_CLIENT = np.uint32(2**32 - 1)  # where a key is for the whole round, in place of a client
 
@@ -39,6 +40,8 @@ class State(NamedTuple):
         it was not applied: `round` and `params` are those before it.
       memory: f32[clients, d], what each client's messages have lost so far; None without error
         feedback. Takes the memory of that many updates.
+      scale: int32[tensors], scales of the last aggregated update, for coders whose scales are public;
+        None for others.
     """
 
     params: Any
@@ -46,6 +49,7 @@ class State(NamedTuple):
     round: jax.Array
     invalid_client: jax.Array
     memory: jax.Array | None
+    scale: jax.Array | None = None
 
 
 class Federation(NamedTuple):
@@ -76,6 +80,7 @@ class RoundMetrics(NamedTuple):
     Attributes:
       train_loss: mean loss of local training.
       bits: sum of the messages' ideal code lengths.
+      bytes: sum of the messages' real lengths; 0 unless they were packed.
       norm: mean norm of the update before clipping (L1 if the clip is an L1 clip, else L2).
       clipped_norm: mean norm after clipping.
       signal, noise: sums of squares of clipped updates and of errors.
@@ -84,6 +89,7 @@ class RoundMetrics(NamedTuple):
 
     train_loss: jax.Array
     bits: jax.Array
+    bytes: jax.Array
     norm: jax.Array
     clipped_norm: jax.Array
     signal: jax.Array
@@ -111,6 +117,7 @@ class Plan(NamedTuple):
       per_chunk: participants under one vmap.
       quantize: "updates", or "weights": the client's new weights go through the mechanism.
       schedule: (Knobs of all clients, round) -> Knobs; None: they stay.
+      wire: whether every message is packed into bytes and unpacked again.
     """
 
     local_update: Callable
@@ -122,6 +129,7 @@ class Plan(NamedTuple):
     per_chunk: int
     quantize: str = "updates"
     schedule: Callable | None = None
+    wire: bool = False
 
 
 class _Sums(NamedTuple):
@@ -131,6 +139,27 @@ class _Sums(NamedTuple):
     weight: jax.Array
     steps: jax.Array
     metrics: RoundMetrics
+
+
+def public_scales(mean, segments, sigmas, family, per_round):
+    """What all can know of the next updates' scales: those of the last aggregated update, less noise.
+
+    Args:
+      mean: f32[d], aggregated update.
+      segments: lengths of its tensors.
+      sigmas: f32[clients], deviation of each client's noise.
+      family: law of the coordinates that the coder assumes.
+      per_round: clients that were averaged.
+
+    Returns:
+      int32[segments], in eighths of an octave.
+    """
+    spread = np.float32(code_length.DEVIATION[family])
+    square = code_length.fit_scales(mean, segments, "gaussian").astype(jnp.float32)
+    square = jnp.exp2(2 * square / code_length.SCALES_PER_OCTAVE)
+    noise = jnp.mean(jnp.square(sigmas)) / per_round
+    deviation = jnp.sqrt(jnp.maximum(square - noise, noise / 16)) / spread
+    return jnp.round(code_length.SCALES_PER_OCTAVE * jnp.log2(deviation)).astype(jnp.int32)
 
 
 _VALID = np.int32(2**31 - 1)  # where the number of an invalid client would be
@@ -156,13 +185,16 @@ def make_round(plan: Plan) -> Callable:
 
     def one_client(state, federation, knobs, client, here):
         train_key, keys = client_keys(federation, state.round, client)
-        knobs = jax.tree.map(lambda knob: knob[client], knobs)
+        knobs = jax.tree.map(lambda knob: knob[client], knobs)._replace(scale=state.scale)
         of_client = (federation.rows[client], federation.counts[client], federation.steps[client])
         update, loss, step_weight = plan.local_update(state.params, federation.data, *of_client, train_key)
         if state.memory is not None:
             update += state.memory[client]
         base = ravel_pytree(state.params)[0] if plan.quantize == "weights" else 0.0
         message = mechanism.encode(keys, base + update, knobs)
+        size = jnp.int32(0)
+        if plan.wire:
+            message, size = transmit(mechanism, keys.shared, message, knobs, state.round, client)
         decoded = mechanism.decode(keys.shared, message, knobs) - base
         clipped = mechanism.reference(base + update, knobs) - base
         valid = jnp.isfinite(update).all() & jnp.isfinite(decoded).all()
@@ -171,6 +203,7 @@ def make_round(plan: Plan) -> Callable:
         metrics = RoundMetrics(
             train_loss=here * loss / per_round,
             bits=here * (mechanism.bits(keys.shared, message, knobs) + extra_bits),
+            bytes=here * (size + extra_bits // 8 if plan.wire else 0.0),
             norm=here * measure(update) / per_round,
             clipped_norm=here * measure(clipped) / per_round,
             signal=here * jnp.sum(jnp.square(clipped)),
@@ -213,7 +246,8 @@ def make_round(plan: Plan) -> Callable:
             (clients, here),
         )
         step_weight = sums.steps / jnp.mean(sums.weight)
-        descent = unravel(-step_weight * sums.update / per_coordinate(sums.weight))
+        mean = sums.update / per_coordinate(sums.weight)
+        descent = unravel(-step_weight * mean)
         change, server_state = plan.server.update(descent, state.server, state.params)
         after = State(
             optax.apply_updates(state.params, change),
@@ -225,6 +259,9 @@ def make_round(plan: Plan) -> Callable:
                 state.memory,
                 memory,
             ),
+            None
+            if state.scale is None
+            else public_scales(mean, plan.segments, knobs.sigma, mechanism.code.family, per_round),
         )
         failed = invalid < _VALID
         state = jax.tree.map(lambda a, b: jnp.where(failed, b, a), after, state)

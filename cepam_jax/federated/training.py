@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from cepam_jax.federated import rounds
 from cepam_jax.federated.aggregators import AGGREGATORS
 from cepam_jax.federated.clients import Images, LocalTraining, make_local_update
 from cepam_jax.federated.participation import SCHEDULES, scheduled
+from cepam_jax.mechanisms import code_length
 from cepam_jax.metrics import MetricsFile
 
 _TEST_BATCH = 1000
@@ -29,7 +31,7 @@ class Program(NamedTuple):
     """What one configuration compiles to; shared by all runs that differ in arrays alone.
 
     Attributes:
-      initialize: key -> State.
+      initialize: (key, clip norm) -> State.
       block: from `rounds.make_block`.
       coordinates: d, length of an update.
     """
@@ -69,17 +71,23 @@ def _program(fields_text, image_shape, num_classes, backend):
     per_chunk = config.clients_per_chunk or (1 if backend == "cpu" else per_round)
 
     remembers = config.mechanism.error_feedback
+    mechanism = build_mechanism(config.mechanism, tensors)
 
-    def initialize(key):
+    def initialize(key, clip_norm):
         params = models.initialize(module, key, image_shape)
         memory = jnp.zeros((config.num_clients, sum(segments))) if remembers else None
-        return rounds.State(params, server.init(params), jnp.int32(0), jnp.int32(-1), memory)
+        scale = None
+        if "scale" in mechanism.about.knobs:  # before anything is known: the clip norm, spread evenly
+            octaves = jnp.log2(clip_norm / math.sqrt(sum(segments)))
+            scale = jnp.round(code_length.SCALES_PER_OCTAVE * octaves).astype(jnp.int32)
+            scale = jnp.full(len(segments), scale)
+        return rounds.State(params, server.init(params), jnp.int32(0), jnp.int32(-1), memory, scale)
 
     local = {name: config.local[name] for name in LocalTraining._fields}
     run_round = rounds.make_round(
         rounds.Plan(
             local_update=make_local_update(module, LocalTraining(**local)),
-            mechanism=build_mechanism(config.mechanism, tensors),
+            mechanism=mechanism,
             aggregator=AGGREGATORS[config.aggregator],
             server=server,
             segments=segments,
@@ -87,6 +95,7 @@ def _program(fields_text, image_shape, num_classes, backend):
             per_chunk=min(per_chunk, per_round),
             quantize=config.mechanism.quantize,
             schedule=_schedule(config),
+            wire=config.wire,
         )
     )
     block = rounds.make_block(run_round, rounds.make_evaluate(module, _TEST_BATCH), config.eval_every)
@@ -125,6 +134,11 @@ def _on_device(name, data_dir):
     )
 
 
+def load_images(config: ml_collections.ConfigDict) -> tuple[Images, Images]:
+    """Training and test images of a configuration, on the device; loaded once per process."""
+    return _on_device(config.data.name, config.data.dir)
+
+
 def split_of(config: ml_collections.ConfigDict, labels) -> partition.Partition:
     """The partition that a configuration asks for."""
     names = {"dirichlet": "alpha", "shards": "shards_per_client", "quantity": "exponent"}
@@ -159,13 +173,13 @@ def train(
     data = sources.load(config.data.name, config.data.dir)
     split = split_of(config, data.train_labels)
     compiled = program(config, data.train_images.shape[1:], data.num_classes)
-    state = compiled.initialize(jax.random.key(config.seeds.model))
+    state = compiled.initialize(jax.random.key(config.seeds.model), jnp.float32(config.mechanism.clip_norm))
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints.claim(workdir, json.loads(config.to_json()), ("data.dir", *_unscheduled(config)))
     _describe(data, split, workdir)
 
-    train_images, test_images = _on_device(config.data.name, config.data.dir)
+    train_images, test_images = load_images(config)
     federation = rounds.Federation(
         data=train_images,
         rows=jnp.asarray(split.indices),
@@ -246,6 +260,7 @@ def summarize(metrics, evaluation, last_round: int, ran: int, coordinates: int, 
         "train_loss": _finite(total["train_loss"] / ran),
         "bits_per_coordinate": total["bits"] / ran / coordinates,
         "uplink_bits": total["bits"],
+        **({"uplink_bytes": total["bytes"]} if total["bytes"] else {}),
         "update_norm": total["norm"] / ran,
         "clipped_norm": total["clipped_norm"] / ran,
         "snr": total["signal"] / total["noise"] if total["noise"] > 0 else None,

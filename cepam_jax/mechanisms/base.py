@@ -20,6 +20,8 @@ Laws, each tested for every mechanism of the registry:
 5. An update with a NaN or infinite coordinate does not decode to finite numbers alone, nor does
    one too large to be coded: an invalid update is never laundered into a valid one.
 6. The same keys and x give the same message; keys are for one round of one client.
+7. `wire.unpack(wire.pack(message))` is the message, from its bytes, the shared key and the knobs; the
+   bytes are as many as `bits` says, within 2 % and a header.
 """
 
 import dataclasses
@@ -55,6 +57,8 @@ class Knobs(NamedTuple):
       bits: bits per coordinate of uniform quantizers.
       levels: number of levels of stochastic quantizers.
       fraction: share of the coordinates that are sent.
+      scale: int32[segments], public guess of the update's scales in eighths of an octave, for mechanisms
+        built with scales="public".
     """
 
     sigma: Any = None
@@ -63,6 +67,7 @@ class Knobs(NamedTuple):
     bits: Any = None
     levels: Any = None
     fraction: Any = None
+    scale: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -109,26 +114,63 @@ class About(NamedTuple):
     local: bool = True
 
 
+class Code(NamedTuple):
+    """How a mechanism's symbols are distributed: what `wire` needs to write them. Static.
+
+    Attributes:
+      kind: "float" (written as they are), "levels" (uniform over an alphabet) or "lattice".
+      alphabet: Knobs of numbers -> (lowest symbol, number of symbols), of levels.
+      lattice: its name.
+      layer: law of the layers of LRSUQ, "gaussian" or "laplace"; "cell" if there are none.
+      streams: tags of the shared streams of layers and dithers; None: not used.
+      width: (side information, Knobs of numbers) -> float, scale of the lattice; with layers, the scale per
+        unit of `latents.radius`.
+      family: law of the update's coordinates, one of `code_length.FAMILIES`.
+      segments: lengths of the tensors that have a scale of their own; None: one.
+      key: shared key of the whole -> shared key of these symbols.
+      size: d of the update -> coordinates that are quantized.
+      weight: (shared key of the whole, Message, Knobs) -> f32[size], 0 where a coordinate is not sent; None:
+        all are.
+      side: side information of the whole -> side information of these symbols.
+    """
+
+    kind: str
+    alphabet: Callable | None = None
+    lattice: str = "Z1"
+    layer: str = "cell"
+    streams: tuple[int | None, int | None] = (None, None)
+    width: Callable | None = None
+    family: str = "laplace"
+    segments: tuple[int, ...] | None = None
+    key: Callable = lambda shared: shared
+    size: Callable = lambda d: d
+    weight: Callable | None = None
+    side: Callable = lambda side: side
+
+
 class Mechanism(NamedTuple):
     """A mechanism: see the module's laws.
 
     Attributes:
-      encode: (Keys, x f32[d], Knobs) -> Message. What the client does.
+      encode: (Keys, x f32[d], Knobs, weight f32[d] or None) -> Message. What the client does. Coordinates
+        with weight 0 will not be sent; they do not count where the update is measured.
       decode: (shared key, Message, Knobs) -> f32[d]. What the server does.
       bits: (shared key, Message, Knobs, weight f32[d] or None) -> f32[], ideal code length of the
         message in bits; a coordinate with weight 0 is not sent and costs nothing.
       reference: (x f32[d], Knobs) -> f32[d], the vector the error is measured from: x after the
         deterministic steps of the chain, such as clipping.
       about: static facts.
+      code: how the symbols are distributed.
       variance: (x f32[d], Knobs) -> f32[d] or f32[], expected squared error per coordinate; None
         where there is no formula.
     """
 
-    encode: Callable[[Keys, jax.Array, Knobs], Message]
+    encode: Callable[..., Message]
     decode: Callable[[jax.Array, Message, Knobs], jax.Array]
     bits: Callable[..., jax.Array]
     reference: Callable[[jax.Array, Knobs], jax.Array]
     about: About
+    code: Code
     variance: Callable[[jax.Array, Knobs], jax.Array] | None = None
 
 
@@ -197,7 +239,16 @@ def chain(*steps: Transform | Mechanism) -> Mechanism:
     def own(key, i):
         return jax.random.fold_in(key, i)
 
-    def encode(keys, x, knobs):
+    def weighted(shared, side, knobs, d, weight=None):
+        """Product of the steps' weights: 0 where a coordinate is not sent; None: all are."""
+        before = sizes(d)
+        for i, step in enumerate(transforms):
+            if step.weight:
+                kept = step.weight(own(shared, i), side.get(f"{i}:{step.name}"), knobs, before[i])
+                weight = kept if weight is None else weight * kept
+        return weight
+
+    def encode(keys, x, knobs, weight=None):
         check_vector(x)
         d, side = x.shape[0], {}
         for i, step in enumerate(transforms):
@@ -206,7 +257,7 @@ def chain(*steps: Transform | Mechanism) -> Mechanism:
             if found is not None:
                 side[f"{i}:{step.name}"] = found
         rest = Keys(own(keys.shared, len(transforms)), own(keys.private, len(transforms)))
-        message = last.encode(rest, x, knobs)
+        message = last.encode(rest, x, knobs, weighted(keys.shared, side, knobs, d, weight))
         nested = {"chain": message.side} if message.side else {}
         return dataclasses.replace(message, side=side | nested, length=d)
 
@@ -231,9 +282,7 @@ def chain(*steps: Transform | Mechanism) -> Mechanism:
             found = message.side.get(f"{i}:{step.name}")
             if step.side_bits:
                 total += step.side_bits(found, knobs, before[i])
-            if step.weight:
-                kept = step.weight(own(shared, i), found, knobs, before[i])
-                weight = kept if weight is None else weight * kept
+        weight = weighted(shared, message.side, knobs, message.length, weight)
         return total + last.bits(own(shared, len(transforms)), inner(message), knobs, weight)
 
     def reference(x, knobs):
@@ -251,6 +300,20 @@ def chain(*steps: Transform | Mechanism) -> Mechanism:
         entering = first.reference(x, knobs) if first.reference else x
         return first.variance(entering, knobs, rest.variance)
 
+    def code_weight(shared, message, knobs):
+        weight = weighted(shared, message.side, knobs, message.length)
+        if last.code.weight is None:
+            return weight
+        kept = last.code.weight(own(shared, len(transforms)), inner(message), knobs)
+        return kept if weight is None else weight * kept
+
+    sparse = sparse or last.code.weight
+    code = last.code._replace(
+        key=lambda shared: last.code.key(own(shared, len(transforms))),
+        size=lambda d: last.code.size(sizes(d)[-1]),
+        weight=code_weight if sparse else None,
+        side=lambda side: last.code.side(side.get("chain", {})),
+    )
     known = last.variance and all(step.variance for step in transforms)
     return Mechanism(
         encode,
@@ -258,6 +321,7 @@ def chain(*steps: Transform | Mechanism) -> Mechanism:
         bits,
         lambda x, knobs: last.reference(reference(x, knobs), knobs),
         _about(transforms, last.about),
+        code,
         variance if known else None,
     )
 

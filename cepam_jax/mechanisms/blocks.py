@@ -4,12 +4,14 @@ Block j holds coordinates n j to n j + n - 1; the last block is filled up with z
 block j is dithered by the shared words at counter (h, j), so a decoder looks it up at once.
 """
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
-from cepam_jax.errors import require
-from cepam_jax.mechanisms import code_length, counter
+from cepam_jax.mechanisms import acceptance, code_length, counter, rejection
 from cepam_jax.mechanisms.lattices import Lattice
+from cepam_jax.mechanisms.lattices import acceptance as acceptance_probability
 
 # Stands for a coordinate that cannot be coded: NaN, infinite, or 2^31 cells away from zero.
 INVALID = np.int32(-(2**31))
@@ -88,31 +90,92 @@ def place(lat: Lattice, stream, symbols, proposal, d: int):
     return values * np.float32(lat.unit) + box
 
 
-def code_bits(lat: Lattice, center, width, side, lengths, family, weight):
-    """Ideal bits of all symbols and of the segments' scales.
+_LOG_2 = np.float32(np.log(2))
 
-    Each axis is coded by itself, as a cell of the lattice's volume (`code_length`).
+
+def code_bits(center, width, scale, family: str, weight):
+    """Ideal bits of symbols whose axes are independent: Z^n without rejection.
 
     Args:
-      center: f32[d], lattice point plus dither in units of the scale.
+      center: f32[d], lattice point plus dither in units of the lattice's scale.
       width: scale of the lattice, per coordinate or one.
-      side: int32[segments], the segments' scales.
-      lengths: of the segments.
+      scale: f32[d], scale of the coordinates.
       family: law of the coordinates.
       weight: f32[d] or None.
     """
-    scale = code_length.scale_per_coordinate(side, lengths)
-    across = width * np.float32(lat.volume ** (1 / lat.dimension))
-    nats = code_length.cell_nats(width * center, across, scale, family)
-    total = jnp.sum(nats if weight is None else jnp.where(weight > 0, weight * nats, 0))
-    return total / np.float32(np.log(2)) + np.float32(code_length.SCALE_BITS * len(lengths))
+    nats = code_length.cell_nats(width * center, width, scale, family)
+    return jnp.sum(nats if weight is None else jnp.where(weight > 0, nats, 0)) / _LOG_2
 
 
-def segments_of(segments: tuple[int, ...] | None, d: int) -> tuple[int, ...]:
-    """The non-empty segments of an update of d coordinates; ConfigError unless they fill it."""
-    segments = (d,) if segments is None else segments
-    require(sum(segments) == d, "segments", segments, f"lengths with sum {d}, the length of x")
-    return tuple(n for n in segments if n)
+def block_bits(lat: Lattice, layer: str, stream, message, width, scale, family: str, weight):
+    """Ideal bits of symbols and index together, as `acceptance` predicts them.
+
+    For every proposal up to the accepted one: was it accepted? Then: at the point that zero would have taken?
+    If not, the deviation from that point is coded axis by axis.
+
+    Args:
+      lat: lattice.
+      layer: of `acceptance.LAYERS`.
+      stream: of the dithers.
+      message: Message with symbols, and with an index unless the layer is the cell.
+      width: scale of the lattice, f32[blocks] or one.
+      scale: f32[d], scale of the coordinates.
+      family: law of the coordinates.
+      weight: f32[d] or None.
+    """
+    d, n = message.length, lat.dimension
+    if d == 0:
+        return jnp.float32(0)
+    ids = jnp.arange(count(n, d), dtype=jnp.uint32)
+    width = jnp.broadcast_to(width, ids.shape)
+    scales = jnp.pad(scale, (0, -d % n), mode="edge").reshape(-1, n).T / width
+    deviation = scales[0] * np.float32(code_length.DEVIATION[family])
+    predict = functools.partial(acceptance.predict, lat, layer, acceptance.table_of(family))
+
+    def zero_at(proposal, ids):
+        """What zero would do: integers of its point, its error, the two probabilities."""
+        box = lat.point([jnp.zeros(ids.shape)] * n, boxes(lat, stream, proposal, ids))
+        integers = lat.nearest([-v for v in box])
+        error = lat.point(integers, [jnp.float32(0)] * n)
+        return integers, [p + v for p, v in zip(error, box, strict=True)]
+
+    def rejected_cost(proposal, ids, deviation):
+        _, error = zero_at(proposal, ids)
+        same, other = predict(acceptance.norm(error, layer), deviation)
+        return -jnp.log2(jnp.maximum(1 - same - other, acceptance.LEAST))
+
+    if message.index is None:
+        index, bits = np.uint32(0), jnp.zeros(ids.shape)
+    else:
+        index = jnp.asarray(message.index)
+        p = acceptance_probability(lat, layer)
+        bits = rejection.sum_over_rejected(rejected_cost, ids, deviation, index, p)
+    integers, error = zero_at(index, ids)
+    same, other = predict(acceptance.norm(error, layer), deviation)
+    padded = (
+        jnp.pad(jnp.asarray(message.symbols), (0, len(ids) * n - message.symbols.shape[0])).reshape(-1, n).T
+    )
+    sent = jnp.pad(jnp.ones(message.symbols.shape, bool), (0, len(ids) * n - message.symbols.shape[0]))
+    sent = sent.reshape(-1, n).T
+    nats, stays, before, at_zero = 0.0, 1.0, {}, True
+    for axis in lat.order:
+        # Deviations in int32: f32 would lose the parity of large ones; the sums of few small ones are exact.
+        k = jnp.where(sent[axis], padded[axis] - integers[axis].astype(jnp.int32), 0).astype(jnp.float32)
+        spacing = np.float32(lat.spacing[axis])
+        first, start = lat.residue(axis, error[axis], before)
+        center = start + spacing * jnp.round((k - first) / lat.modulus[axis])
+        cost = code_length.cell_nats(center, spacing, scales[axis], family)
+        nats += jnp.where(sent[axis], cost, 0.0)
+        nearest = code_length.cell_nats(error[axis], spacing, scales[axis], family)
+        stays *= jnp.where(sent[axis], jnp.exp(-nearest), 1.0)
+        at_zero &= k == 0
+        before[axis] = k
+    elsewhere = -jnp.log2(jnp.maximum(other, acceptance.LEAST)) + nats / _LOG_2
+    elsewhere += jnp.log2(jnp.maximum(1 - stays, acceptance.LEAST))
+    bits += jnp.where(at_zero, -jnp.log2(jnp.maximum(same, acceptance.LEAST)), jnp.maximum(elsewhere, 0.0))
+    if weight is not None:
+        bits *= jnp.pad(weight > 0, (0, -d % n)).reshape(-1, n).any(1)
+    return jnp.sum(bits)
 
 
 def integers(rounded):

@@ -10,7 +10,7 @@ import numpy as np
 
 from cepam_jax.errors import require, require_choice
 from cepam_jax.mechanisms import blocks
-from cepam_jax.mechanisms.base import About, Mechanism, Message, check_knobs, check_vector
+from cepam_jax.mechanisms.base import About, Code, Mechanism, Message, check_knobs, check_vector
 from cepam_jax.mechanisms.stochastic import stochastic_round, stochastic_variance
 
 ROUNDINGS = ("deterministic", "stochastic")
@@ -171,7 +171,8 @@ def clipped(
         position = (jnp.clip(x, -c, c) + c) / jnp.where(spacing > 0, spacing, 1)
         return jnp.clip(position, 0, levels(knobs)), spacing
 
-    def encode(keys, x, knobs):
+    def encode(keys, x, knobs, weight=None):
+        del weight
         check_vector(x)
         check_knobs(knobs, ("bits",))
         sent = thresholds(x, knobs)
@@ -217,5 +218,6 @@ def clipped(
             knobs=("bits",),
             local=False,
         ),
+        Code("levels", alphabet=lambda knobs: (0, 2 ** int(knobs.bits))),
         variance,
     )

@@ -6,36 +6,50 @@ The receiver knows the step d (through the latent) and the dither V, so a coordi
   P(m | d, V) = F((m + V + 1/2) d) - F((m + V - 1/2) d)
 
 where F is the distribution function of the update's coordinates. Without the conditioning the
-cost is H(m) > H(m | d, V): at small updates several times as much. F is a zero-mean Laplace or
-Gaussian law whose scale is sent once per segment (tensor) as a small integer.
+cost is H(m) > H(m | d, V): at small updates several times as much. F is a zero-mean law (Gaussian,
+Laplace, or a mixture of two Laplace laws) whose scale is sent once per segment (tensor) as a small
+integer. On blocks of several coordinates the index of the accepted proposal is predicted too:
+`acceptance`. The package `wire` writes these bits for real, with the same probabilities.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cepam_jax.errors import require, require_choice
+from cepam_jax.mechanisms import exact
+
 SCALES_PER_OCTAVE = 8  # a scale off by 4 % costs less than 0.1 % of the bits
 SCALE_BITS = 16
-_LARGEST_SCALE = 880  # 2^110: f32 still has room for a lattice that is finer than the data
+LARGEST_SCALE = 880  # 2^110: f32 still has room for a lattice that is finer than the data
 
 
-def _moment(x, family):
-    if family == "laplace":
-        return jnp.mean(jnp.abs(x))
+FAMILIES = tuple(exact.COMPONENTS)
+SOURCES = ("own", "public")
+# Differential entropy in bits of each family's law with scale 1; for the mixture by integration.
+ENTROPY = {"gaussian": 2.0471, "laplace": 2.4427, "mixture": 2.3708}
+# Standard deviation of each family's law with scale 1.
+DEVIATION = {"gaussian": 1.0, "laplace": 2**0.5, "mixture": (0.4**2 + 1.6**2) ** 0.5}
+
+
+def _moment(x, sent, family):
+    number = jnp.maximum(jnp.sum(sent), 1.0)
+    if family != "gaussian":
+        return jnp.sum(jnp.abs(x) * sent) / number
     scale = jnp.maximum(jnp.max(jnp.abs(x), initial=0.0), jnp.finfo(jnp.float32).tiny)
-    return scale * jnp.sqrt(jnp.mean(jnp.square(x / scale)))
+    return scale * jnp.sqrt(jnp.sum(jnp.square(x / scale) * sent) / number)
 
 
-FAMILIES = ("gaussian", "laplace")
-
-
-def fit_scales(x, segments: tuple[int, ...], family: str):
-    """Maximum-likelihood scale of each segment, rounded to eighths of an octave.
+def fit_scales(x, segments: tuple[int, ...], family: str, weight=None):
+    """Scale of each segment, rounded to eighths of an octave.
 
     Args:
       x: f32[d].
       segments: lengths of the segments, summing to d.
-      family: "laplace" (scale = mean absolute value) or "gaussian" (root mean square).
+      family: "laplace" and "mixture" (scale = mean absolute value) or "gaussian" (root mean square).
+      weight: f32[d], 0 where a coordinate is not sent and does not count; None: all are.
 
     Returns:
       int32[len(segments)]: 8 log2(scale).
@@ -43,10 +57,13 @@ def fit_scales(x, segments: tuple[int, ...], family: str):
     if not segments:
         return jnp.zeros((0,), jnp.int32)
     starts = np.cumsum((0, *segments[:-1]))
-    moments = jnp.stack([_moment(x[a : a + n], family) for a, n in zip(starts, segments, strict=True)])
+    sent = jnp.ones(x.shape) if weight is None else (weight > 0).astype(jnp.float32)
+    moments = jnp.stack(
+        [_moment(x[a : a + n], sent[a : a + n], family) for a, n in zip(starts, segments, strict=True)]
+    )
     exponent = jnp.round(SCALES_PER_OCTAVE * jnp.log2(moments))
-    bounded = jnp.clip(exponent, -_LARGEST_SCALE, _LARGEST_SCALE)
-    return jnp.where(jnp.isnan(exponent), _LARGEST_SCALE, bounded).astype(jnp.int32)
+    bounded = jnp.clip(exponent, -LARGEST_SCALE, LARGEST_SCALE)
+    return jnp.where(jnp.isnan(exponent), LARGEST_SCALE, bounded).astype(jnp.int32)
 
 
 def scale_per_coordinate(scales, segments: tuple[int, ...]):
@@ -57,13 +74,70 @@ def scale_per_coordinate(scales, segments: tuple[int, ...]):
     )
 
 
+class Scales(NamedTuple):
+    """Where the scales of an update come from.
+
+    Attributes:
+      segments: lengths of the tensors; None: the whole update is one.
+      family: law of the coordinates.
+      source: "own" (measured on the update, sent) or "public" (the knob `scale`).
+    """
+
+    segments: tuple[int, ...] | None
+    family: str
+    source: str
+
+    def check(self):
+        """Raises ConfigError for what does not exist; returns itself."""
+        require_choice("coding", self.family, FAMILIES)
+        require_choice("scales", self.source, SOURCES)
+        return self
+
+    @property
+    def knobs(self) -> tuple[str, ...]:
+        """Knobs that are needed."""
+        return ("scale",) if self.source == "public" else ()
+
+    def lengths(self, d: int) -> tuple[int, ...]:
+        """The non-empty segments of d coordinates; ConfigError unless they fill them."""
+        segments = (d,) if self.segments is None else self.segments
+        require(sum(segments) == d, "segments", segments, f"lengths with sum {d}, the length of x")
+        return tuple(n for n in segments if n)
+
+    def measure(self, x, weight, knobs) -> dict:
+        """Side information of a message; ConfigError if public scales are missing."""
+        require(
+            self.source == "own" or knobs.scale is not None,
+            "knob scale",
+            None,
+            "int32[segments] for a mechanism built with scales='public'",
+        )
+        lengths = self.lengths(x.shape[0])
+        return {"scale": fit_scales(x, lengths, self.family, weight)} if self.source == "own" else {}
+
+    def per_coordinate(self, side: dict, knobs, d: int):
+        """f32[d]."""
+        scales = side["scale"] if self.source == "own" else jnp.asarray(knobs.scale)
+        return scale_per_coordinate(scales, self.lengths(d))
+
+    def bits(self, d: int):
+        """Bits of the side information."""
+        return np.float32(SCALE_BITS * len(self.lengths(d)) if self.source == "own" else 0)
+
+
 def cell_nats(center, width, scale, family: str):
     """-ln P(center - width/2 < X < center + width/2), accurate far into the tails.
 
     Args:
       center, width, scale: f32 arrays, broadcastable; width and scale positive.
-      family: "laplace" or "gaussian", the zero-mean law of X with this scale.
+      family: one of `FAMILIES`, the zero-mean law of X with this scale.
     """
+    if family == "mixture":
+        parts = [
+            cell_nats(center, width, scale * np.float32(own), "laplace") - np.float32(np.log(share))
+            for share, own in exact.COMPONENTS[family]
+        ]
+        return -jnp.logaddexp(-parts[0], -parts[1])
     # Bounded, so that an all-zero segment (the smallest scale) under huge noise is no inf - inf.
     near = jnp.clip((jnp.abs(center) - width / 2) / scale, -1e30, 1e30)  # negative: cell contains zero
     wide = jnp.minimum(width / scale, 1e30)

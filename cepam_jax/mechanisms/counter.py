@@ -49,25 +49,28 @@ def stream(key: jax.Array, tag: int):
     `jax.random.normal(key, ...)` uses elsewhere, and error and input would correlate.
 
     Args:
-      key: one PRNG key (typed, or raw uint32[2] or uint32[4]).
+      key: one PRNG key (typed, or raw uint32[2] or uint32[4]; numpy for the host).
       tag: names the purpose; different tags give unrelated streams.
 
     Returns:
-      Pair of uint32 scalars, a key for `words`.
+      Pair of uint32 scalars, a key for `words` (arrays of one word for a numpy key).
     """
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if not isinstance(key, np.ndarray) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
-    state = threefry2x32((key[0], key[1]), (np.uint32(0x43455041), np.uint32(tag)))
+    # On the host as arrays of one word: numpy's scalars would warn when they wrap around.
+    words_of_key = np.split(key, len(key)) if isinstance(key, np.ndarray) else key
+    state = threefry2x32((words_of_key[0], words_of_key[1]), (np.uint32(0x43455041), np.uint32(tag)))
     for i in range(2, key.shape[0], 2):  # wider keys (rbg) are folded in, two words at a time
-        state = threefry2x32(state, (key[i], key[i + 1]))
+        state = threefry2x32(state, (words_of_key[i], words_of_key[i + 1]))
     return state
 
 
 def words(stream_key, major, minor):
-    """Two uint32 words for each counter (major, minor)."""
-    major = jnp.asarray(major, jnp.uint32)
-    minor = jnp.asarray(minor, jnp.uint32)
-    return threefry2x32(stream_key, jnp.broadcast_arrays(major, minor))
+    """Two uint32 words for each counter (major, minor); numpy arrays in, numpy arrays out."""
+    xp = np if isinstance(minor, np.ndarray) else jnp
+    major = xp.asarray(major, xp.uint32)
+    minor = xp.asarray(minor, xp.uint32)
+    return threefry2x32(stream_key, xp.broadcast_arrays(major, minor))
 
 
 def centered(word):

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.errors import require_choice
-from cepam_jax.mechanisms import blocks, code_length, counter, lattices
+from cepam_jax.mechanisms import acceptance, blocks, code_length, counter, exact, lattices
 from cepam_jax.mechanisms.base import (
     About,
+    Code,
     Knobs,
     Mechanism,
     Message,
@@ -31,7 +32,8 @@ def sdq(
     lattice: str = "Z1",
     rate: str = "step",
     segments: tuple[int, ...] | None = None,
-    coding: str = "laplace",
+    coding: str = "mixture",
+    scales: str = "own",
 ) -> Mechanism:
     """Subtractive dithered quantization (FL + SDQ of 2501.12046; UVeQFed, 2006.03262).
 
@@ -40,30 +42,36 @@ def sdq(
       rate: the knob that sets the lattice's scale: "step", the scale itself; "sigma", the error's
         standard deviation per coordinate; or "bits", the rate per coordinate that the update's own
         scale leads to at high resolution (the scale is then sent).
-      segments, coding: as for `lrsuq`.
+      segments, coding, scales: as for `lrsuq`.
     """
     lat = lattices.lattice(lattice)
     require_choice("rate", rate, RATES)
-    require_choice("coding", coding, code_length.FAMILIES)
+    sized = code_length.Scales(segments, coding, scales).check()
     n = lat.dimension
+    factor = 1.0 if rate == "step" else lat.second_moment**-0.5
+    # Differential entropy of the coordinates, less the bits to spend, is the cell's log volume.
+    per_axis = code_length.ENTROPY[coding] - float(np.log2(lat.volume)) / n
 
     def scale(side, knobs):
         check_knobs(knobs, (rate,))
         if rate != "bits":
-            factor = 1.0 if rate == "step" else lat.second_moment**-0.5
             return jnp.asarray(getattr(knobs, rate), jnp.float32) * np.float32(factor)
-        # Differential entropy of the coordinates, less the bits to spend, is the cell's log volume.
-        entropy = np.log2(2 * np.e) if coding == "laplace" else 0.5 * np.log2(2 * np.pi * np.e)
         scale = side["whole"][0].astype(jnp.float32) / code_length.SCALES_PER_OCTAVE
-        per_axis = np.float32(entropy - np.log2(lat.volume) / n)
-        return jnp.exp2(scale + per_axis - jnp.asarray(knobs.bits, jnp.float32))
+        return jnp.exp2(scale + np.float32(per_axis) - jnp.asarray(knobs.bits, jnp.float32))
 
-    def encode(keys, x, knobs):
+    def host_scale(side, knobs):
+        """For the coder: near `scale`, but the same number on every machine."""
+        if rate != "bits":
+            return np.float64(getattr(knobs, rate)) * factor
+        log_scale = side["whole"][0] / code_length.SCALES_PER_OCTAVE + per_axis - np.float64(knobs.bits)
+        return exact.power_of_two(log_scale)
+
+    def encode(keys, x, knobs, weight=None):
         check_vector(x)
         d = x.shape[0]
-        side = {"scale": code_length.fit_scales(x, blocks.segments_of(segments, d), coding)}
+        side = sized.measure(x, weight, knobs)
         if rate == "bits":
-            side["whole"] = code_length.fit_scales(x, (d,), coding)
+            side["whole"] = code_length.fit_scales(x, (d,), coding, weight)
         ids = jnp.arange(blocks.count(n, d), dtype=jnp.uint32)
         stream = counter.stream(keys.shared, _DITHERS)
         dither = lat.point([jnp.float32(0)] * n, blocks.boxes(lat, stream, np.uint32(0), ids))
@@ -77,10 +85,14 @@ def sdq(
         return blocks.place(lat, stream, message.symbols, np.uint32(0), message.length)
 
     def bits(shared, message, knobs, weight=None):
-        lengths = blocks.segments_of(segments, message.length)
-        width, side = scale(message.side, knobs), message.side["scale"]
-        total = blocks.code_bits(lat, place(shared, message), width, side, lengths, coding, weight)
-        return total + (code_length.SCALE_BITS if rate == "bits" else 0)
+        d = message.length
+        width, own = scale(message.side, knobs), sized.per_coordinate(message.side, knobs, d)
+        if acceptance.needed(lat, "cell"):
+            stream = counter.stream(shared, _DITHERS)
+            total = blocks.block_bits(lat, "cell", stream, message, width, own, coding, weight)
+        else:
+            total = blocks.code_bits(place(shared, message), width, own, coding, weight)
+        return total + sized.bits(d) + (code_length.SCALE_BITS if rate == "bits" else 0)
 
     def variance(x, knobs):
         side = {"whole": code_length.fit_scales(x, (x.shape[0],), coding)}
@@ -96,51 +108,62 @@ def sdq(
             law="uniform",
             block=n,
             randomness=("shared",),
-            knobs=(rate,),
+            knobs=(rate, *sized.knobs),
             local=rate != "bits",
+        ),
+        code=Code(
+            "lattice",
+            lattice=lattice,
+            streams=(None, _DITHERS),
+            width=host_scale,
+            family=coding,
+            segments=segments,
         ),
         variance=variance,
     )
 
 
-def rounding(segments: tuple[int, ...] | None = None, coding: str = "laplace") -> Mechanism:
+def rounding(
+    segments: tuple[int, ...] | None = None, coding: str = "mixture", scales: str = "own"
+) -> Mechanism:
     """Plain rounding to multiples of `knobs.step`: no dither, an error that depends on x.
 
     The papers' "noise, then quantization"; unbiased only in so far as noise came before.
     """
-    lat = lattices.LATTICES["Z1"]
+    sized = code_length.Scales(segments, coding, scales).check()
 
-    def encode(keys, x, knobs):
+    def encode(keys, x, knobs, weight=None):
         del keys
         check_vector(x)
         check_knobs(knobs, ("step",))
-        d = x.shape[0]
-        side = {"scale": code_length.fit_scales(x, blocks.segments_of(segments, d), coding)}
-        return Message(blocks.integers(jnp.round(x / knobs.step)), None, side, d)
+        symbols = blocks.integers(jnp.round(x / knobs.step))
+        return Message(symbols, None, sized.measure(x, weight, knobs), x.shape[0])
 
     def center(message):
         symbols = message.symbols
         return jnp.where(symbols == blocks.INVALID, jnp.nan, symbols.astype(jnp.float32))
 
     def bits(shared, message, knobs, weight=None):
-        lengths = blocks.segments_of(segments, message.length)
         step = jnp.asarray(knobs.step, jnp.float32)
-        return blocks.code_bits(lat, center(message), step, message.side["scale"], lengths, coding, weight)
+        own = sized.per_coordinate(message.side, knobs, message.length)
+        return blocks.code_bits(center(message), step, own, coding, weight) + sized.bits(message.length)
 
     return Mechanism(
         encode=encode,
         decode=lambda shared, message, knobs: knobs.step * center(message),
         bits=bits,
         reference=lambda x, knobs: x,
-        about=About(name="rounding", law="other", unbiased=False, knobs=("step",)),
+        about=About(name="rounding", law="other", unbiased=False, knobs=("step", *sized.knobs)),
+        code=Code(
+            "lattice", width=lambda side, knobs: np.float64(knobs.step), family=coding, segments=segments
+        ),
     )
 
 
 def jopeq(
     target: str = "gaussian",
     lattice: str = "Z1",
-    segments: tuple[int, ...] | None = None,
-    coding: str = "laplace",
+    **options,
 ) -> Mechanism:
     """Private noise that complements the dither's error to a target variance (JoPEQ, 2208.10888).
 
@@ -153,7 +176,7 @@ def jopeq(
 
     Args:
       target: law of the private noise, "gaussian" or "laplace".
-      lattice, segments, coding: as for `sdq`.
+      lattice, **options: as for `sdq`.
     """
     moment = lattices.lattice(lattice).second_moment
 
@@ -163,7 +186,7 @@ def jopeq(
         return total * jnp.sqrt(jnp.maximum(1 - moment * jnp.square(step / total), 0.0))
 
     noise = scaled_noise(target, complement, ("sigma", "step"), "complement")
-    built = chain(noise, sdq(lattice, "step", segments, coding))
+    built = chain(noise, sdq(lattice, "step", **options))
     return built._replace(about=built.about._replace(name=f"jopeq-{target}-{lattice}", law="other"))
 
 

@@ -2,14 +2,14 @@
 
 import jax.numpy as jnp
 
-from cepam_jax.mechanisms.base import About, Mechanism, Message, check_vector
+from cepam_jax.mechanisms.base import About, Code, Mechanism, Message, check_vector
 
 
 def identity() -> Mechanism:
     """32-bit floats, no error, no privacy (FedAvg, 1602.05629)."""
 
-    def encode(keys, x, knobs):
-        del keys, knobs
+    def encode(keys, x, knobs, weight=None):
+        del keys, knobs, weight
         check_vector(x)
         return Message(x, None, {}, x.shape[0])
 
@@ -23,5 +23,6 @@ def identity() -> Mechanism:
         bits=bits,
         reference=lambda x, knobs: x,
         about=About(name="identity", law="none"),
+        code=Code("float"),
         variance=lambda x, knobs: jnp.float32(0),
     )

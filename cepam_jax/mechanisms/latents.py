@@ -26,7 +26,6 @@ F^-1(1 - 2^-33): about 7e-4 and 6.9 sigma for a scalar Gaussian.
 import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import special
@@ -105,14 +104,15 @@ def cell(word):
     Returns:
       (uint32 cell index, int32 position from the cell's middle, in [-2^11, 2^11)).
     """
+    xp = np if isinstance(word, np.ndarray) else jnp
     high = word >> np.uint32(31)
-    folded = jnp.where(high == 1, ~word, word)
-    bits = jax.lax.bitcast_convert_type(jnp.maximum(folded.astype(jnp.float32), np.float32(0.5)), jnp.uint32)
+    folded = xp.maximum(xp.where(high == 1, ~word, word).astype(np.float32), np.float32(0.5))
+    bits = folded.view(np.uint32)
     index = (bits >> np.uint32(23 - _STEP_BITS)) - (_LOWEST << np.uint32(_STEP_BITS))
     position = (bits >> np.uint32(23 - _STEP_BITS - 12)) & np.uint32(_POSITIONS - 1)
     return (
         index + high * np.uint32(_OCTAVES * _CELLS),
-        position.astype(jnp.int32) - np.int32(_POSITIONS // 2),
+        position.astype(np.int32) - np.int32(_POSITIONS // 2),
     )
 
 
@@ -120,13 +120,15 @@ def radius(word, table: RadiusTable):
     """Radius of the layer, in units of sigma (Gaussian) or b (Laplace).
 
     Args:
-      word: uint32 array of shared random words, one per block.
+      word: uint32 array of shared random words, one per block; numpy or jax.
       table: from `radius_table`.
 
     Returns:
       f32 array of the same shape, positive.
     """
     index, position = cell(word)
+    if isinstance(word, np.ndarray):
+        return table.middle[index] + table.slope[index] * position.astype(np.float32)
     middle = jnp.asarray(table.middle).at[index].get(mode="promise_in_bounds")
     slope = jnp.asarray(table.slope).at[index].get(mode="promise_in_bounds")
     return middle + slope * position.astype(jnp.float32)

@@ -36,6 +36,10 @@ class Lattice(NamedTuple):
       unit: value of one integer step along an axis.
       stretch: length of the fundamental box's first axis; the others have length 1.
       skew: whether axes are not orthogonal (A2), so that a coordinate depends on all integers.
+      spacing: distance of neighbouring lattice points along each axis, once the axes coded before it are
+        known; their product is the volume.
+      modulus: integers per such distance.
+      order: in which the axes are coded.
     """
 
     name: str
@@ -48,6 +52,40 @@ class Lattice(NamedTuple):
     unit: float = 1.0
     stretch: float = 1.0
     skew: bool = False
+    spacing: tuple[float, ...] = ()
+    modulus: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()
+
+    def residue(self, axis: int, error, before: dict[int, Any]):
+        """Which integers are possible on an axis, given those of the axes before it.
+
+        A coder sends lattice points as deviations k from the point m* that is nearest to the dithered
+        origin. Deviations form the lattice too, so those coded first restrict the rest: in D4 the
+        sum is even, in E8 the first parity decides for all axes.
+
+        Args:
+          axis: number of the axis.
+          error: array, coordinate of m* + dither on this axis.
+          before: deviations of the axes coded before, by axis.
+
+        Returns:
+          (k0, coordinate of m* + k0 + dither): possible are k0 + modulus * j for every integer j; k0
+          is 0 where no deviation came before.
+        """
+        xp = _namespace([error])
+        zero = xp.zeros(error.shape, error.dtype)
+        if self.skew and axis == 0:
+            return zero, error + 0.5 * before[1]
+        if self.modulus[axis] == 1 or not before:
+            return zero, error
+        if self.name == "E8" and axis < 7:
+            rest = xp.mod(before[0], 2)
+        else:
+            rest = xp.mod(-sum(before.values()), self.modulus[axis])
+        other = rest - self.modulus[axis]
+        low, high = error + self.unit * other, error + self.unit * rest
+        nearer = (rest != 0) & (abs(low) < abs(high))
+        return xp.where(nearer, other, rest), xp.where(nearer, low, high)
 
     def point(self, integers: list[Any], box: list[Any]) -> list[Any]:
         """The lattice point named by n integers, plus a point of the fundamental domain.
@@ -61,8 +99,13 @@ class Lattice(NamedTuple):
         return [axes[0] + 0.5 * axes[1], _HEIGHT * axes[1]] if self.skew else axes
 
 
+def _namespace(y):
+    """numpy for numpy arrays (the host's coder), else jax.numpy: the same code for both."""
+    return np if isinstance(y[0], np.ndarray) else jnp
+
+
 def _round(y):
-    return [jnp.round(a) for a in y]
+    return [_namespace(y).round(a) for a in y]
 
 
 def _nearest_checkerboard(y):
@@ -70,22 +113,23 @@ def _nearest_checkerboard(y):
 
     The box [-1, 1] x [-1/2, 1/2]^(n-1) tiles space under D_n.
     """
+    xp = _namespace(y)
     points = _round(y)
     errors = [a - p for a, p in zip(y, points, strict=True)]
-    odd = jnp.mod(sum(points), 2) != 0
-    largest = jnp.abs(errors[0])
+    odd = xp.mod(sum(points), 2) != 0
+    largest = xp.abs(errors[0])
     for error in errors[1:]:
-        largest = jnp.maximum(largest, jnp.abs(error))
+        largest = xp.maximum(largest, xp.abs(error))
     moved, open_ = [], odd
     for point, error in zip(points, errors, strict=True):
-        here = open_ & (jnp.abs(error) == largest)
+        here = open_ & (xp.abs(error) == largest)
         open_ = open_ & ~here
-        moved.append(point + jnp.where(here, jnp.where(error >= 0, 1.0, -1.0), 0.0))
+        moved.append(point + xp.where(here, xp.where(error >= 0, 1.0, -1.0), 0.0))
     return moved
 
 
 def _squared_distance(y, points):
-    return sum(jnp.square(a - p) for a, p in zip(y, points, strict=True))
+    return sum((a - p) * (a - p) for a, p in zip(y, points, strict=True))
 
 
 def _nearest_e8(y):
@@ -93,29 +137,32 @@ def _nearest_e8(y):
 
     The box of D8 covers space exactly twice under E8, so it is uniform modulo E8 as well.
     """
+    xp = _namespace(y)
     whole = _nearest_checkerboard(y)
     half = [p + 0.5 for p in _nearest_checkerboard([a - 0.5 for a in y])]
     nearer = _squared_distance(y, whole) <= _squared_distance(y, half)
-    return [2 * jnp.where(nearer, w, h) for w, h in zip(whole, half, strict=True)]
+    return [2 * xp.where(nearer, w, h) for w, h in zip(whole, half, strict=True)]
 
 
 def _nearest_hexagonal(y):
     """A2 with minimal distance 1: two rectangular lattices, one in the gaps of the other."""
+    xp = _namespace(y)
     candidates = []
     for shift in (0.0, 0.5):
-        row = 2 * (jnp.round(y[1] / (2 * _HEIGHT) - shift) + shift)  # even rows, then odd rows
-        column = jnp.round(y[0] - shift) + shift
+        row = 2 * (xp.round(y[1] / (2 * _HEIGHT) - shift) + shift)  # even rows, then odd rows
+        column = xp.round(y[0] - shift) + shift
         candidates.append([column, row])
     even, odd = candidates
     nearer = _squared_distance(y, [even[0], _HEIGHT * even[1]]) <= _squared_distance(
         y, [odd[0], _HEIGHT * odd[1]]
     )
-    column, row = (jnp.where(nearer, a, b) for a, b in zip(even, odd, strict=True))
-    return [jnp.round(column - 0.5 * row), row]
+    column, row = (xp.where(nearer, a, b) for a, b in zip(even, odd, strict=True))
+    return [xp.round(column - 0.5 * row), row]
 
 
 def _cubic(n):
-    return Lattice(f"Z{n}", n, 1.0, 0.5, 0.5, 1 / 12, _round)
+    axes = {"spacing": (1.0,) * n, "modulus": (1,) * n, "order": tuple(range(n))}
+    return Lattice(f"Z{n}", n, 1.0, 0.5, 0.5, 1 / 12, _round, **axes)
 
 
 LATTICES = {
@@ -129,11 +176,37 @@ LATTICES = {
         (5 / (36 * math.sqrt(3))) * math.sqrt(3) / 2,
         _nearest_hexagonal,
         skew=True,
+        spacing=(1.0, math.sqrt(3) / 2),
+        modulus=(1, 1),
+        order=(1, 0),
     ),
     "D4": Lattice(
-        "D4", 4, 2.0, math.sqrt(0.5), 1.0, 0.0766032346 * math.sqrt(2), _nearest_checkerboard, stretch=2.0
+        "D4",
+        4,
+        2.0,
+        math.sqrt(0.5),
+        1.0,
+        0.0766032346 * math.sqrt(2),
+        _nearest_checkerboard,
+        stretch=2.0,
+        spacing=(1.0, 1.0, 1.0, 2.0),
+        modulus=(1, 1, 1, 2),
+        order=(0, 1, 2, 3),
     ),
-    "E8": Lattice("E8", 8, 1.0, math.sqrt(0.5), 1.0, 929 / 12960, _nearest_e8, 0.5, 2.0),
+    "E8": Lattice(
+        "E8",
+        8,
+        1.0,
+        math.sqrt(0.5),
+        1.0,
+        929 / 12960,
+        _nearest_e8,
+        unit=0.5,
+        stretch=2.0,
+        spacing=(0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0),
+        modulus=(1, 2, 2, 2, 2, 2, 2, 4),
+        order=tuple(range(8)),
+    ),
 }
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from cepam_jax.errors import require_choice
 from cepam_jax.mechanisms import blocks, code_length, counter, latents, lattices, rejection
-from cepam_jax.mechanisms.base import About, Mechanism, Message, check_knobs, check_vector
+from cepam_jax.mechanisms.base import About, Code, Mechanism, Message, check_knobs, check_vector
 
 # Tags of the two shared streams. They are part of the message format.
 _LAYERS, _DITHERS = 1, 2
@@ -64,7 +64,8 @@ def lrsuq(
     target: str = "gaussian",
     lattice: str = "Z1",
     segments: tuple[int, ...] | None = None,
-    coding: str = "laplace",
+    coding: str = "mixture",
+    scales: str = "own",
 ) -> Mechanism:
     """LRSUQ whose error is exactly Gaussian or Laplace, i.i.d. over coordinates.
 
@@ -74,18 +75,20 @@ def lrsuq(
         one proposal in 157 is accepted.
       segments: lengths of the update's tensors, which are coded with one scale each; by default
         the update is one segment.
-      coding: law assumed by the entropy coder for an update's coordinates, "laplace" or
-        "gaussian". Costs or saves bits, changes nothing else.
+      coding: law assumed by the entropy coder for an update's coordinates: "mixture" (of two Laplace laws;
+        fits trained updates best), "laplace" or "gaussian". Costs or saves bits, changes nothing else.
+      scales: "own": the update's scales are measured and sent; "public": they come from the knob
+        `scale`, so that nothing but the symbols depends on the update.
 
     Returns:
       A mechanism with knob `sigma`. Its message has `symbols` int32[d], `index` uint32[ceil(d/n)] for
-      n > 1, and `side["scale"]` int32[segments].
+      n > 1, and `side["scale"]` int32[segments] unless the scales are public.
 
     Raises:
-      ConfigError: unknown target, lattice or coding, or a combination that does not exist.
+      ConfigError: unknown target, lattice, coding or scales.
     """
     require_choice("target", target, latents.TARGETS)
-    require_choice("coding", coding, code_length.FAMILIES)
+    sized = code_length.Scales(segments, coding, scales).check()
     lat = lattices.lattice(lattice)
     n = lat.dimension
     table = latents.radius_table(target, n)
@@ -101,11 +104,11 @@ def lrsuq(
         sigma = jnp.asarray(knobs.sigma, jnp.float32)
         return latents.radius(word, table) * (sigma * np.float32(unit)), spare
 
-    def encode(keys, x, knobs):
+    def encode(keys, x, knobs, weight=None):
         check_vector(x)
         d = x.shape[0]
         width, spare = layers(keys.shared, blocks.count(n, d), knobs)
-        side = {"scale": code_length.fit_scales(x, blocks.segments_of(segments, d), coding)}
+        side = sized.measure(x, weight, knobs)
         if n == 1:
             nearest = jnp.round(x / width - counter.centered(spare))
             return Message(blocks.integers(nearest), None, side, d)
@@ -135,17 +138,15 @@ def lrsuq(
 
     def bits(shared, message, knobs, weight=None):
         d = message.length
-        center, width = place(shared, message, knobs)
-        lengths = blocks.segments_of(segments, d)
-        total = blocks.code_bits(lat, center, width, message.side["scale"], lengths, coding, weight)
+        scale = sized.per_coordinate(message.side, knobs, d)
         if n == 1:
-            return total
-        # The index as a geometric variable, independent of the coordinates.
-        rejected = message.index.astype(jnp.float32)
-        index_bits = -np.log2(acceptance) - rejected * np.float32(np.log2(1 - acceptance))
-        if weight is not None:
-            index_bits *= jnp.pad(weight, (0, -d % n)).reshape(-1, n).max(1)
-        return total + jnp.sum(index_bits)
+            center, width = place(shared, message, knobs)
+            symbols = blocks.code_bits(center, width, scale, coding, weight)
+        else:
+            width, _ = layers(shared, blocks.count(n, d), knobs)
+            stream = counter.stream(shared, _DITHERS)
+            symbols = blocks.block_bits(lat, target, stream, message, width, scale, coding, weight)
+        return symbols + sized.bits(d)
 
     return Mechanism(
         encode=encode,
@@ -157,7 +158,16 @@ def lrsuq(
             law=target,
             block=n,
             randomness=("shared",),
-            knobs=("sigma",),
+            knobs=("sigma", *sized.knobs),
+        ),
+        code=Code(
+            "lattice",
+            lattice=lattice,
+            layer=target,
+            streams=(_LAYERS, _LAYERS if n == 1 else _DITHERS),
+            width=lambda side, knobs: np.float64(knobs.sigma) * unit,
+            family=coding,
+            segments=segments,
         ),
         variance=lambda x, knobs: jnp.square(jnp.asarray(knobs.sigma, jnp.float32)),
     )

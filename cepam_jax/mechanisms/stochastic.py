@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.mechanisms import blocks
-from cepam_jax.mechanisms.base import About, Mechanism, Message, check_knobs, check_vector
+from cepam_jax.mechanisms.base import About, Code, Mechanism, Message, check_knobs, check_vector
 from cepam_jax.mechanisms.transforms import l2_norm
 
 _FLOAT_BITS = 32
@@ -39,7 +39,8 @@ def k_level() -> Mechanism:
         scaled = (x - low) / jnp.where(spacing > 0, spacing, 1)  # all coordinates equal: level 0
         return jnp.clip(scaled, 0, intervals), spacing
 
-    def encode(keys, x, knobs):
+    def encode(keys, x, knobs, weight=None):
+        del weight
         check_vector(x)
         low, high = _range(x)
         position, _ = positions(x, low, high, knobs)
@@ -64,6 +65,7 @@ def k_level() -> Mechanism:
         bits,
         lambda x, knobs: x,
         About("k-level", "other", randomness=("private",), knobs=("levels",), local=False),
+        Code("levels", alphabet=lambda knobs: (0, int(knobs.levels))),
         variance,
     )
 
@@ -73,11 +75,12 @@ def binary() -> Mechanism:
     built = k_level()
     two = lambda knobs: knobs._replace(levels=2)  # noqa: E731
     return Mechanism(
-        lambda keys, x, knobs: built.encode(keys, x, two(knobs)),
+        lambda keys, x, knobs, weight=None: built.encode(keys, x, two(knobs)),
         lambda shared, message, knobs: built.decode(shared, message, two(knobs)),
         lambda shared, message, knobs, weight=None: built.bits(shared, message, two(knobs), weight),
         built.reference,
         built.about._replace(name="binary", knobs=()),
+        Code("levels", alphabet=lambda knobs: (0, 2)),
         lambda x, knobs: built.variance(x, two(knobs)),
     )
 
@@ -90,7 +93,8 @@ def qsgd() -> Mechanism:
         levels = jnp.asarray(knobs.levels, jnp.float32)
         return jnp.minimum(jnp.abs(x) / jnp.where(norm > 0, norm, 1), 1) * levels, norm / levels
 
-    def encode(keys, x, knobs):
+    def encode(keys, x, knobs, weight=None):
+        del weight
         check_vector(x)
         norm = l2_norm(x)
         position, _ = positions(x, norm, knobs)
@@ -112,6 +116,7 @@ def qsgd() -> Mechanism:
         bits,
         lambda x, knobs: x,
         About("qsgd", "other", randomness=("private",), knobs=("levels",), local=False),
+        Code("levels", alphabet=lambda knobs: (-int(knobs.levels), 2 * int(knobs.levels) + 1)),
         variance,
     )
 

@@ -1,0 +1,1 @@
+"""Plain formulas that runs are held against."""

@@ -1,0 +1,34 @@
+"""Lower limits on the bits per coordinate of a message."""
+
+import numpy as np
+from scipy import stats
+
+
+def mutual_information(ratio: float) -> float:
+    """I(x; x + z) in bits for independent Gaussians with deviations s and sigma, ratio = s / sigma.
+
+    The least that any scheme with shared randomness can spend on simulating the Gaussian channel.
+    """
+    return 0.5 * float(np.log2(1 + ratio**2))
+
+
+def layered_limit(ratio: float, layers: int = 4000) -> float:
+    """H(M | W, V) in bits of scalar LRSUQ with a Gaussian target and Gaussian x, ratio = s / sigma.
+
+    The message's entropy given the shared randomness equals I(x; x + U | W), U uniform on the layer
+    (2305.06788, 2402.03030): the least that an entropy coder can spend on LRSUQ over Z^1. By numerical
+    integration; the integral over the layers is a mean over their quantiles.
+    """
+    probability = (np.arange(layers) + 0.5) / layers
+    # Half widths of the layers in units of s; chi with 3 degrees of freedom has a light tail near zero.
+    halves = stats.chi(3).ppf(probability) / ratio
+    bits = []
+    for a in halves:
+        # Density of x + U; it is flat up to the edge a, where it falls over a few s.
+        edge = np.linspace(max(a - 9, 0.0), a + 9, 2001)
+        z = edge if a <= 9 else np.concatenate([[0.0], edge])
+        density = (stats.norm.cdf(z + a) - stats.norm.cdf(z - a)) / (2 * a)
+        terms = -density * np.log2(np.maximum(density, 1e-300))
+        entropy = 2 * np.trapezoid(terms, z)
+        bits.append(entropy - np.log2(2 * a))
+    return float(np.mean(bits))

@@ -1,0 +1,89 @@
+"""Yes-or-no decisions and numbers through a range coder (constriction).
+
+`Writer` and `Reader` have the same methods, so that one function describes how something is coded and
+runs on both sides: a writer is told the outcomes and returns them, a reader finds them in the bytes.
+Probabilities must be the same numbers on both sides: see `cepam_jax.mechanisms.exact`.
+"""
+
+import constriction
+import numpy as np
+
+from cepam_jax.errors import WireError
+
+# Least probability of either outcome. An outcome that the model thinks impossible costs 20 bits.
+LEAST = 2.0**-20
+_BERNOULLI = constriction.stream.model.Bernoulli(perfect=False)
+_UNIFORM_BITS = 16
+
+
+def _possible(p):
+    """Probabilities inside (0, 1); 1/2 where a ratio of two vanishing tails has none."""
+    return np.where(np.isnan(p), 0.5, np.clip(p, LEAST, 1 - LEAST))
+
+
+class Writer:
+    """Collects decisions into bytes."""
+
+    writes = True
+
+    def __init__(self):
+        self._encoder = constriction.stream.queue.RangeEncoder()
+
+    def decide(self, p, outcomes):
+        """Writes boolean `outcomes`, each true with probability p; returns them."""
+        if outcomes.size:
+            self._encoder.encode(outcomes.astype(np.int32), _BERNOULLI, _possible(p))
+        return outcomes
+
+    def uniform(self, number: int, size: int, values):
+        """Writes `size` integers from 0 to number - 1, number at most 2^32; returns them."""
+        if number <= 1 << _UNIFORM_BITS:
+            if size and number > 1:
+                self._encoder.encode(values.astype(np.int32), constriction.stream.model.Uniform(number))
+            return values
+        low = np.asarray(values, np.uint64) & np.uint64((1 << _UNIFORM_BITS) - 1)
+        self.uniform(1 << _UNIFORM_BITS, size, low)
+        self.uniform(
+            -(-number >> _UNIFORM_BITS), size, np.asarray(values, np.uint64) >> np.uint64(_UNIFORM_BITS)
+        )
+        return values
+
+    def finish(self) -> bytes:
+        return self._encoder.get_compressed().astype("<u4").tobytes()
+
+
+class Reader:
+    """Finds the decisions in the bytes again."""
+
+    writes = False
+
+    def __init__(self, data: bytes):
+        if len(data) % 4:
+            raise WireError("the message is truncated: its body does not consist of whole words")
+        self._decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+
+    def decide(self, p, outcomes=None):
+        del outcomes
+        if not p.size:
+            return np.zeros(0, bool)
+        return self._read(_BERNOULLI, _possible(p)).astype(bool)
+
+    def uniform(self, number: int, size: int, values=None):
+        del values
+        if number <= 1 << _UNIFORM_BITS:
+            if not size or number <= 1:
+                return np.zeros(size, np.int64)
+            return self._read(constriction.stream.model.Uniform(number), size).astype(np.int64)
+        low = self.uniform(1 << _UNIFORM_BITS, size)
+        return low + (self.uniform(-(-number >> _UNIFORM_BITS), size) << _UNIFORM_BITS)
+
+    def _read(self, *model):
+        try:
+            return self._decoder.decode(*model)
+        except (AssertionError, ValueError) as error:
+            raise WireError(f"the message's body is not one that a coder wrote ({error})") from error
+
+    def finish(self) -> None:
+        """Raises WireError unless all bytes were used."""
+        if not self._decoder.maybe_exhausted():
+            raise WireError("the message's body goes on after its last symbol")

@@ -1,0 +1,178 @@
+"""The first bytes of a message: what it is, for whom, and whether it arrived whole.
+
+  magic (2), version and flags (1), kind (1), hashes of name and tables, segments, key, knobs (1 each),
+  length, round, client (variable, 5 at most), checksum (4): 13 to 27 bytes, little-endian;
+  then 2 bytes for the scale of each segment, and the body.
+
+The checksum (CRC-32) covers all other bytes and, beside them, what sender and receiver must agree on:
+chain of steps, key, knobs, segments, tables. So a message that is read with another key fails as surely
+as a corrupt one; the one-byte hashes are there to say why.
+"""
+
+import functools
+import struct
+import zlib
+from importlib import resources
+from typing import NamedTuple
+
+import numpy as np
+
+from cepam_jax.errors import WireError
+from cepam_jax.mechanisms import code_length, latents, lattices
+from cepam_jax.mechanisms.base import Code
+
+MAGIC = b"\xceP"
+VERSION = 1
+EXCEPTIONS, OFFSETS = 1, 2  # flags, below 16
+_FRONT = struct.Struct("<2sBBBBBB")
+_LATTICES = tuple(lattices.LATTICES)
+_LAYERS = ("cell", "gaussian", "laplace")
+_KINDS = ("float", "levels", "lattice")
+
+
+class Expectation(NamedTuple):
+    """What both sides must agree on, as bytes."""
+
+    mechanism: bytes
+    segments: bytes
+    key: bytes
+    knobs: bytes
+
+    def seed(self) -> int:
+        """Start of the checksum."""
+        return zlib.crc32(b"".join(len(part).to_bytes(4, "little") + part for part in self))
+
+    def hints(self) -> tuple[int, ...]:
+        """One byte of each."""
+        return tuple(zlib.crc32(part) & 0xFF for part in self)
+
+
+class Header(NamedTuple):
+    """What the header says of itself."""
+
+    flags: int
+    kind: int
+    hints: tuple[int, ...]
+    length: int
+    round: int
+    client: int
+
+
+def kind_of(code: Code) -> int:
+    """One byte that names kind, lattice, layer and family."""
+    if code.kind != "lattice":
+        return 240 + _KINDS.index(code.kind)
+    families = len(code_length.FAMILIES)
+    place = _LATTICES.index(code.lattice) * len(_LAYERS) + _LAYERS.index(code.layer)
+    return place * families + code_length.FAMILIES.index(code.family)
+
+
+def kind_text(kind: int) -> str:
+    """What `kind_of` named."""
+    if kind >= 240:
+        return f"{_KINDS[kind - 240]} symbols" if kind - 240 < len(_KINDS) else f"unknown kind {kind}"
+    place, family = divmod(kind, len(code_length.FAMILIES))
+    lattice, layer = divmod(place, len(_LAYERS))
+    if lattice >= len(_LATTICES):
+        return f"unknown kind {kind}"
+    law = "no layers" if layer == 0 else f"{_LAYERS[layer]} layers"
+    return f"lattice {_LATTICES[lattice]}, {law}, coded as {code_length.FAMILIES[family]}"
+
+
+@functools.cache
+def tables(lattice: str, layer: str) -> bytes:
+    """Hash of the tables that both sides must share to the bit."""
+    data = resources.files("cepam_jax.mechanisms").joinpath("acceptance.npz").read_bytes()
+    if layer != "cell":
+        table = latents.radius_table(layer, lattices.LATTICES[lattice].dimension)
+        data += table.middle.astype("<f4").tobytes() + table.slope.astype("<f4").tobytes()
+    return zlib.crc32(data).to_bytes(4, "little")
+
+
+def _variable(number: int) -> bytes:
+    """Seven bits a byte, lowest first."""
+    found = bytearray()
+    while number >= 0x80:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def write(header: Header, expectation: Expectation, rest: bytes) -> bytes:
+    """Header with checksum, and what follows it."""
+    front = _FRONT.pack(MAGIC, VERSION << 4 | header.flags, header.kind, *header.hints)
+    front += b"".join(map(_variable, (header.length, header.round, header.client)))
+    return front + struct.pack("<I", zlib.crc32(rest, zlib.crc32(front, expectation.seed()))) + rest
+
+
+def parse(data: bytes) -> tuple[Header, int]:
+    """What the header says, unverified, and where it ends (the checksum comes before).
+
+    Raises:
+      WireError: too short, not a message, or of an unknown version.
+    """
+    truncated = WireError(f"the message is truncated: {len(data)} bytes do not hold its header")
+    if len(data) < _FRONT.size:
+        raise truncated
+    magic, version, kind, *hints = _FRONT.unpack_from(data)
+    if magic != MAGIC:
+        raise WireError(f"these bytes are not a message: they begin with {magic!r}, not {MAGIC!r}")
+    if version >> 4 != VERSION:
+        raise WireError(f"the message has format version {version >> 4}; this program reads {VERSION}")
+    at, numbers = _FRONT.size, []
+    for _ in range(3):
+        number = 0
+        for i in range(5):
+            if at >= len(data):
+                raise truncated
+            number |= (data[at] & 0x7F) << 7 * i
+            at += 1
+            if data[at - 1] < 0x80:
+                break
+        numbers.append(number)
+    if at + 4 > len(data):
+        raise truncated
+    return Header(version & 15, kind, tuple(hints), *numbers), at + 4
+
+
+def read(data: bytes, kind: int, length: int, expectation: Expectation) -> tuple[Header, bytes]:
+    """The header and what follows it, verified.
+
+    Args:
+      data: the message.
+      kind, length, expectation: of the receiver.
+
+    Raises:
+      WireError: says in what the message differs from what its receiver expects, or that it is corrupt.
+    """
+    found, end = parse(data)
+    rest = data[end:]
+    (checksum,) = struct.unpack_from("<I", data, end - 4)
+    whole = zlib.crc32(rest, zlib.crc32(data[: end - 4], expectation.seed())) == checksum
+    if whole and (found.kind, found.length) == (kind, length):
+        return found, rest
+    if found.kind != kind:
+        raise WireError(
+            f"the message was packed by another mechanism ({kind_text(found.kind)}; expected: "
+            f"{kind_text(kind)}), or it is corrupt"
+        )
+    if found.length != length:
+        raise WireError(f"the message has {found.length} coordinates (expected: {length}), or it is corrupt")
+    causes = (
+        "by another mechanism (chain of steps), or with the tables of another version of this package",
+        "with other tensors (segment lengths)",
+        "with another shared key (seed, round and client make the key)",
+        "with other knobs",
+    )
+    for cause, here, there in zip(causes, expectation.hints(), found.hints, strict=True):
+        if here != there:
+            raise WireError(f"the message was packed {cause}, or it is corrupt")
+    raise WireError("the message is corrupt or truncated: its checksum does not fit its bytes")
+
+
+def knobs_bytes(knobs) -> bytes:
+    """The knobs as float32 (the scales as int32), in order, marked where they are missing."""
+    return b"".join(
+        b"-" if value is None else np.asarray(value, np.int32 if name == "scale" else np.float32).tobytes()
+        for name, value in knobs._asdict().items()
+    )

@@ -1,0 +1,114 @@
+"""Real bytes against the limit: bits per coordinate for Gaussian inputs of standard deviation s.
+
+  python -m experiments.figures.rate --workdir=/tmp/rate
+
+Bytes are those that `wire.pack` returns, header and all. Beside them: the limit I(x; x + z) of any
+scheme, the limit H(M | W, V) of scalar LRSUQ, and what one pays without conditioning on the shared
+randomness: the entropy of the symbols alone, Elias-gamma codes, zlib and zstandard on the symbols as
+int8.
+"""
+
+import zlib
+
+import jax
+import numpy as np
+import tqdm
+import zstandard
+from absl import flags
+from matplotlib.figure import Figure
+
+from cepam_jax import mechanisms, wire
+from cepam_jax.mechanisms import Keys, Knobs
+from cepam_jax.theory import rate
+from experiments import cli, output
+from experiments.tables import markdown
+
+LATTICES = ("Z1", "Z3", "D4", "E8")
+LIMITS = ("limit I", "limit of Z1")
+UNCONDITIONAL = ("entropy", "Elias-gamma", "zlib", "zstandard")
+
+
+def unconditional(symbols) -> dict:
+    """Bits per symbol of coders that do not know the shared randomness."""
+    symbols = np.asarray(symbols, np.int64)
+    counts = np.unique(symbols, return_counts=True)[1] / symbols.size
+    zigzag = np.where(symbols > 0, 2 * symbols, 1 - 2 * symbols)  # 0, 1, -1, 2, ... as 1, 2, 3, 4, ...
+    data = np.clip(symbols, -128, 127).astype(np.int8).tobytes()
+    return {
+        "entropy": float(-np.sum(counts * np.log2(counts))),
+        "Elias-gamma": float(np.mean(2 * np.floor(np.log2(zigzag)) + 1)),
+        "zlib": len(zlib.compress(data, 9)) * 8 / symbols.size,
+        "zstandard": len(zstandard.compress(data, 19)) * 8 / symbols.size,
+    }
+
+
+def measure(ratio: float, size: int) -> dict:
+    """Bits per coordinate at one ratio s / sigma, by name."""
+    keys, knobs = Keys(jax.random.key(1), jax.random.key(2)), Knobs(sigma=1.0)
+    x = ratio * jax.random.normal(jax.random.key(0), (size,))
+    found = {
+        "ratio": ratio,
+        "limit I": rate.mutual_information(ratio),
+        "limit of Z1": rate.layered_limit(ratio),
+    }
+    for lattice in LATTICES:
+        mechanism = mechanisms.lrsuq("gaussian", lattice, coding="gaussian")
+        message = jax.jit(mechanism.encode)(keys, x, knobs)
+        found[lattice] = len(wire.pack(message, mechanism, keys.shared, knobs)) * 8 / size
+        if lattice == "Z1":
+            found |= unconditional(message.symbols)
+    return found | {"float32": 32.0}
+
+
+def plot(rows):
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    styles = {
+        "float32": ("0.6", "-", ""),
+        "Elias-gamma": ("tab:purple", ":", "v"),
+        "zlib": ("tab:brown", ":", "<"),
+        "zstandard": ("tab:pink", ":", ">"),
+        "entropy": ("tab:red", "--", "s"),
+        "Z1": ("k", "-", "o"),
+        "Z3": ("tab:green", "-", "^"),
+        "D4": ("tab:blue", "-", "D"),
+        "E8": ("tab:orange", "-", "*"),
+        "limit of Z1": ("k", "--", ""),
+        "limit I": ("0.3", "-.", ""),
+    }
+    ratios = [row["ratio"] for row in rows]
+    for name, (color, line, marker) in styles.items():
+        label = f"{name}, real bytes" if name in LATTICES else name
+        axes.loglog(ratios, [row[name] for row in rows], line, color=color, marker=marker, ms=4, label=label)
+    axes.set(xlabel="s / sigma", ylabel="bits per coordinate", ylim=(1e-3, 50))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=2)
+    return figure
+
+
+def define_flags():
+    output.define_workdir()
+    flags.DEFINE_integer("size", 1_000_000, "Coordinates.")
+    flags.DEFINE_list("ratios", ["0.01", "0.03", "0.1", "0.3", "1", "3", "10", "30"], "Values of s / sigma.")
+
+
+def main():
+    ratios = cli.numbers("ratios")
+    rows = [measure(r, flags.FLAGS.size) for r in tqdm.tqdm(ratios, unit="ratio", dynamic_ncols=True)]
+    names = [*LIMITS, *LATTICES, *UNCONDITIONAL, "float32"]
+    table = markdown(
+        ["s / sigma", *names, "Z1 over its limit"],
+        [
+            [
+                f"{r['ratio']:g}",
+                *(f"{r[n]:.4f}" for n in names),
+                f"{100 * (r['Z1'] / r[LIMITS[1]] - 1):+.2f} %",
+            ]
+            for r in rows
+        ],
+    )
+    output.save(table, rows, plot(rows))
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

@@ -1,0 +1,328 @@
+"""Messages as bytes: identity, length, errors, and the same bytes for every machine."""
+
+import functools
+import os
+import pickle
+import subprocess
+import sys
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cepam_jax import mechanisms, wire
+from cepam_jax.errors import ConfigError
+from cepam_jax.mechanisms import Keys, Knobs, Message, latents
+from cepam_jax.wire import WireError, header
+
+NAMES = sorted(mechanisms.REGISTRY)
+EACH = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NAMES]
+KNOBS = Knobs(sigma=0.1, clip=1.0, step=0.1, bits=3.0, levels=4.0, fraction=0.5)
+KEYS = Keys(jax.random.key(1), jax.random.key(2))
+
+
+@functools.cache
+def compiled(name):
+    mechanism = mechanisms.make(name)
+    return mechanism, jax.jit(mechanism.encode), jax.jit(mechanism.bits), jax.jit(mechanism.decode)
+
+
+def encoded(name, length, scale=0.1, seed=0):
+    x = scale * jax.random.normal(jax.random.key(seed), (length,))
+    return jax.tree.map(np.asarray, compiled(name)[1](KEYS, x, KNOBS))
+
+
+def assert_same(message, back, sent=None):
+    """Equal to the bit wherever something is sent."""
+    symbols, other = (np.ascontiguousarray(m.symbols).view(np.int32) for m in (message, back))
+    everywhere = np.ones(len(symbols), bool) if sent is None else sent
+    np.testing.assert_array_equal(symbols[everywhere], other[everywhere])
+    for a, b in zip(jax.tree.leaves(message.side), jax.tree.leaves(back.side), strict=True):
+        np.testing.assert_array_equal(a, b)
+    if sent is None and message.index is not None:
+        np.testing.assert_array_equal(message.index, back.index)
+
+
+def sent_of(mechanism, message):
+    if mechanism.code.weight is None:
+        return None
+    return np.asarray(mechanism.code.weight(KEYS.shared, message, KNOBS)) > 0
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_bytes_are_what_bits_says(name):
+    mechanism, _, bits, decode = compiled(name)
+    length = 20_000
+    message = encoded(name, length)
+    data = wire.pack(message, mechanism, KEYS.shared, KNOBS, round_number=3, client=70_000)
+    ideal = float(bits(KEYS.shared, message, KNOBS))
+    assert abs(8 * len(data) - ideal) < 0.02 * ideal + 8 * 40
+    back = wire.unpack(data, mechanism, KEYS.shared, KNOBS, length)
+    assert_same(message, back, sent_of(mechanism, message))
+    np.testing.assert_array_equal(decode(KEYS.shared, message, KNOBS), decode(KEYS.shared, back, KNOBS))
+    said = wire.describe(data)
+    assert (said["round"], said["client"], said["length"]) == (3, 70_000, length)
+    assert said["bytes"] == len(data)
+
+
+@st.composite
+def messages(draw, name):
+    """Anything of the right shape: zeros, small and extreme integers, indices that nobody reaches."""
+    mechanism = compiled(name)[0]
+    length = draw(st.sampled_from([1, 7, 65]))
+    # Shapes and side information of a real message; the symbols are then replaced.
+    real = encoded(name, length, draw(st.sampled_from([0.0, 1e-6, 0.1, 1e3])))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    kind = draw(st.sampled_from(["real", "zeros", "small", "extreme", "mixed"]))
+    size = real.symbols.shape
+    if mechanism.code.kind == "float":
+        choices = {
+            "zeros": np.zeros(size),
+            "small": random.normal(size=size),
+            "extreme": random.choice([np.nan, np.inf, -np.inf, 3e38, -1e-45], size),
+        }
+    else:
+        choices = {
+            "zeros": np.zeros(size),
+            "small": random.integers(-3, 4, size),
+            "extreme": random.choice([-(2**31), 2**31 - 1, 2**20, -(2**30)], size),
+        }
+    choices["mixed"] = np.where(random.uniform(size=size) < 0.1, choices["extreme"], choices["small"])
+    symbols = real.symbols if kind == "real" else choices[kind].astype(real.symbols.dtype)
+    index = real.index
+    if index is not None and draw(st.booleans()):
+        index = random.choice([0, 1, 5, 300, 2**32 - 1], index.shape).astype(np.uint32)
+    return Message(symbols, index, real.side, length)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_pack_and_unpack_is_the_identity(name):
+    mechanism = compiled(name)[0]
+
+    @settings(
+        max_examples=12,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
+    @given(messages(name), st.booleans())
+    def check(message, offsets):
+        data = wire.pack(message, mechanism, KEYS.shared, KNOBS, offsets=offsets)
+        back = wire.unpack(data, mechanism, KEYS.shared, KNOBS, message.length)
+        assert_same(message, back, sent_of(mechanism, message))
+
+    check()
+
+
+def test_an_update_without_coordinates():
+    mechanism = compiled("lrsuq_gaussian_z1")[0]
+    message = mechanism.encode(KEYS, jnp.zeros(0), KNOBS)
+    data = wire.pack(message, mechanism, KEYS.shared, KNOBS)
+    assert wire.unpack(data, mechanism, KEYS.shared, KNOBS, 0).symbols.shape == (0,)
+
+
+SEGMENTS = (1000, 3, 501)
+
+
+@pytest.mark.parametrize("lattice", ["Z1", "Z3", "E8"])
+@pytest.mark.parametrize("segment", range(3))
+def test_one_tensor_is_read_alone(lattice, segment):
+    mechanism = mechanisms.lrsuq("gaussian", lattice, SEGMENTS)
+    x = jax.random.normal(jax.random.key(0), (sum(SEGMENTS),)) * 0.2
+    message = mechanism.encode(KEYS, x, KNOBS)
+    data = wire.pack(message, mechanism, KEYS.shared, KNOBS, offsets=True)
+    back = wire.unpack(data, mechanism, KEYS.shared, KNOBS, len(x), segment=segment)
+    first = sum(SEGMENTS[:segment])
+    here = slice(first, first + SEGMENTS[segment])
+    np.testing.assert_array_equal(
+        mechanism.decode(KEYS.shared, back, KNOBS)[here], mechanism.decode(KEYS.shared, message, KNOBS)[here]
+    )
+    # What lies in other streams was not read.
+    assert np.count_nonzero(back.symbols) < np.count_nonzero(message.symbols)
+    plain = wire.pack(message, mechanism, KEYS.shared, KNOBS)
+    assert len(data) - len(plain) <= 12 * len(SEGMENTS)
+    with pytest.raises(WireError, match="has no offsets"):
+        wire.unpack(plain, mechanism, KEYS.shared, KNOBS, len(x), segment=segment)
+    with pytest.raises(ConfigError, match="segment is 3; it must be below 3"):
+        wire.unpack(data, mechanism, KEYS.shared, KNOBS, len(x), segment=3)
+
+
+def test_the_header_is_small():
+    """Zeros cost nothing else: at most 32 bytes, 2 a segment, and the range coder's last words."""
+    mechanism = mechanisms.lrsuq(segments=SEGMENTS)
+    message = mechanism.encode(KEYS, jnp.zeros(sum(SEGMENTS)), KNOBS)
+    data = wire.pack(message, mechanism, KEYS.shared, KNOBS, round_number=2**32 - 1, client=2**32 - 1)
+    assert len(data) <= 32 + 2 * len(SEGMENTS) + 8
+
+
+def test_public_scales_send_nothing_but_symbols():
+    mechanism = mechanisms.lrsuq(segments=SEGMENTS, scales="public")
+    knobs = KNOBS._replace(scale=jnp.array([-20, -20, -20], jnp.int32))
+    x = jax.random.normal(jax.random.key(0), (sum(SEGMENTS),)) * 0.2
+    message = mechanism.encode(KEYS, x, knobs)
+    assert message.side == {}
+    data = wire.pack(message, mechanism, KEYS.shared, knobs)
+    assert_same(message, wire.unpack(data, mechanism, KEYS.shared, knobs, len(x)))
+    assert 8 * len(data) == pytest.approx(
+        float(mechanism.bits(KEYS.shared, message, knobs)), rel=0.02, abs=300
+    )
+    with pytest.raises(WireError, match="packed with other knobs"):
+        other = knobs._replace(scale=jnp.array([-20, -20, -19], jnp.int32))
+        wire.unpack(data, mechanism, KEYS.shared, other, len(x))
+    with pytest.raises(ConfigError, match="knob scale is None"):
+        mechanism.encode(KEYS, x, KNOBS)
+
+
+def test_what_differs_is_named():
+    mechanism = compiled("lrsuq_gaussian_z2")[0]
+    message = encoded("lrsuq_gaussian_z2", 500)
+    data = wire.pack(message, mechanism, KEYS.shared, KNOBS)
+    read = functools.partial(wire.unpack, mechanism=mechanism, shared=KEYS.shared, knobs=KNOBS, length=500)
+
+    def broken(text, changed=data, **arguments):
+        with pytest.raises(WireError, match=text):
+            read(changed, **arguments)
+
+    broken("truncated: 5 bytes do not hold its header", data[:5])
+    broken("not a message: they begin with b'PK'", b"PK" + data[2:])
+    broken("format version 2; this program reads 1", data[:2] + bytes([0x20]) + data[3:])
+    broken("corrupt or truncated", data[:-4])
+    broken("corrupt or truncated", data[:-1] + bytes([data[-1] ^ 1]))
+    broken("has 500 coordinates .expected: 501", length=501)
+    broken("packed with another shared key", shared=jax.random.key(5))
+    broken("packed with other knobs", knobs=KNOBS._replace(sigma=0.2))
+    other = mechanisms.lrsuq("gaussian", "E8")
+    broken("lattice Z2, gaussian layers, coded as mixture; expected: lattice E8", mechanism=other)
+    segmented = mechanisms.lrsuq("gaussian", "Z2", (200, 300))
+    broken("other tensors", mechanism=segmented)
+    clipping = mechanisms.chain(mechanisms.clip("l2"), mechanism)
+    broken("another mechanism .chain of steps", mechanism=clipping)
+
+
+def mutated(data, random):
+    """One of: bytes flipped, cut off, doubled, inserted, exchanged."""
+    kind = random.integers(5)
+    changed = bytearray(data)
+    a, b = sorted(random.integers(0, len(data), 2))
+    if kind == 0:
+        for _ in range(random.integers(1, 5)):
+            changed[random.integers(len(data))] ^= 1 << random.integers(8)
+    elif kind == 1:
+        del changed[a:]
+    elif kind == 2:
+        changed[a:a] = changed[a:b]
+    elif kind == 3:
+        changed[a:a] = random.bytes(random.integers(1, 9))
+    else:
+        changed[a], changed[b] = changed[b], changed[a]
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "name", ["lrsuq_gaussian_z1", "lrsuq_gaussian_d4", "top_k_lrsuq", "clipped_stochastic"]
+)
+def test_no_mutation_goes_unnoticed(name):
+    """25,000 each. The checksum lets one in 4e9 pass: a false alarm has probability 2e-5."""
+    mechanism = compiled(name)[0]
+    data = wire.pack(encoded(name, 200), mechanism, KEYS.shared, KNOBS)
+    random = np.random.default_rng(zlib.crc32(name.encode()))
+    for _ in range(25_000):
+        changed = mutated(data, random)
+        if changed != data:
+            with pytest.raises(WireError):
+                wire.unpack(changed, mechanism, KEYS.shared, KNOBS, 200)
+
+
+@pytest.mark.parametrize(
+    "name", ["lrsuq_gaussian_z1", "lrsuq_gaussian_e8", "top_k_lrsuq", "clipped_stochastic"]
+)
+@pytest.mark.filterwarnings("error")
+def test_a_forger_who_fits_the_checksum_does_no_harm(name, monkeypatch):
+    """2,000 each: an error or some message of the right shape, never a crash, a hang or more memory."""
+    mechanism = compiled(name)[0]
+    message = encoded(name, 200)
+    data = wire.pack(message, mechanism, KEYS.shared, KNOBS)
+    end = header.parse(data)[1]
+    random = np.random.default_rng(7)
+
+    def forged_read(changed, kind, length, expectation):
+        found, start = header.parse(changed)
+        return found, changed[start:]  # as if the checksum fitted
+
+    monkeypatch.setattr(header, "read", forged_read)
+    survived = 0
+    for _ in range(2000):
+        changed = data[:2] + bytes([data[2] | random.integers(4)]) + data[3:end] + mutated(data[end:], random)
+        try:
+            back = wire.unpack(changed, mechanism, KEYS.shared, KNOBS, 200)
+        except WireError:
+            continue
+        survived += 1
+        assert back.symbols.shape == message.symbols.shape
+    assert survived  # otherwise nothing but the length was tested
+
+
+def test_another_machine_reads_the_bytes():
+    """Another process: other XLA flags, another number of devices, other vector instructions in numpy."""
+    names = [n for n in NAMES if n.startswith(("lrsuq", "sdq", "top_k", "masked"))]
+    sent = {}
+    for name in names:
+        message = encoded(name, 3001, 0.2)
+        sent[name] = wire.pack(message, compiled(name)[0], KEYS.shared, KNOBS)
+    script = """
+import pickle, sys, jax, numpy as np
+from cepam_jax import mechanisms, wire
+sent, knobs = pickle.load(sys.stdin.buffer)
+knobs, found = mechanisms.Knobs(*knobs), {}
+for name, data in sent.items():
+    message = wire.unpack(data, mechanisms.make(name), jax.random.key(1), knobs, 3001)
+    found[name] = (message.symbols, message.index)
+pickle.dump(found, sys.stdout.buffer)
+"""
+    flags = "--xla_cpu_enable_fast_math=true --xla_force_host_platform_device_count=3"
+    environment = os.environ | {
+        "XLA_FLAGS": flags,
+        "OMP_NUM_THREADS": "1",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V4 X86_V3 AVX512F AVX2 FMA3",
+        "JAX_ENABLE_X64": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        input=pickle.dumps((sent, tuple(KNOBS))),
+        capture_output=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    for name, (symbols, index) in pickle.loads(done.stdout).items():
+        message = encoded(name, 3001, 0.2)
+        assert_same(message, Message(symbols, index, message.side, 3001), sent_of(compiled(name)[0], message))
+
+
+def test_tables_are_those_of_every_machine():
+    """scipy computes the radius tables; another version must round them to the same f32."""
+    found = {}
+    for target in latents.TARGETS:
+        for n in (1, 2, 3, 4, 8):
+            table = latents.radius_table(target, n)
+            found[target, n] = zlib.crc32(table.middle.tobytes() + table.slope.tobytes())
+    assert found == RADIUS_TABLES
+
+
+RADIUS_TABLES = {
+    ("gaussian", 1): 3558816629,
+    ("gaussian", 2): 1987821037,
+    ("gaussian", 3): 977992561,
+    ("gaussian", 4): 573687142,
+    ("gaussian", 8): 90309696,
+    ("laplace", 1): 3246175420,
+    ("laplace", 2): 4058012544,
+    ("laplace", 3): 3741202100,
+    ("laplace", 4): 2227756911,
+    ("laplace", 8): 2963361727,
+}
