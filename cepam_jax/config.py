@@ -26,6 +26,7 @@ from cepam_jax.mechanisms.latents import TARGETS
 from cepam_jax.mechanisms.lattices import LATTICES
 from cepam_jax.mechanisms.transforms import NORMS
 from cepam_jax.models import MODELS
+from cepam_jax.privacy.events import ADVERSARIES, RELATIONS
 
 SERVER_OPTIMIZERS = {
     "sgd": lambda rate, momentum: optax.sgd(rate, momentum or None),
@@ -41,6 +42,7 @@ FACTORIES = {
     "identity": lambda c, coded, shapes: mechanisms.identity(),
     "lrsuq": lambda c, coded, shapes: mechanisms.lrsuq(c.target, c.lattice, **coded),
     "sdq": lambda c, coded, shapes: mechanisms.sdq(c.lattice, c.rate, **coded),
+    "split": lambda c, coded, shapes: mechanisms.split(c.lattice, c.share, **coded),
     "noise": lambda c, coded, shapes: mechanisms.additive(c.target),
     "noise_sdq": lambda c, coded, shapes: mechanisms.noise_then_sdq(c.target, lattice=c.lattice, **coded),
     "noise_rounding": lambda c, coded, shapes: mechanisms.noise_then_rounding(c.target, **coded),
@@ -51,7 +53,7 @@ FACTORIES = {
     "qsgd": lambda c, coded, shapes: mechanisms.qsgd(),
 }
 
-SCALED = ("lrsuq", "sdq", "noise_sdq", "noise_rounding", "jopeq")  # mechanisms that code with scales
+SCALED = ("lrsuq", "split", "sdq", "noise_sdq", "noise_rounding", "jopeq")  # mechanisms that code with scales
 
 
 def _integer(low, high=None):
@@ -74,6 +76,7 @@ _SEED = _integer(0, 2**32 - 1)
 _BOOLEAN = ("True or False", lambda v: isinstance(v, bool))
 _UNIT = _real(lambda v: 0 < v <= 1, "a number above 0 and at most 1")
 _BITS = _integer(1, 8)
+_BELOW_ONE_POSITIVE = _real(lambda v: 0 < v < 1, "a number above 0 and below 1")
 _BELOW_ONE = _real(lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
 
 
@@ -104,7 +107,7 @@ FIELDS = {
     "partition.alpha": _POSITIVE,
     "partition.shards_per_client": _integer(1),
     "partition.exponent": _NOT_NEGATIVE,
-    "local.update": _choice(UPDATES),
+    "local.update_kind": _choice(UPDATES),
     "local.steps": _integer(1),
     "local.batch_size": _integer(1),
     "local.learning_rate": _POSITIVE,
@@ -114,12 +117,14 @@ FIELDS = {
     "local.steps_by_size": _BOOLEAN,
     "local.proximal": _NOT_NEGATIVE,
     "local.normalize": _BOOLEAN,
+    "local.example_clip": _NOT_NEGATIVE,
     "server.optimizer": _choice(SERVER_OPTIMIZERS),
     "server.learning_rate": _POSITIVE,
     "server.momentum": _BELOW_ONE,
     "mechanism.name": _choice(FACTORIES),
     "mechanism.target": _choice(TARGETS),
     "mechanism.lattice": _choice(LATTICES),
+    "mechanism.share": _BELOW_ONE_POSITIVE,
     "mechanism.gamma": _POSITIVE,
     "mechanism.step": _POSITIVE,
     "mechanism.rate": _choice(RATES),
@@ -143,6 +148,11 @@ FIELDS = {
     "schedule.knob": _choice(("none", "gamma", "step", "bits", "levels", "fraction")),
     "schedule.kind": _choice(SCHEDULES),
     "schedule.end": _POSITIVE,
+    "privacy.delta": _BELOW_ONE_POSITIVE,
+    "privacy.relation": _choice(RELATIONS),
+    "privacy.adversary": _choice(ADVERSARIES),
+    "privacy.target_epsilon": _NOT_NEGATIVE,
+    "privacy.calibrate": _BOOLEAN,
     "seeds.partition": _SEED,
     "seeds.model": _SEED,
     "seeds.training": _SEED,
@@ -194,9 +204,9 @@ def _combinations(fields):
         )
     for name in ("local.steps_by_size", "local.normalize"):
         yield (
-            not fields[name] or fields["local.update"] == "weights",
+            not fields[name] or fields["local.update_kind"] == "weights",
             name,
-            "False where config.local.update is 'gradient'",
+            "False where config.local.update_kind is 'gradient'",
         )
     yield (
         not fields["mechanism.rotate"] or fields["mechanism.sparsify"] != "top_k",
@@ -226,6 +236,29 @@ def _combinations(fields):
         fields["mechanism.scales"] == "own" or fields["mechanism.name"] in SCALED,
         "mechanism.scales",
         "'own' unless config.mechanism.name is one of " + ", ".join(map(repr, SCALED)),
+    )
+    yield (
+        fields["mechanism.name"] != "split" or fields["mechanism.target"] == "gaussian",
+        "mechanism.target",
+        "'gaussian' where config.mechanism.name is 'split': a Laplace law has no Laplace part",
+    )
+    examples = fields["local.example_clip"] > 0
+    yield (
+        not examples or (fields["local.update_kind"], fields["local.sampling"]) == ("gradient", "shuffle"),
+        "local.example_clip",
+        "0 unless config.local.update_kind is 'gradient' and config.local.sampling is 'shuffle': after "
+        "several local steps one example may have moved every later gradient",
+    )
+    yield (
+        not examples or fields["mechanism.clip"] == "none",
+        "mechanism.clip",
+        "'none' where config.local.example_clip is positive: the examples are clipped",
+    )
+    calibrates = fields["privacy.target_epsilon"] > 0 and fields["privacy.calibrate"]
+    yield (
+        not calibrates or not fields["mechanism.per_client.gamma"],
+        "mechanism.per_client.gamma",
+        "() where config.privacy.target_epsilon is given with config.privacy.calibrate",
     )
     yield (
         fields["server.momentum"] == 0 or fields["server.optimizer"] == "sgd",

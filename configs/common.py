@@ -7,6 +7,7 @@ VARIANTS = {
     "fedavg": {"mechanism.name": "identity", "mechanism.clip": "none"},
     "cepam_gaussian": {},
     "cepam_laplace": {"mechanism.target": "laplace", "mechanism.clip": "l1"},
+    "split": {"mechanism.name": "split"},
     "sdq": {"mechanism.name": "sdq", "mechanism.clip": "none", "mechanism.rate": "bits"},
     "noise_gaussian": {"mechanism.name": "noise"},
     "noise_laplace": {"mechanism.name": "noise", "mechanism.target": "laplace", "mechanism.clip": "l1"},
@@ -65,7 +66,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.partition.exponent = 1.0  # of quantity: size of the k-th client ~ k^-exponent
 
     c.local = ml_collections.ConfigDict()
-    c.local.update = "weights"  # weights: difference after local SGD; gradient: one mean gradient
+    c.local.update_kind = "weights"  # weights: difference after local SGD; gradient: one mean gradient
     c.local.steps = 15
     c.local.batch_size = 32
     c.local.learning_rate = 0.1
@@ -74,6 +75,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.local.augment = "none"  # none, crop_flip
     c.local.steps_by_size = False  # fewer steps for clients with fewer examples
     c.local.proximal = 0.0  # FedProx's mu
+    c.local.example_clip = 0.0  # L2 norm of one example's gradient; 0: off (then privacy is client-level)
     c.local.normalize = False  # FedNova: updates divided by the weight of the client's steps
 
     c.server = ml_collections.ConfigDict()
@@ -82,10 +84,11 @@ def defaults() -> ml_collections.ConfigDict:
     c.server.momentum = 0.0  # of sgd
 
     c.mechanism = ml_collections.ConfigDict()
-    # identity, lrsuq, sdq, noise, noise_sdq, noise_rounding, jopeq, clipped, binary, k_level, qsgd
+    # identity, lrsuq, split, sdq, noise, noise_sdq, noise_rounding, jopeq, clipped, binary, k_level, qsgd
     c.mechanism.name = "lrsuq"
     c.mechanism.target = "gaussian"  # law of the error or noise: gaussian, laplace
     c.mechanism.lattice = "Z1"  # Z1, Z2, Z3, A2, D4, E8
+    c.mechanism.share = 0.5  # of split: part of the error's variance that is private
     c.mechanism.gamma = 100.0  # clip_norm / sigma; laplace: clip_norm / b
     c.mechanism.step = 0.005  # scale of the lattice of sdq, rounding and jopeq, in units of the update
     c.mechanism.rate = "step"  # what sets the scale of sdq: step, sigma (by gamma), bits
@@ -112,6 +115,14 @@ def defaults() -> ml_collections.ConfigDict:
     c.schedule.knob = "none"  # none, gamma, step, bits, levels, fraction
     c.schedule.kind = "linear"  # linear, exponential, cosine
     c.schedule.end = 1.0
+
+    c.privacy = ml_collections.ConfigDict()
+    c.privacy.delta = 1e-5
+    c.privacy.relation = "add_remove"  # add_remove, replace
+    # released_model, colluding_clients, decoded_updates, server: whom the target is meant for
+    c.privacy.adversary = "released_model"
+    c.privacy.target_epsilon = 0.0  # 0: none
+    c.privacy.calibrate = True  # True: gamma follows from the target; False: stop when it is spent
 
     c.seeds = ml_collections.ConfigDict()
     c.seeds.partition = 0

@@ -6,6 +6,8 @@
 The same command continues a run that was stopped.
 """
 
+from pathlib import Path
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -20,6 +22,7 @@ _PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar.")
 def main():
     last = training.train(_CONFIG.value, _WORKDIR.value, _PROGRESS.value)[-1]
     print(f"round {last['round']}: test accuracy {last['accuracy']:.4f}; see {_WORKDIR.value}/metrics.jsonl")
+    print((Path(_WORKDIR.value) / "privacy.txt").read_text(), end="")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_impossible_combinations():
         ({"mechanism.rotate": True, "mechanism.sparsify": "top_k"}, "config.mechanism.sparsify is 'top_k'"),
         ({"mechanism.rotate": True, "mechanism.name": "clipped"}, "config.mechanism.granularity is 'tensor'"),
         ({"mechanism.quantize": "weights"}, "config.mechanism.clip is 'l2'; it must be 'none' where"),
-        ({"local.update": "gradient", "local.normalize": True}, "config.local.normalize is True"),
+        ({"local.update_kind": "gradient", "local.normalize": True}, "config.local.normalize is True"),
     ):
         config = mnist.get_config()
         config.update_from_flattened_dict(changes)

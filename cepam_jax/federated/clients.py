@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from cepam_jax.data.augment import AUGMENTATIONS
 from cepam_jax.mechanisms import counter
+from cepam_jax.mechanisms.transforms import l2_norm
 
 _BATCHES = 3  # stream tag of the words that order a client's examples
 
@@ -21,7 +22,7 @@ class LocalTraining(NamedTuple):
       steps: local iterations tau of a round.
       batch_size: examples per step.
       learning_rate, momentum: of local SGD; momentum starts at zero every round.
-      update: "weights", the change of the weights by `steps` SGD steps (FedAvg, 1602.05629), or
+      update_kind: "weights", the change of the weights by `steps` SGD steps (FedAvg, 1602.05629), or
         "gradient", minus the mean gradient of `steps` batches at the global weights.
       proximal: weight mu of the proximal term mu/2 |w - w_global|^2 (FedProx, 1812.06127).
       normalize: whether an update is divided by the accumulated weight of its steps, relative to
@@ -29,17 +30,20 @@ class LocalTraining(NamedTuple):
       sampling: "replacement", every batch drawn independently, or "shuffle", a random order of the
         client's examples each round, repeated when it is used up.
       augment: name of an augmentation.
+      example_clip: L2 norm to which each example's gradient is clipped, for privacy of examples instead of
+        clients; only with update_kind "gradient". 0: off.
     """
 
     steps: int
     batch_size: int
     learning_rate: float
     momentum: float = 0.0
-    update: str = "weights"
+    update_kind: str = "weights"
     sampling: str = "replacement"
     augment: str = "none"
     proximal: float = 0.0
     normalize: bool = False
+    example_clip: float = 0.0
 
     def weight(self, steps):
         """Sum of the weights that SGD with momentum gives to the gradients of `steps` steps.
@@ -117,8 +121,29 @@ def make_local_update(module: Any, settings: LocalTraining) -> Callable:
 
     def gradient_update(params, data, rows, steps, key):
         del steps
+        if settings.example_clip:
+            return clipped_gradient(params, data, rows, key)
         loss, gradient = jax.value_and_grad(batch_loss)(params, data, rows.reshape(-1), key)
         return -ravel_pytree(gradient)[0], loss
+
+    def clipped_gradient(params, data, rows, key):
+        """Mean of the examples' gradients, each clipped to L2 norm example_clip (1607.00133)."""
+
+        def one(row, number):
+            of_example = jax.random.fold_in(key, number)
+            loss, gradient = jax.value_and_grad(batch_loss)(params, data, row[None], of_example)
+            flat = ravel_pytree(gradient)[0]
+            return flat / jnp.maximum(1.0, l2_norm(flat) / settings.example_clip), loss
+
+        def add(carry, inputs):  # batch after batch: memory for one batch of gradients
+            batch, number = inputs
+            numbers = number * settings.batch_size + jnp.arange(settings.batch_size)
+            gradients, losses = jax.vmap(one)(batch, numbers)
+            return (carry[0] + gradients.sum(0), carry[1] + losses.sum()), None
+
+        start = (jnp.zeros_like(ravel_pytree(params)[0]), jnp.float32(0))
+        (total, loss), _ = jax.lax.scan(add, start, (rows, jnp.arange(settings.steps)))
+        return -total / rows.size, loss / rows.size
 
     def weight_update(params, data, rows, steps, key):
         def step(carry, inputs):
@@ -141,7 +166,7 @@ def make_local_update(module: Any, settings: LocalTraining) -> Callable:
         (local, _), losses = jax.lax.scan(step, start, (rows, jnp.arange(settings.steps)))
         return ravel_pytree(local)[0] - ravel_pytree(params)[0], losses.sum() / steps
 
-    compute = {"weights": weight_update, "gradient": gradient_update}[settings.update]
+    compute = {"weights": weight_update, "gradient": gradient_update}[settings.update_kind]
 
     def local_update(params, data, row, count, steps, key):
         batch_key, step_key = jax.random.split(key)

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from cepam_jax import checkpoints, models
 from cepam_jax.config import SERVER_OPTIMIZERS, build_mechanism, knobs_of, validate
 from cepam_jax.data import partition, sources
 from cepam_jax.errors import NonFiniteUpdateError
-from cepam_jax.federated import rounds
+from cepam_jax.federated import guarantees, rounds
 from cepam_jax.federated.aggregators import AGGREGATORS
 from cepam_jax.federated.clients import Images, LocalTraining, make_local_update
 from cepam_jax.federated.participation import SCHEDULES, scheduled
@@ -47,7 +48,7 @@ def program(config: ml_collections.ConfigDict, image_shape: tuple[int, ...], num
     Runs that differ only in data, seeds, gamma, clip norm or the number of rounds share one.
     """
     fields = json.loads(config.to_json())
-    for name in ("seeds", "partition", "data", *_unscheduled(config)):
+    for name in ("seeds", "partition", "data", "privacy", *_unscheduled(config)):
         del fields[name]
     for name in ("gamma", "step", "bits", "levels", "fraction", "clip_norm", "per_client"):
         del fields["mechanism"][name]
@@ -55,8 +56,8 @@ def program(config: ml_collections.ConfigDict, image_shape: tuple[int, ...], num
 
 
 def _unscheduled(config):
-    """Fields that rounds already done do not depend on: the number of rounds, but for schedules."""
-    return ("rounds",) if config.schedule.knob == "none" else ()
+    """Fields that rounds already done do not depend on: their number, but for schedules and budgets."""
+    return ("rounds",) if config.schedule.knob == "none" and not config.privacy.target_epsilon else ()
 
 
 @functools.lru_cache(maxsize=8)
@@ -172,11 +173,14 @@ def train(
     validate(config)
     data = sources.load(config.data.name, config.data.dir)
     split = split_of(config, data.train_labels)
+    asked = json.loads(config.to_json())
+    if config.privacy.target_epsilon and config.privacy.calibrate:
+        config = guarantees.calibrated(config, split.counts)
     compiled = program(config, data.train_images.shape[1:], data.num_classes)
     state = compiled.initialize(jax.random.key(config.seeds.model), jnp.float32(config.mechanism.clip_norm))
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints.claim(workdir, json.loads(config.to_json()), ("data.dir", *_unscheduled(config)))
+    checkpoints.claim(workdir, asked, ("data.dir", *_unscheduled(config)))
     _describe(data, split, workdir)
 
     train_images, test_images = load_images(config)
@@ -202,18 +206,23 @@ def train(
         disable=not progress,
         dynamic_ncols=True,
     )
+    last = guarantees.rounds_within_budget(config, split.counts)
+    (workdir / "privacy.txt").write_text(guarantees.report_text(config, split.counts, last) + "\n")
     try:
-        _run(config, compiled, state, federation, test_images, store, file, lines, bar)
+        _run(config, compiled, state, federation, test_images, store, file, lines, bar, split.counts, last)
     finally:
         bar.close()
         store.close()
     return lines
 
 
-def _run(config, compiled, state, federation, test, store, file, lines, bar):
-    """Blocks of rounds until the last; appends to `lines`."""
+def _run(config, compiled, state, federation, test, store, file, lines, bar, counts, last):
+    """Blocks of rounds until the last, or until the privacy budget is spent; appends to `lines`."""
     done = int(state.round)
-    if done >= config.rounds:
+    if last < config.rounds:
+        note = f"the privacy budget of epsilon = {config.privacy.target_epsilon:g} ends after round {last}"
+        tqdm.tqdm.write(f"{note} of {config.rounds}", file=sys.stderr)
+    if done >= last:
         return
     # No round is left before `done`: this compiles, and evaluates where we stand.
     block = functools.partial(compiled.block, federation=federation, test=test)
@@ -222,9 +231,9 @@ def _run(config, compiled, state, federation, test, store, file, lines, bar):
         lines.append({"round": 0, **_evaluation(evaluation)})
         file.append(lines[-1])
     per_round = config.clients_per_round or config.num_clients
-    while done < config.rounds:
+    while done < last:
         start = time.perf_counter()
-        state, metrics, evaluation = jax.block_until_ready(block(state, stop=jnp.int32(config.rounds)))
+        state, metrics, evaluation = jax.block_until_ready(block(state, stop=jnp.int32(last)))
         seconds = time.perf_counter() - start
         if int(state.invalid_client) >= 0:
             raise NonFiniteUpdateError(
@@ -235,6 +244,7 @@ def _run(config, compiled, state, federation, test, store, file, lines, bar):
         ran = int(state.round) - done
         done += ran
         line = summarize(metrics, evaluation, done, ran, per_round * compiled.coordinates, seconds)
+        line["epsilon"] = guarantees.epsilons(config, counts, done)
         file.append(line)
         lines.append(line)
         store.save(done, state)
@@ -281,10 +291,12 @@ def _finite(value):
 def progress_text(line: dict) -> str:
     """The figures beside the progress bar."""
     snr = "inf" if line["snr"] is None else f"{line['snr']:.2g}"
+    found = line.get("epsilon", {}).get("released_model")
+    epsilon = "" if found is None else f", epsilon {found:.3g} (released model)"
     loss = "nan" if line["loss"] is None else f"{line['loss']:.3f}"
     return (
         f"loss {loss}, accuracy {line['accuracy']:.3f}, {line['bits_per_coordinate']:.3f} bits/coordinate, "
-        f"norm {line['update_norm']:.3g}->{line['clipped_norm']:.3g}, SNR {snr}"
+        f"norm {line['update_norm']:.3g}->{line['clipped_norm']:.3g}, SNR {snr}{epsilon}"
     )
 
 

@@ -1,12 +1,13 @@
 """How one client's update becomes a message and comes back. See `base` for the contract."""
 
-from cepam_jax.mechanisms.base import About, Keys, Knobs, Mechanism, Message, Transform, chain
+from cepam_jax.mechanisms.base import About, Keys, Knobs, Mechanism, Message, Noise, Transform, chain
 from cepam_jax.mechanisms.clipped import clipped
 from cepam_jax.mechanisms.dither import jopeq, noise_then_rounding, noise_then_sdq, rounding, sdq
 from cepam_jax.mechanisms.identity import identity
 from cepam_jax.mechanisms.noise import add_noise, additive
 from cepam_jax.mechanisms.registry import REGISTRY, make
 from cepam_jax.mechanisms.rsuq import lrsuq
+from cepam_jax.mechanisms.split import split
 from cepam_jax.mechanisms.stochastic import binary, k_level, qsgd
 from cepam_jax.mechanisms.transforms import clip, random_mask, rotate, top_k
 
@@ -17,6 +18,7 @@ __all__ = [
     "Knobs",
     "Mechanism",
     "Message",
+    "Noise",
     "Transform",
     "add_noise",
     "additive",
@@ -36,5 +38,6 @@ __all__ = [
     "rotate",
     "rounding",
     "sdq",
+    "split",
     "top_k",
 ]

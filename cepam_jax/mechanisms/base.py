@@ -89,6 +89,18 @@ class Message:
     length: int = dataclasses.field(metadata={"static": True})
 
 
+class Noise(NamedTuple):
+    """Noise that hides an update.
+
+    Attributes:
+      law: "gaussian" or "laplace", i.i.d. over coordinates and independent of the update.
+      deviation: Knobs -> standard deviation per coordinate.
+    """
+
+    law: str
+    deviation: Callable[[Knobs], Any]
+
+
 class About(NamedTuple):
     """Static facts of a mechanism.
 
@@ -102,6 +114,11 @@ class About(NamedTuple):
       knobs: names of the knobs that must be given.
       clip: the norm bounded before quantization, "l2", "l1" or None.
       local: whether a coordinate's result depends on its own block alone.
+      outsiders: what hides the update from those who do not know the shared key; None: nothing.
+      server: what hides it from those who do, noise from the private key; None: nothing.
+      sensitivity: the norm that is bounded where that noise comes in, "l2", "l1" or None. A rotation
+        keeps the L2 norm alone; an L1 bound implies the same L2 bound.
+      leaks: what is sent without noise, in words.
     """
 
     name: str
@@ -112,6 +129,10 @@ class About(NamedTuple):
     knobs: tuple[str, ...] = ()
     clip: str | None = None
     local: bool = True
+    outsiders: Noise | None = None
+    server: Noise | None = None
+    sensitivity: str | None = None
+    leaks: tuple[str, ...] = ()
 
 
 class Code(NamedTuple):
@@ -326,8 +347,23 @@ def chain(*steps: Transform | Mechanism) -> Mechanism:
     )
 
 
+def _protection(transforms, last: About):
+    """(outsiders, server, sensitivity) of a chain: a later clip does not bound what noise hides."""
+    outsiders, server, norm, frozen = None, None, None, False
+    for step in transforms:
+        if step.about.server and not frozen:
+            outsiders, server, frozen = step.about.outsiders, step.about.server, True
+        elif not frozen:
+            norm = step.about.clip or norm
+            norm = "l2" if step.mixes and norm else norm
+    if frozen:
+        return outsiders, server, norm
+    return last.outsiders, last.server, last.sensitivity or norm
+
+
 def _about(transforms, last: About) -> About:
     abouts = [step.about for step in transforms]
+    outsiders, server, sensitivity = _protection(transforms, last)
     laws = {about.law for about in [*abouts, last]} - {"none"}
     return About(
         name="+".join([step.name for step in transforms if step.name] + [last.name]),
@@ -338,6 +374,10 @@ def _about(transforms, last: About) -> About:
         knobs=tuple(dict.fromkeys(sum((about.knobs for about in [*abouts, last]), ()))),
         clip=next((about.clip for about in reversed(abouts) if about.clip), last.clip),
         local=all(about.local for about in [*abouts, last]),
+        outsiders=outsiders,
+        server=server,
+        sensitivity=sensitivity,
+        leaks=sum((about.leaks for about in [*abouts, last]), ()),
     )
 
 

@@ -187,6 +187,7 @@ def jopeq(
 
     noise = scaled_noise(target, complement, ("sigma", "step"), "complement")
     built = chain(noise, sdq(lattice, "step", **options))
+    # What the dither adds has bounded support and earns nothing.
     return built._replace(about=built.about._replace(name=f"jopeq-{target}-{lattice}", law="other"))
 
 

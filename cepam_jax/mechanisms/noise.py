@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.errors import require_choice
-from cepam_jax.mechanisms.base import About, Knobs, Mechanism, Transform, chain, check_knobs
+from cepam_jax.mechanisms.base import About, Knobs, Mechanism, Noise, Transform, chain, check_knobs
 from cepam_jax.mechanisms.identity import identity
 from cepam_jax.mechanisms.latents import TARGETS
 
@@ -34,7 +34,14 @@ def scaled_noise(law: str, deviation: Callable, knobs: tuple[str, ...], name: st
         name=name,
         forward=forward,
         variance=lambda x, given, rest: jnp.square(deviation(given)) + rest(x, given),
-        about=About("", law, randomness=("private",), knobs=knobs),
+        about=About(
+            "",
+            law,
+            randomness=("private",),
+            knobs=knobs,
+            outsiders=Noise(law, deviation),
+            server=Noise(law, deviation),
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from cepam_jax.mechanisms.dither import jopeq, noise_then_rounding, noise_then_s
 from cepam_jax.mechanisms.identity import identity
 from cepam_jax.mechanisms.noise import additive
 from cepam_jax.mechanisms.rsuq import lrsuq
+from cepam_jax.mechanisms.split import split
 from cepam_jax.mechanisms.stochastic import binary, k_level, qsgd
 from cepam_jax.mechanisms.transforms import random_mask, rotate, top_k
 
@@ -35,6 +36,8 @@ REGISTRY: dict[str, Callable[[], Mechanism]] = {
     "noise_gaussian_rounding": partial(noise_then_rounding, "gaussian"),
     "jopeq_gaussian": partial(jopeq, "gaussian"),
     "jopeq_laplace_z2": partial(jopeq, "laplace", "Z2"),
+    "split_z1": split,
+    "split_d4": partial(split, "D4", 0.8),
     "clipped_stochastic": clipped,
     "clipped_deterministic": partial(clipped, "deterministic"),
     "clipped_stochastic_max": partial(clipped, "stochastic", "max", "model"),

@@ -21,7 +21,7 @@ import numpy as np
 
 from cepam_jax.errors import require_choice
 from cepam_jax.mechanisms import blocks, code_length, counter, latents, lattices, rejection
-from cepam_jax.mechanisms.base import About, Code, Mechanism, Message, check_knobs, check_vector
+from cepam_jax.mechanisms.base import About, Code, Mechanism, Message, Noise, check_knobs, check_vector
 
 # Tags of the two shared streams. They are part of the message format.
 _LAYERS, _DITHERS = 1, 2
@@ -159,6 +159,7 @@ def lrsuq(
             block=n,
             randomness=("shared",),
             knobs=("sigma", *sized.knobs),
+            outsiders=Noise(target, lambda knobs: knobs.sigma),
         ),
         code=Code(
             "lattice",

@@ -181,5 +181,12 @@ def top_k() -> Transform:
         inverse=lambda shared, y, kept, knobs, d: jnp.where(kept | ~jnp.isfinite(y), y, 0.0),
         weight=lambda shared, kept, knobs, d: kept.astype(jnp.float32),
         side_bits=side_bits,
-        about=About("", "other", unbiased=False, knobs=("fraction",), local=False),
+        about=About(
+            "",
+            "other",
+            unbiased=False,
+            knobs=("fraction",),
+            local=False,
+            leaks=("which coordinates are largest (top-k)",),
+        ),
     )

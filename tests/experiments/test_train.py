@@ -47,7 +47,7 @@ def test_every_variant_learns(variant, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"local.update": "gradient", "server.learning_rate": 0.3, "rounds": 40},
+        {"local.update_kind": "gradient", "server.learning_rate": 0.3, "rounds": 40},
         {"clients_per_round": 4, "local.sampling": "shuffle", "aggregator": "examples"},
         {"partition.kind": "quantity", "clients_per_chunk": 3, "mechanism.lattice": "Z2"},
         {"partition.kind": "shards", "server.optimizer": "adam", "server.learning_rate": 0.01},

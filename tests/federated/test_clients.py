@@ -23,11 +23,11 @@ def settings(**changes):
     )
 
 
-@pytest.mark.parametrize("update", clients.UPDATES)
+@pytest.mark.parametrize("update_kind", clients.UPDATES)
 @pytest.mark.parametrize("sampling", clients.SAMPLINGS)
 @pytest.mark.parametrize("count", [1, 5, 50])
-def test_a_padded_client_gives_the_same_update_to_the_bit(update, sampling, count):
-    run = jax.jit(clients.make_local_update(MODULE, settings(update=update, sampling=sampling)))
+def test_a_padded_client_gives_the_same_update_to_the_bit(update_kind, sampling, count):
+    run = jax.jit(clients.make_local_update(MODULE, settings(update_kind=update_kind, sampling=sampling)))
     row = jnp.arange(100, 100 + count)
     padded = jnp.concatenate([row, jnp.full(77, row[0])])
     alone, *_ = run(PARAMS, IMAGES, row, jnp.int32(count), jnp.int32(4), jax.random.key(3))
@@ -61,7 +61,7 @@ def reference(run_settings, row, key, steps):
         logits = MODULE.apply({"params": params}, IMAGES.normalized(IMAGES.images[batch]))
         return -jax.nn.log_softmax(logits)[jnp.arange(len(batch)), IMAGES.labels[batch]].mean()
 
-    if run_settings.update == "gradient":
+    if run_settings.update_kind == "gradient":
         return -ravel_pytree(jax.grad(loss)(PARAMS, rows.reshape(-1)))[0]
     params, velocity = PARAMS, jax.tree.map(jnp.zeros_like, PARAMS)
     for batch in rows[:steps]:
@@ -74,7 +74,7 @@ def reference(run_settings, row, key, steps):
 
 @pytest.mark.parametrize(
     ("changes", "steps"),
-    [({}, 4), ({"update": "gradient"}, 4), ({}, 2), ({"proximal": 5.0}, 4), ({"momentum": 0.0}, 1)],
+    [({}, 4), ({"update_kind": "gradient"}, 4), ({}, 2), ({"proximal": 5.0}, 4), ({"momentum": 0.0}, 1)],
 )
 def test_local_training_is_sgd_with_momentum_or_one_gradient(changes, steps):
     """Also for a client with fewer steps, and with FedProx's term."""

@@ -1,0 +1,19 @@
+"""Who learns what: events per adversary, accounting, calibration, audits."""
+
+from cepam_jax.privacy.accounting import epsilon, report, text
+from cepam_jax.privacy.calibrate import affordable_rounds, expected_bits, gamma_for, sigmas_for
+from cepam_jax.privacy.events import ADVERSARIES, Federation, Guarantee, Phase
+
+__all__ = [
+    "ADVERSARIES",
+    "Federation",
+    "Guarantee",
+    "Phase",
+    "affordable_rounds",
+    "epsilon",
+    "expected_bits",
+    "gamma_for",
+    "report",
+    "sigmas_for",
+    "text",
+]

@@ -1,0 +1,134 @@
+"""One federation, clients with different needs: a tenth at strong privacy, the rest weak.
+
+  python -m experiments.figures.heterogeneous --config=configs/mnist.py --workdir=/tmp/heterogeneous
+
+Every client turns its own epsilon against `decoded_updates` into its own gamma. Beside the mixed federation:
+everybody strong, everybody weak, and the weak clients alone.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from cepam_jax import privacy
+from cepam_jax.federated import guarantees, training
+from configs.common import with_variant
+from experiments import cli, output
+from experiments.runs import seeded
+from experiments.tables import markdown
+
+
+def gammas(config, strong: float, weak: float, share: float):
+    """f64[clients] for the mixed federation, and the number of strong clients."""
+    count = max(1, round(share * config.num_clients))
+    targets = np.full(config.num_clients, weak)
+    targets[:count] = strong
+    sigma = privacy.sigmas_for(
+        targets, config.mechanism.clip_norm, config.rounds, config.privacy.delta, "gaussian"
+    )
+    return config.mechanism.clip_norm / sigma, count
+
+
+def run(config, name: str, workdir: Path) -> list[dict]:
+    """Last lines over seeds."""
+    found = []
+    for seed in range(flags.FLAGS.seeds):
+        of_seed = seeded(config, seed)
+        place = workdir / f"{name.replace(' ', '_')}_{seed}"
+        label = f"{name} seed {seed}"
+        found.append(training.train(of_seed, place, flags.FLAGS.progress, label)[-1])
+    return found
+
+
+def row(config, name, lines):
+    """What the table shows of one federation."""
+    accuracy = np.array([line["accuracy"] for line in lines])
+    reports = privacy.report(
+        guarantees.federation_of(config, np.ones(config.num_clients)), config.privacy.delta
+    )
+    by_adversary = {r.adversary: r.epsilon for r in reports}
+    return {
+        "federation": name,
+        "accuracy": accuracy.mean(),
+        "deviation": accuracy.std(ddof=1) if len(accuracy) > 1 else 0.0,
+        "bits": float(np.mean([line["bits_per_coordinate"] for line in lines])),
+        **{
+            f"{a} {which}": float(e[i])
+            for a, e in by_adversary.items()
+            for which, i in _ENDS
+            if a != "server"
+        },
+    }
+
+
+_ENDS = (("first", 0), ("last", -1))
+
+
+def define_flags():
+    config_flags.DEFINE_config_file("config", "configs/mnist.py", "Its mechanism is replaced.")
+    output.define_workdir()
+    flags.DEFINE_float("strong", 100.0, "Epsilon of a strong client against decoded_updates.")
+    flags.DEFINE_float("weak", 100_000.0, "Epsilon of a weak client against decoded_updates.")
+    flags.DEFINE_float("share", 0.1, "Part of the clients that is strong.")
+    flags.DEFINE_integer("seeds", 5, "Runs of each federation.")
+    flags.DEFINE_bool("progress", True, "Show progress bars.")
+
+
+def main():
+    f = flags.FLAGS
+    base = with_variant(f.config, "cepam_gaussian", 1.0, 1.0)
+    base.eval_every = base.rounds
+    mixed, count = gammas(base, f.strong, f.weak, f.share)
+    federations = {
+        f"mixed: {count} strong, {base.num_clients - count} weak": mixed,
+        "all strong": np.full(base.num_clients, mixed[0]),
+        "all weak": np.full(base.num_clients, mixed[-1]),
+    }
+    rows = []
+    for name, values in federations.items():
+        config = base.copy_and_resolve_references()
+        config.mechanism.per_client.gamma = tuple(float(v) for v in values)
+        rows.append(row(config, name, run(config, name.split(":")[0], Path(f.workdir))))
+        rows[-1] |= {"gamma first": float(values[0]), "gamma last": float(values[-1])}
+    alone = base.copy_and_resolve_references()
+    alone.num_clients -= count
+    alone.mechanism.gamma = float(mixed[-1])
+    rows.append(row(alone, "weak clients alone", run(alone, "weak alone", Path(f.workdir))))
+    rows[-1] |= {"gamma first": float(mixed[-1]), "gamma last": float(mixed[-1])}
+
+    def pair(line, name):
+        first, last = line[f"{name} first"], line[f"{name} last"]
+        return f"{first:.4g}" if np.isclose(first, last) else f"{first:.4g} / {last:.4g}"
+
+    table = markdown(
+        [
+            "federation",
+            "gamma",
+            "epsilon, decoded updates",
+            "epsilon, released model",
+            "bits per coordinate",
+            "test accuracy",
+        ],
+        [
+            [
+                line["federation"],
+                pair(line, "gamma"),
+                pair(line, "decoded_updates"),
+                pair(line, "released_model"),
+                f"{line['bits']:.3f}",
+                f"{line['accuracy']:.4f} ± {line['deviation']:.4f}",
+            ]
+            for line in rows
+        ],
+    )
+    settings = (
+        f"{base.data.name}, {base.model}, {base.rounds} rounds, {f.seeds} seeds; strong / weak clients; "
+        f"delta = {base.privacy.delta:g}, client level, add/remove\n\n"
+    )
+    output.save(settings + table, rows)
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

@@ -1,0 +1,154 @@
+"""Accuracy and bits against epsilon, mechanism by mechanism, at equal accounting.
+
+  python -m experiments.figures.privacy --config=configs/mnist.py --workdir=/tmp/privacy_mnist
+
+For each target the noise is calibrated to the planned rounds (client level, against
+`config.privacy.adversary`). Runs that were finished are not repeated.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from ml_collections import config_flags
+
+from cepam_jax.errors import NonFiniteUpdateError
+from cepam_jax.federated import guarantees, training
+from configs.common import VARIANTS, with_variant
+from experiments import cli, output
+from experiments.runs import seeded
+from experiments.tables import markdown
+
+METHODS = ("cepam_gaussian", "cepam_laplace", "noise_gaussian", "noise_laplace", "noise_gaussian_sdq")
+_STYLES = dict(zip(METHODS, ("k-o", "b-s", "k--^", "b--v", "r:D"), strict=True))
+_L1_CLIP = 30.0  # of the update's L1 norm, for Laplace noise; about what updates have at the start
+
+
+def config_for(base, method: str, target: float, seed: int):
+    """The configuration of one run."""
+    config = seeded(base, seed)
+    config = with_variant(config, method, flags.FLAGS.l1_clip, 1.0)
+    config.privacy.target_epsilon = target
+    config.eval_every = config.rounds
+    if method.endswith("_sdq"):  # a cell as wide as the noise: it adds a twelfth to the variance
+        gamma = guarantees.calibrated(config, np.ones(config.num_clients)).mechanism.gamma
+        config.mechanism.step = config.mechanism.clip_norm / gamma
+    return config
+
+
+def runs(base, method: str, target: float, workdir: Path) -> dict:
+    """Accuracy and bits over seeds."""
+    last = []
+    for seed in range(flags.FLAGS.seeds):
+        place = workdir / f"{method}_{target:g}_{seed}"
+        config = config_for(base, method, target, seed) if method != "fedavg" else _fedavg(base, seed)
+        label = f"{method} epsilon={target:g} seed {seed}"
+        try:
+            last.append(training.train(config, place, flags.FLAGS.progress, label)[-1])
+        except NonFiniteUpdateError:  # so much noise that training diverged: a result, not a mistake
+            continue
+    if not last:
+        return {"method": method, "epsilon": target, "accuracy": None, "diverged": flags.FLAGS.seeds}
+    accuracy = np.array([line["accuracy"] for line in last])
+    return {
+        "method": method,
+        "epsilon": target,
+        "accuracy": accuracy.mean(),
+        "deviation": accuracy.std(ddof=1) if len(accuracy) > 1 else 0.0,
+        "diverged": flags.FLAGS.seeds - len(accuracy),
+        "bits": float(np.mean([line["bits_per_coordinate"] for line in last])),
+        "server": last[0]["epsilon"]["server"],
+        "decoded_updates": last[0]["epsilon"]["decoded_updates"],
+    }
+
+
+def _fedavg(base, seed):
+    config = with_variant(seeded(base, seed), "fedavg", 1.0, 1.0)
+    config.eval_every = config.rounds
+    return config
+
+
+def plot(rows, adversary):
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for method in dict.fromkeys(row["method"] for row in rows if row["epsilon"]):
+        mine = [row for row in rows if row["method"] == method and row["accuracy"] is not None]
+        x = [row["epsilon"] for row in mine]
+        style = _STYLES.get(method, "-x")
+        deviation = [row["deviation"] for row in mine]
+        left.errorbar(
+            x, [row["accuracy"] for row in mine], deviation, fmt=style, ms=5, capsize=2, label=method
+        )
+        right.plot(x, [row["bits"] for row in mine], style, ms=5, label=method)
+    for row in rows:
+        if not row["epsilon"]:
+            left.axhline(row["accuracy"], color="0.5", lw=1, label=f"{row['method']}, no privacy")
+    label = f"epsilon against {adversary.replace('_', ' ')}"
+    left.set(xscale="log", xlabel=label, ylabel="test accuracy")
+    right.set(xscale="log", yscale="log", xlabel=label, ylabel="bits per coordinate")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    return figure
+
+
+def table(rows) -> str:
+    """The figures in Markdown."""
+
+    def number(value):
+        return "none" if value is None else f"{value:.4g}"
+
+    def cells(row):
+        if row["accuracy"] is None:
+            return ["diverged", "", "", ""]
+        note = f" ({row['diverged']} diverged)" if row["diverged"] else ""
+        return [
+            f"{row['accuracy']:.4f} ± {row['deviation']:.4f}{note}",
+            f"{row['bits']:.3f}",
+            number(row["decoded_updates"]),
+            number(row["server"]),
+        ]
+
+    return markdown(
+        [
+            "method",
+            "epsilon",
+            "test accuracy",
+            "bits per coordinate",
+            "epsilon, decoded updates",
+            "epsilon, server",
+        ],
+        [[row["method"], f"{row['epsilon']:g}" if row["epsilon"] else "none", *cells(row)] for row in rows],
+    )
+
+
+def define_flags():
+    config_flags.DEFINE_config_file("config", "configs/mnist.py", "Its mechanism is replaced.")
+    output.define_workdir()
+    flags.DEFINE_list("epsilons", ["10", "100", "1000", "10000"], "Targets.")
+    flags.DEFINE_list("methods", list(METHODS), "Variants of the configurations.")
+    flags.DEFINE_integer("seeds", 5, "Runs of each setting.")
+    flags.DEFINE_float("l1_clip", _L1_CLIP, "Clip of the L1 norm, for Laplace noise.")
+    flags.DEFINE_bool("progress", True, "Show progress bars.")
+
+
+def main():
+    f = flags.FLAGS
+    cli.choices("methods", VARIANTS)
+    workdir, base = Path(f.workdir), f.config
+    rows = [runs(base, "fedavg", 0.0, workdir)]
+    rows += [
+        runs(base, method, target, workdir) for method in f.methods for target in cli.numbers("epsilons")
+    ]
+    adversary = base.privacy.adversary
+    settings = (
+        f"{base.data.name}, {base.model}, {base.num_clients} clients, {base.rounds} rounds; epsilon against "
+        f"{adversary} at delta = {base.privacy.delta:g}, client level, {base.privacy.relation}; "
+        f"{f.seeds} seeds\n\n"
+    )
+    output.save(settings + table(rows), rows, plot(rows, adversary))
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)
