@@ -26,6 +26,30 @@ SHORT = {
         "--seeds=1",
         "--bits=2",
     ],
+    "experiments.figures.rate": ["--size=2000", "--seeds=1", "--ratios=1"],
+    "experiments.figures.updates": ["--settings=digits mlp", "--gammas=30"],
+    "experiments.figures.inversion": ["--gammas=10"],
+    "experiments.figures.privacy": [
+        "--config.data.name=digits",
+        "--config.model=linear",
+        "--config.num_clients=10",
+        "--seeds=1",
+        "--epsilons=100",
+        "--methods=cepam_gaussian",
+    ],
+    "experiments.figures.heterogeneous": [
+        "--config.data.name=digits",
+        "--config.model=linear",
+        "--seeds=1",
+    ],
+    "experiments.figures.server": ["--size=2000", "--repeats=1"],
+    "experiments.audit": ["--size=20000", "--trials=2000"],
+    "experiments.benchmarks.wire": [
+        "--size=2000",
+        "--repeats=1",
+        "--ratios=1",
+        "--mechanisms=lrsuq_gaussian_z1",
+    ],
     "experiments.benchmarks.rejection": ["--size=20000", "--repeats=1"],
     "experiments.benchmarks.quantizer": ["--sizes=1000", "--repeats=1"],
 }
@@ -51,7 +75,7 @@ def test_python_blocks():
 
 
 def test_commands_are_found_and_ci_runs_the_test_command():
-    assert len(COMMANDS) == 14
+    assert len(COMMANDS) == 26
     found = re.findall(r"^python3 -m venv .* -m pytest$", TEXT, re.M)
     assert len(found) == 1
     assert r"^python3 -m venv .* -m pytest$" in (ROOT / ".ci/run").read_text()

@@ -72,7 +72,7 @@ def test_subsampled_gaussian_meets_the_published_value():
     fed = federation(1.3, 60_000, 15 * 60_000 // 250, sampling="poisson", per_round=250)
     guarantee = ADVERSARIES["released_model"](fed)[0]
     by_rdp = dp_accounting.rdp.RdpAccountant().compose(guarantee.event).get_epsilon(DELTA)
-    assert by_rdp == pytest.approx(1.18, abs=0.2)  # the tutorials converted RDP to epsilon less tightly
+    assert 0.8 < by_rdp <= 1.19  # the tutorials converted RDP to epsilon less tightly
     assert 0.7 * by_rdp < privacy.epsilon(guarantee.event, DELTA) < by_rdp
 
 
