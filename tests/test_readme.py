@@ -50,6 +50,13 @@ SHORT = {
         "--ratios=1",
         "--mechanisms=lrsuq_gaussian_z1",
     ],
+    "experiments.benchmarks.round": [
+        "--models=mlp",
+        "--convolutions=cnn2",
+        "--clients=2",
+        "--steps=1",
+        "--repeats=1",
+    ],
     "experiments.benchmarks.rejection": ["--size=20000", "--repeats=1"],
     "experiments.benchmarks.quantizer": ["--sizes=1000", "--repeats=1"],
 }
@@ -75,7 +82,7 @@ def test_python_blocks():
 
 
 def test_commands_are_found_and_ci_runs_the_test_command():
-    assert len(COMMANDS) == 26
+    assert len(COMMANDS) == 27
     found = re.findall(r"^python3 -m venv .* -m pytest$", TEXT, re.M)
     assert len(found) == 1
     assert r"^python3 -m venv .* -m pytest$" in (ROOT / ".ci/run").read_text()
