@@ -1,10 +1,25 @@
 import os
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config):
+    """What one test or subprocess compiled, the others read: a cache for this test run alone."""
+    if not hasattr(config, "workerinput"):
+        config.compilation_cache = tempfile.mkdtemp(prefix="cepam_jax_tests_")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compilation_cache
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "compilation_cache"):
+        shutil.rmtree(config.compilation_cache, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ SHORT = {
         "--repeats=1",
     ],
     "experiments.benchmarks.rejection": ["--size=20000", "--repeats=1"],
-    "experiments.benchmarks.quantizer": ["--sizes=1000", "--repeats=1"],
+    "experiments.benchmarks.quantizer": ["--sizes=1000", "--repeats=1", "--mechanisms=lrsuq_gaussian_z1"],
 }
 
 

@@ -1,6 +1,7 @@
 """How one client's update becomes a message and comes back. See `base` for the contract."""
 
-from cepam_jax.mechanisms.base import About, Keys, Knobs, Mechanism, Message, Noise, Transform, chain
+from cepam_jax.mechanisms.base import About, Keys, Knobs, Mechanism, Message, Noise, Transform
+from cepam_jax.mechanisms.chain import chain
 from cepam_jax.mechanisms.clipped import clipped
 from cepam_jax.mechanisms.dither import jopeq, noise_then_rounding, noise_then_sdq, rounding, sdq
 from cepam_jax.mechanisms.identity import identity

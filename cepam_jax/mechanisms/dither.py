@@ -17,10 +17,10 @@ from cepam_jax.mechanisms.base import (
     Knobs,
     Mechanism,
     Message,
-    chain,
     check_knobs,
     check_vector,
 )
+from cepam_jax.mechanisms.chain import chain
 from cepam_jax.mechanisms.noise import add_noise, scaled_noise
 
 _DITHERS = 4  # tag of the shared stream; part of the message format

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.errors import require_choice
-from cepam_jax.mechanisms.base import About, Knobs, Mechanism, Noise, Transform, chain, check_knobs
+from cepam_jax.mechanisms.base import About, Knobs, Mechanism, Noise, Transform, check_knobs
+from cepam_jax.mechanisms.chain import chain
 from cepam_jax.mechanisms.identity import identity
 from cepam_jax.mechanisms.latents import TARGETS
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import partial
 
 from cepam_jax.errors import require_choice
-from cepam_jax.mechanisms.base import Mechanism, chain
+from cepam_jax.mechanisms.base import Mechanism
+from cepam_jax.mechanisms.chain import chain
 from cepam_jax.mechanisms.clipped import clipped
 from cepam_jax.mechanisms.dither import jopeq, noise_then_rounding, noise_then_sdq, rounding, sdq
 from cepam_jax.mechanisms.identity import identity

@@ -10,7 +10,8 @@ quantization cell, a function of x + N(0, share sigma^2): sigma sqrt(share) coun
 import math
 
 from cepam_jax.errors import require
-from cepam_jax.mechanisms.base import Mechanism, Noise, chain, check_knobs
+from cepam_jax.mechanisms.base import Mechanism, Noise, check_knobs
+from cepam_jax.mechanisms.chain import chain
 from cepam_jax.mechanisms.noise import scaled_noise
 from cepam_jax.mechanisms.rsuq import lrsuq
 

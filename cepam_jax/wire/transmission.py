@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.mechanisms.base import Knobs, Mechanism, Message
-from cepam_jax.wire import format as wire_format
+from cepam_jax.wire import body
+from cepam_jax.wire.format import host_knobs
 
 
 def transmit(mechanism: Mechanism, shared, message: Message, knobs: Knobs, round_number, client):
@@ -27,16 +28,16 @@ def transmit(mechanism: Mechanism, shared, message: Message, knobs: Knobs, round
 
     def on_host(message, key, knobs, weight, round_number, client):
         message, knobs, weight = jax.tree.map(np.asarray, (message, knobs, weight))
-        context = wire_format.Context(
+        context = body.Context(
             mechanism,
             np.asarray(key),
-            wire_format.host_knobs(knobs),
+            host_knobs(knobs),
             message,
             int(round_number),
             int(client),
         )
-        data = wire_format.write(message, context, weight, offsets=False)
-        back = wire_format.read(data, context, None if weight is None else lambda _: weight)
+        data = body.write(message, context, weight, offsets=False)
+        back = body.read(data, context, None if weight is None else lambda _: weight)
         return back, np.int32(len(data))
 
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), message)

@@ -43,7 +43,12 @@ def test_mistakes_are_one_line(tmp_path, root):
 
 def test_quantizer_benchmark(tmp_path, root):
     output = tmp_path / "speed.json"
-    done = run(root, "experiments.benchmarks.quantizer", "--sizes=1000", "--repeats=2", f"--output={output}")
+    names = "lrsuq_gaussian_z1,lrsuq_gaussian_z3"
+    done = run(
+        root,
+        "experiments.benchmarks.quantizer",
+        *("--sizes=1000", "--repeats=2", f"--mechanisms={names}", f"--output={output}"),
+    )
     assert done.returncode == 0, done.stderr
     records = json.loads(output.read_text())["records"]
     assert {r["name"] for r in records} >= {"x + normal", "lrsuq_gaussian_z1", "lrsuq_gaussian_z3"}
