@@ -28,7 +28,7 @@ SHORT = {
     ],
     "experiments.figures.rate": ["--size=2000", "--seeds=1", "--ratios=1"],
     "experiments.figures.updates": ["--settings=digits mlp", "--gammas=30"],
-    "experiments.figures.inversion": ["--gammas=10"],
+    "experiments.figures.inversion": ["--data=digits", "--gammas=10"],
     "experiments.figures.privacy": [
         "--config.data.name=digits",
         "--config.model=linear",

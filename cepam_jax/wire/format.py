@@ -77,7 +77,7 @@ def pack(
         some 8 bytes per segment.
 
     Returns:
-      At most 27 bytes of header, 2 per segment, side information and symbols.
+      At most 26 bytes of header, 2 per segment, side information and symbols.
     """
     context = _context(mechanism, shared, knobs, message.length, round_number, client)
     weight = None

@@ -1,12 +1,12 @@
 """The first bytes of a message: what it is, for whom, and whether it arrived whole.
 
-  magic (2), version and flags (1), kind (1), hashes of name and tables, segments, key, knobs (1 each),
-  length, round, client (variable, 5 at most), checksum (4): 13 to 27 bytes, little-endian;
+  magic (2), version and flags (1), kind (1), hashes of name and tables, segments, key, knobs (6 bits
+  each), length, round, client (variable, 5 at most), checksum (4): 14 to 26 bytes, little-endian;
   then 2 bytes for the scale of each segment, and the body.
 
 The checksum (CRC-32) covers all other bytes and, beside them, what sender and receiver must agree on:
 chain of steps, key, knobs, segments, tables. So a message that is read with another key fails as surely
-as a corrupt one; the one-byte hashes are there to say why.
+as a corrupt one; the short hashes are there to say why.
 """
 
 import functools
@@ -24,7 +24,7 @@ from cepam_jax.mechanisms.base import Code
 MAGIC = b"\xceP"
 VERSION = 1
 EXCEPTIONS, OFFSETS = 1, 2  # flags, below 16
-_FRONT = struct.Struct("<2sBBBBBB")
+_FRONT = struct.Struct("<2sBB3s")
 _LATTICES = tuple(lattices.LATTICES)
 _LAYERS = ("cell", "gaussian", "laplace")
 _KINDS = ("float", "levels", "lattice")
@@ -43,8 +43,8 @@ class Expectation(NamedTuple):
         return zlib.crc32(b"".join(len(part).to_bytes(4, "little") + part for part in self))
 
     def hints(self) -> tuple[int, ...]:
-        """One byte of each."""
-        return tuple(zlib.crc32(part) & 0xFF for part in self)
+        """Six bits of each."""
+        return tuple(zlib.crc32(part) & 63 for part in self)
 
 
 class Header(NamedTuple):
@@ -100,7 +100,8 @@ def _variable(number: int) -> bytes:
 
 def write(header: Header, expectation: Expectation, rest: bytes) -> bytes:
     """Header with checksum, and what follows it."""
-    front = _FRONT.pack(MAGIC, VERSION << 4 | header.flags, header.kind, *header.hints)
+    hints = sum(hint << 6 * i for i, hint in enumerate(header.hints)).to_bytes(3, "little")
+    front = _FRONT.pack(MAGIC, VERSION << 4 | header.flags, header.kind, hints)
     front += b"".join(map(_variable, (header.length, header.round, header.client)))
     return front + struct.pack("<I", zlib.crc32(rest, zlib.crc32(front, expectation.seed()))) + rest
 
@@ -114,7 +115,7 @@ def parse(data: bytes) -> tuple[Header, int]:
     truncated = WireError(f"the message is truncated: {len(data)} bytes do not hold its header")
     if len(data) < _FRONT.size:
         raise truncated
-    magic, version, kind, *hints = _FRONT.unpack_from(data)
+    magic, version, kind, hints = _FRONT.unpack_from(data)
     if magic != MAGIC:
         raise WireError(f"these bytes are not a message: they begin with {magic!r}, not {MAGIC!r}")
     if version >> 4 != VERSION:
@@ -132,7 +133,9 @@ def parse(data: bytes) -> tuple[Header, int]:
         numbers.append(number)
     if at + 4 > len(data):
         raise truncated
-    return Header(version & 15, kind, tuple(hints), *numbers), at + 4
+    packed = int.from_bytes(hints, "little")
+    hints = tuple(packed >> 6 * i & 63 for i in range(4))
+    return Header(version & 15, kind, hints, *numbers), at + 4
 
 
 def read(data: bytes, kind: int, length: int, expectation: Expectation) -> tuple[Header, bytes]:
