@@ -326,3 +326,13 @@ RADIUS_TABLES = {
     ("laplace", 4): 2227756911,
     ("laplace", 8): 2963361727,
 }
+
+
+@pytest.mark.parametrize("coding", ["mixture", "laplace", "gaussian"])
+@pytest.mark.parametrize("lattice", ["Z1", "D4"])
+def test_zeros_cost_next_to_nothing(lattice, coding):
+    """A tensor that did not change, such as the weights of dead pixels: in bytes and in `bits`."""
+    mechanism = mechanisms.lrsuq("gaussian", lattice, coding=coding)
+    message = mechanism.encode(KEYS, jnp.zeros(20_000), KNOBS)
+    assert 8 * len(wire.pack(message, mechanism, KEYS.shared, KNOBS)) < 500
+    assert float(mechanism.bits(KEYS.shared, message, KNOBS)) < 500
