@@ -11,16 +11,15 @@ round, where XLA draws the shared randomness once. For one core on Linux: `tasks
 
 import json
 import platform
-import time
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import flags
 
 from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError, require_choice
 from experiments import cli
+from experiments.timing import interleaved
 
 
 def functions(name, x, knobs, keys):
@@ -45,15 +44,7 @@ def measure(size, repeats, names):
     calls = {("x + normal", "fused"): lambda: yardstick(keys.private, x)}
     for name in names:
         calls |= functions(name, x, knobs, keys)
-    for call in calls.values():
-        jax.block_until_ready(call())
-    seconds = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: float(np.median(times)) for name, times in seconds.items()}
+    return interleaved(calls, repeats)
 
 
 def define_flags():

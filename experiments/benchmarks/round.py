@@ -8,7 +8,6 @@ medians. For one core on Linux: `taskset -c 0 python -m ...`.
 """
 
 import json
-import time
 from pathlib import Path
 
 import flax.linen as nn
@@ -24,6 +23,7 @@ from cepam_jax.federated.aggregators import AGGREGATORS
 from cepam_jax.federated.clients import Images, LocalTraining, make_local_update
 from experiments import cli
 from experiments.tables import markdown
+from experiments.timing import interleaved
 
 SHAPES = {"mlp": (28, 28, 1), "cnn2": (28, 28, 1), "cnn3": (32, 32, 3)}
 _EXAMPLES = 2000  # of each client: one array for all, as only the shapes matter
@@ -104,19 +104,6 @@ MECHANISMS = {
         mechanisms.clip("l2"), mechanisms.lrsuq(lattice="E8", segments=segments)
     ),
 }
-
-
-def interleaved(calls: dict, repeats: int) -> dict:
-    """Median seconds of each call."""
-    for call in calls.values():
-        jax.block_until_ready(call())
-    seconds = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
 def define_flags():

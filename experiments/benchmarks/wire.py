@@ -7,7 +7,6 @@ Medians over rounds in which every call takes its turn. For one core on Linux: `
 
 import json
 import platform
-import time
 from pathlib import Path
 
 import jax
@@ -17,6 +16,7 @@ from absl import flags
 from cepam_jax import mechanisms, wire
 from experiments import cli
 from experiments.tables import markdown
+from experiments.timing import interleaved
 
 
 def measure(name: str, ratio: float, size: int, repeats: int) -> dict:
@@ -31,13 +31,7 @@ def measure(name: str, ratio: float, size: int, repeats: int) -> dict:
         "pack": lambda: wire.pack(message, mechanism, keys.shared, knobs),
         "unpack": lambda: wire.unpack(data, mechanism, keys.shared, knobs, size),
     }
-    seconds = {step: [] for step in calls}
-    for _ in range(repeats):
-        for step, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[step].append(time.perf_counter() - start)
-    speed = {step: size / float(np.median(times)) / 1e6 for step, times in seconds.items()}
+    speed = {step: size / seconds / 1e6 for step, seconds in interleaved(calls, repeats).items()}
     return {"mechanism": name, "ratio": ratio, "bits": len(data) * 8 / size, **speed}
 
 
