@@ -17,13 +17,12 @@ _MOST_LOSS = 200.0
 
 
 def _leaves(event):
-    """(innermost event, how often, whether sampled) of a composition."""
+    """(innermost event, how often) of a composition."""
     if isinstance(event, dp_accounting.SelfComposedDpEvent):
-        return [(leaf, count * event.count, sampled) for leaf, count, sampled in _leaves(event.event)]
+        return [(leaf, count * event.count) for leaf, count in _leaves(event.event)]
     if isinstance(event, dp_accounting.ComposedDpEvent):
         return [leaf for part in event.events for leaf in _leaves(part)]
-    inner = getattr(event, "event", None)
-    return [(event, 1, False)] if inner is None else [(inner, 1, True)]
+    return [(getattr(event, "event", event), 1)]  # what is sampled, or the event itself
 
 
 @functools.lru_cache(maxsize=4096)
@@ -50,11 +49,11 @@ def epsilon(event: dp_accounting.DpEvent, delta: float) -> float:
     relations = dp_accounting.NeighboringRelation
     relation = relations.REPLACE_ONE if replace else relations.ADD_OR_REMOVE_ONE
     found = [rdp.RdpAccountant(neighboring_relation=relation).compose(event).get_epsilon(delta)]
-    pure = all(isinstance(leaf, dp_accounting.LaplaceDpEvent) for leaf, _, _ in leaves)
-    loss = sum(count / leaf.noise_multiplier for leaf, count, _ in leaves)
+    pure = all(isinstance(leaf, dp_accounting.LaplaceDpEvent) for leaf, _ in leaves)
+    loss = sum(count / leaf.noise_multiplier for leaf, count in leaves)
     if pure:
         found.append(loss)  # the Laplace mechanism is 1/b-DP, and pure guarantees add up
-    smallest = min(leaf.noise_multiplier for leaf, _, _ in leaves)
+    smallest = min(leaf.noise_multiplier for leaf, _ in leaves)
     if not replace and (smallest >= _LEAST_FOR_PLD or (pure and loss < _MOST_LOSS)):
         found.append(pld.PLDAccountant(relation).compose(event).get_epsilon(delta))
     return float(min(found))
@@ -100,9 +99,10 @@ def report(federation: Federation, delta: float) -> list[Row]:
 
 def text(federation: Federation, delta: float) -> str:
     """The report for people: each adversary, then what no epsilon covers."""
-    lines = [row.text() for row in report(federation, delta)]
+    rows = report(federation, delta)
+    lines = [row.text() for row in rows]
     lines += [f"not covered: {item}" for item in federation.not_covered]
-    largest = max((row.epsilon.max() for row in report(federation, delta)[:1]), default=0.0)
+    largest = rows[0].epsilon.max()  # against the weakest adversary
     if math.isfinite(largest) and largest > 100:
         lines.append("an epsilon in the hundreds or more is no protection: such noise hides next to nothing")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cepam_jax.errors import WireError, require
+from cepam_jax.mechanisms import acceptance, code_length
 from cepam_jax.mechanisms.base import Knobs, Mechanism, Message
 from cepam_jax.wire import exceptions, header, side, symbols
 from cepam_jax.wire.coder import Reader, Writer
@@ -49,8 +50,7 @@ class _Layout(NamedTuple):
 def _layout(context: Context) -> _Layout:
     code = context.mechanism.code
     size = code.size(context.template.length)
-    lengths = (size,) if code.segments is None else code.segments
-    lengths = tuple(n for n in lengths if n)
+    lengths = code_length.Scales(code.segments, code.family, "own").lengths(size)
     block = context.mechanism.about.block if code.kind == "lattice" else 1
     edges = -(-np.cumsum((0, *lengths)) // block)  # a block belongs to the segment where it begins
     return _Layout(size, lengths, block, edges)
@@ -160,16 +160,12 @@ def _code(coder, context, model, layout, blocks, weight, plain: exceptions.Plain
             sent[: len(own)] = own
         if code.kind != "lattice":
             found = _plain(coder, code, context.knobs, sent, values)
-        elif plain.index is None and not _dependent(model):
-            found = symbols.independent(coder, model, first, last, sent, values)
-        else:
+        elif acceptance.needed(model.lattice, code.layer):
             found = _blocks(coder, model, (first, last), sent, values, plain, read_into)
+        else:
+            found = symbols.independent(coder, model, first, last, sent, values)
         if read_into:
             plain.symbols[here] = found
-
-
-def _dependent(model: symbols.Model) -> bool:
-    return symbols.acceptance.needed(model.lattice, model.code.layer)
 
 
 def _plain(coder, code, knobs, sent, values):
