@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.errors import ConfigError, require_choice
-from cepam_jax.models.convolution import Conv, max_pool
+from cepam_jax.models.convolution import Conv
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {}
 
@@ -48,20 +48,16 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        if self.channels:
-            x = x.transpose(3, 0, 1, 2)  # [channels, batch, height, width], see `convolution`
         for width in self.channels:
-            if self.padding == "VALID" and min(x.shape[2:]) <= self.kernel:
+            if self.padding == "VALID" and min(x.shape[1:3]) <= self.kernel:
                 raise ConfigError(
-                    f"model needs larger images: {x.shape[2]}x{x.shape[3]} pixels are left for a "
+                    f"model needs larger images: {x.shape[1]}x{x.shape[2]} pixels are left for a "
                     f"{self.kernel}x{self.kernel} convolution and a pooling; use linear or mlp"
                 )
             # ReLU after pooling: the same result, a quarter of the work.
-            x = nn.relu(max_pool(Conv(width, self.kernel, self.padding)(x)))
+            x = nn.relu(Conv(width, self.kernel, self.padding, pool=True)(x))
             if self.dropout:
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        if self.channels:
-            x = x.transpose(1, 2, 3, 0)
         x = x.reshape(x.shape[0], -1)
         for width in self.dense:
             x = nn.relu(nn.Dense(width)(x))
