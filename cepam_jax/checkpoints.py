@@ -15,9 +15,20 @@ class Checkpoints:
     """The last two checkpoints of a run; a kill at any moment leaves a complete one."""
 
     def __init__(self, directory: Path):
+        Path(directory).mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             Path(directory).absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=2,
+                enable_async_checkpointing=False,
+                # This process alone reads and writes: no barrier with others, who never come here.
+                create=False,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=jax.process_index(),
+                    active_processes={jax.process_index()},
+                    barrier_sync_key_prefix="checkpoints",
+                ),
+            ),
         )
 
     def restore(self, template: Any) -> Any | None:

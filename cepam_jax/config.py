@@ -98,6 +98,7 @@ FIELDS = {
     "num_clients": _integer(1),
     "clients_per_round": _integer(0),
     "clients_per_chunk": _integer(0),
+    "devices": _integer(0),
     "model": _choice(MODELS),
     "aggregator": _choice(AGGREGATORS),
     "wire": _BOOLEAN,

@@ -50,7 +50,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.eval_every = 5  # rounds between evaluations, which are also the checkpoints
     c.num_clients = 30
     c.clients_per_round = 0  # a random subset of this size takes part; 0: all
-    c.clients_per_chunk = 0  # clients trained at the same time; 0: one on a CPU, all elsewhere
+    c.clients_per_chunk = 0  # clients trained at the same time on a device; 0: one on a CPU, all elsewhere
+    c.devices = 0  # a round's clients are spread over so many devices; 0: all
     c.model = "mlp"  # linear, mlp, cnn2, cnn3
     c.aggregator = "mean"  # mean, examples, inverse_error
     c.wire = False  # pack every message into bytes and unpack it again; report both figures

@@ -1,10 +1,11 @@
-"""What the experiment binaries share: errors as one line, not a traceback."""
+"""What the experiment binaries share: devices, compiled programs kept, errors as one line."""
 
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from cepam_jax import runtime
 from cepam_jax.errors import (
     CheckpointMismatchError,
     ConfigError,
@@ -32,6 +33,14 @@ def choices(flag: str, allowed) -> None:
         require_choice(f"--{flag}", value, allowed)
 
 
+def _define_runtime_flags():
+    flags.DEFINE_integer("cpu_devices", 0, "Devices that the CPU is divided into; 0: as JAX decides (one).")
+    flags.DEFINE_bool("distributed", False, "One of several processes, as a cluster started them.")
+    flags.DEFINE_string("coordinator", "", "host:port of process 0, where no cluster says it.")
+    flags.DEFINE_integer("num_processes", 0, "Processes, with --coordinator.")
+    flags.DEFINE_integer("process_id", -1, "Number of this process, with --coordinator.")
+
+
 def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None) -> None:
     """Parses flags and calls `main`; a user's mistake ends with its message and exit code 1.
 
@@ -42,12 +51,15 @@ def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None
     """
     if define_flags:
         define_flags()
+    _define_runtime_flags()
 
     def guarded(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         logging.set_verbosity(logging.ERROR)  # libraries' notes would tear the progress bar
+        f = flags.FLAGS
         try:
+            runtime.start(f.cpu_devices, f.distributed, f.coordinator, f.num_processes, f.process_id)
             main()
         except OSError as error:
             if "Configuration is not available" not in str(error):

@@ -3,7 +3,9 @@
   python -m experiments.train --config=configs/mnist.py:cepam_gaussian \\
       --config.mechanism.gamma=100 --workdir=/tmp/mnist_gamma100
 
-The same command continues a run that was stopped.
+The same command continues a run that was stopped. The clients of a round are spread over all devices; on
+several machines start it once on each, with --distributed (and, where no cluster manager says who is who,
+--coordinator=host:port --num_processes=N --process_id=0, 1, ...).
 """
 
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from cepam_jax.federated import training
+from cepam_jax.federated import devices, training
 from experiments import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "File and variant.")
@@ -20,7 +22,10 @@ _PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar.")
 
 
 def main():
-    last = training.train(_CONFIG.value, _WORKDIR.value, _PROGRESS.value)[-1]
+    lines = training.train(_CONFIG.value, _WORKDIR.value, _PROGRESS.value)
+    if not devices.is_main():
+        return
+    last = lines[-1]
     print(f"round {last['round']}: test accuracy {last['accuracy']:.4f}; see {_WORKDIR.value}/metrics.jsonl")
     print((Path(_WORKDIR.value) / "privacy.txt").read_text(), end="")
 

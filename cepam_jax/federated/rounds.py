@@ -7,7 +7,8 @@
 With error feedback (1901.09847) a client adds to x_k what earlier rounds lost of its updates.
 
 Clients run in chunks: inside a chunk under vmap, chunk after chunk in a scan. Memory follows the
-chunk, not the number of clients.
+chunk, not the number of clients. With several devices each runs such a scan over its share of the clients,
+and only the sums over clients are exchanged.
 """
 
 from collections.abc import Callable
@@ -18,10 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from cepam_jax.federated import participation
 from cepam_jax.federated.aggregators import Aggregator
 from cepam_jax.federated.clients import Images
+from cepam_jax.federated.devices import CLIENTS, RUNS
 from cepam_jax.mechanisms import Keys, Knobs, Mechanism, code_length
 from cepam_jax.mechanisms.transforms import l1_norm, l2_norm
 from cepam_jax.wire.transmission import transmit
@@ -114,10 +118,11 @@ class Plan(NamedTuple):
       server: optax optimizer fed with minus the aggregated update.
       segments: lengths of the update's tensors.
       per_round: participants.
-      per_chunk: participants under one vmap.
+      per_chunk: participants under one vmap, on each device.
       quantize: "updates", or "weights": the client's new weights go through the mechanism.
       schedule: (Knobs of all clients, round) -> Knobs; None: they stay.
       wire: whether every message is packed into bytes and unpacked again.
+      mesh: devices over which the participants are spread, one axis `CLIENTS`; None: one device.
     """
 
     local_update: Callable
@@ -130,6 +135,7 @@ class Plan(NamedTuple):
     quantize: str = "updates"
     schedule: Callable | None = None
     wire: bool = False
+    mesh: Mesh | None = None
 
 
 class _Sums(NamedTuple):
@@ -168,7 +174,8 @@ _VALID = np.int32(2**31 - 1)  # where the number of an invalid client would be
 def make_round(plan: Plan) -> Callable:
     """Builds (State, Federation) -> (State, RoundMetrics)."""
     mechanism, per_round, per_chunk = plan.mechanism, plan.per_round, plan.per_chunk
-    chunks = -(-per_round // per_chunk)
+    devices = 1 if plan.mesh is None else plan.mesh.devices.size
+    chunks = -(-per_round // (per_chunk * devices))
     measure = l1_norm if mechanism.about.clip == "l1" else l2_norm
     tensors = len(plan.segments)
     # An aggregator by errors needs one float per tensor of each client.
@@ -225,26 +232,48 @@ def make_round(plan: Plan) -> Callable:
             sums, invalid = jax.tree.map(lambda a: a.sum(0), sums), invalid.min()
         return (jax.tree.map(jnp.add, carry[0], sums), jnp.minimum(carry[1], invalid)), memory
 
-    def run_round(state: State, federation: Federation):
-        number = state.round
-        draw = jax.random.fold_in(jax.random.fold_in(federation.training_key, number), _NO_CLIENT)
-        clients = participation.choose(draw, federation.counts.shape[0], per_round)
-        knobs = federation.knobs if plan.schedule is None else plan.schedule(federation.knobs, number)
-        fill = chunks * per_chunk - per_round  # the last chunk is filled up with weight 0
-        clients = jnp.pad(clients, (0, fill), mode="edge").reshape(chunks, per_chunk)
-        here = jnp.pad(jnp.ones(per_round), (0, fill)).reshape(chunks, per_chunk)
-        flat, unravel = ravel_pytree(state.params)
+    def over_clients(state, federation, knobs, clients, here):
+        """Sums over the clients of one device, [chunks, per_chunk]; who was invalid; what was lost."""
+        flat = ravel_pytree(state.params)[0]
         start = _Sums(
             jnp.zeros_like(flat),
             jnp.zeros((tensors,) if plan.aggregator.per_tensor else ()),
             jnp.float32(0),
             RoundMetrics(*[jnp.float32(0)] * len(RoundMetrics._fields)),
         )
-        (sums, invalid), memory = jax.lax.scan(
+        return jax.lax.scan(
             lambda carry, chunk: add_chunk(state, federation, knobs, carry, chunk),
             (start, _VALID),
             (clients, here),
         )
+
+    def over_devices(*arguments):
+        (sums, invalid), memory = over_clients(*arguments)
+        return (jax.lax.psum(sums, CLIENTS), jax.lax.pmin(invalid, CLIENTS)), memory
+
+    if plan.mesh is not None:
+        cut = P(None, CLIENTS)
+        run_clients = jax.shard_map(
+            over_devices,
+            mesh=plan.mesh,
+            in_specs=(P(), P(), P(), cut, cut),
+            out_specs=(P(), cut),
+            check_vma=False,  # it asks for casts in every loop of every mechanism, to find nothing
+        )
+    else:
+        run_clients = over_clients
+
+    def run_round(state: State, federation: Federation):
+        number = state.round
+        draw = jax.random.fold_in(jax.random.fold_in(federation.training_key, number), _NO_CLIENT)
+        clients = participation.choose(draw, federation.counts.shape[0], per_round)
+        knobs = federation.knobs if plan.schedule is None else plan.schedule(federation.knobs, number)
+        slots = chunks * devices * per_chunk
+        fill = slots - per_round  # the last chunk is filled up with weight 0
+        clients = jnp.pad(clients, (0, fill), mode="edge").reshape(chunks, devices * per_chunk)
+        here = jnp.pad(jnp.ones(per_round), (0, fill)).reshape(chunks, devices * per_chunk)
+        unravel = ravel_pytree(state.params)[1]
+        (sums, invalid), memory = run_clients(state, federation, knobs, clients, here)
         step_weight = sums.steps / jnp.mean(sums.weight)
         mean = sums.update / per_coordinate(sums.weight)
         descent = unravel(-step_weight * mean)
@@ -255,7 +284,7 @@ def make_round(plan: Plan) -> Callable:
             number + 1,
             state.invalid_client,
             jax.tree.map(
-                lambda old, new: old.at[clients.reshape(-1)].set(new.reshape(chunks * per_chunk, -1)),
+                lambda old, new: old.at[clients.reshape(-1)].set(new.reshape(slots, -1)),
                 state.memory,
                 memory,
             ),
@@ -272,15 +301,14 @@ def make_round(plan: Plan) -> Callable:
 
 
 def make_block(run_round: Callable, evaluate: Callable, length: int) -> Callable:
-    """Builds the one jitted function of a run: up to `length` rounds, then an evaluation.
+    """Builds the function that a run repeats: up to `length` rounds, then an evaluation.
 
     Returns:
-      (State, Federation, test arrays, stop int32) -> (State, RoundMetrics with leading axis
+      (State, Federation, test Images, stop int32) -> (State, RoundMetrics with leading axis
       [length], evaluation). Rounds beyond `stop`, or after an invalid update, are skipped, so the
       last, shorter block needs no second compilation.
     """
 
-    @jax.jit
     def block(state, federation, test, stop):
         def skip(state, federation):
             shapes = jax.eval_shape(run_round, state, federation)[1]
@@ -294,6 +322,40 @@ def make_block(run_round: Callable, evaluate: Callable, length: int) -> Callable
         return state, metrics, evaluate(state.params, test)
 
     return block
+
+
+def make_blocks(block: Callable, mesh: Mesh | None, together: int) -> Callable:
+    """Builds the block of several runs at once: `together` under one vmap, the others in turn.
+
+    Args:
+      block: from `make_block`.
+      mesh: devices over which the runs are spread, one axis `RUNS`; None: one device.
+      together: runs under one vmap, on each device.
+
+    Returns:
+      As `make_block`, but State, Federation and stop have a leading axis [runs], which the number of devices
+      divides; the Federation's images have none, and all runs share them.
+    """
+
+    def on_device(states, federations, images, test, stops):
+        def one(arguments):
+            state, federation, stop = arguments
+            return block(state, federation._replace(data=images), test, stop)
+
+        batch = together if together > 1 else None
+        return jax.lax.map(one, (states, federations, stops), batch_size=batch)
+
+    run = on_device
+    if mesh is not None:
+        own = P(RUNS)
+        run = jax.shard_map(
+            on_device, mesh=mesh, in_specs=(own, own, P(), P(), own), out_specs=own, check_vma=False
+        )
+
+    def blocks(states, federations, test, stops):
+        return run(states, federations._replace(data=None), federations.data, test, stops)
+
+    return blocks
 
 
 def make_evaluate(module: Any, batch_size: int) -> Callable:

@@ -1,12 +1,10 @@
-"""A whole run: build from a configuration, train, evaluate, log, checkpoint, resume."""
+"""Runs from beginning to end: build from configurations, train, evaluate, log, checkpoint, resume."""
 
 import functools
 import json
-import math
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,138 +12,13 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from cepam_jax import checkpoints, models
-from cepam_jax.config import SERVER_OPTIMIZERS, build_mechanism, knobs_of, validate
-from cepam_jax.data import partition, sources
-from cepam_jax.errors import NonFiniteUpdateError
-from cepam_jax.federated import guarantees, rounds
-from cepam_jax.federated.aggregators import AGGREGATORS
-from cepam_jax.federated.clients import Images, LocalTraining, make_local_update
-from cepam_jax.federated.participation import SCHEDULES, scheduled
-from cepam_jax.mechanisms import code_length
-from cepam_jax.metrics import MetricsFile
-
-_TEST_BATCH = 1000
-
-
-class Program(NamedTuple):
-    """What one configuration compiles to; shared by all runs that differ in arrays alone.
-
-    Attributes:
-      initialize: (key, clip norm) -> State.
-      block: from `rounds.make_block`.
-      coordinates: d, length of an update.
-    """
-
-    initialize: Any
-    block: Any
-    coordinates: int
-
-
-def program(config: ml_collections.ConfigDict, image_shape: tuple[int, ...], num_classes: int):
-    """The Program of a valid configuration; the same object for configurations that can share it.
-
-    Runs that differ only in data, seeds, gamma, clip norm or the number of rounds share one.
-    """
-    fields = json.loads(config.to_json())
-    for name in ("seeds", "partition", "data", "privacy", *_unscheduled(config)):
-        del fields[name]
-    for name in ("gamma", "step", "bits", "levels", "fraction", "clip_norm", "per_client"):
-        del fields["mechanism"][name]
-    return _program(json.dumps(fields, sort_keys=True), image_shape, num_classes, jax.default_backend())
-
-
-def _unscheduled(config):
-    """Fields that rounds already done do not depend on: their number, but for schedules and budgets."""
-    return ("rounds",) if config.schedule.knob == "none" and not config.privacy.target_epsilon else ()
-
-
-@functools.lru_cache(maxsize=8)
-def _program(fields_text, image_shape, num_classes, backend):
-    config = ml_collections.ConfigDict(json.loads(fields_text))
-    module = models.build(config.model, num_classes)
-    shapes = jax.eval_shape(lambda key: models.initialize(module, key, image_shape), jax.random.key(0))
-    tensors = tuple(leaf.shape for leaf in jax.tree.leaves(shapes))
-    segments = tuple(leaf.size for leaf in jax.tree.leaves(shapes))
-    server = SERVER_OPTIMIZERS[config.server.optimizer](config.server.learning_rate, config.server.momentum)
-    per_round = config.clients_per_round or config.num_clients
-    per_chunk = config.clients_per_chunk or (1 if backend == "cpu" else per_round)
-
-    remembers = config.mechanism.error_feedback
-    mechanism = build_mechanism(config.mechanism, tensors)
-
-    def initialize(key, clip_norm):
-        params = models.initialize(module, key, image_shape)
-        memory = jnp.zeros((config.num_clients, sum(segments))) if remembers else None
-        scale = None
-        if "scale" in mechanism.about.knobs:  # before anything is known: the clip norm, spread evenly
-            octaves = jnp.log2(clip_norm / math.sqrt(sum(segments)))
-            scale = jnp.round(code_length.SCALES_PER_OCTAVE * octaves).astype(jnp.int32)
-            scale = jnp.full(len(segments), scale)
-        return rounds.State(params, server.init(params), jnp.int32(0), jnp.int32(-1), memory, scale)
-
-    local = {name: config.local[name] for name in LocalTraining._fields}
-    run_round = rounds.make_round(
-        rounds.Plan(
-            local_update=make_local_update(module, LocalTraining(**local)),
-            mechanism=mechanism,
-            aggregator=AGGREGATORS[config.aggregator],
-            server=server,
-            segments=segments,
-            per_round=per_round,
-            per_chunk=min(per_chunk, per_round),
-            quantize=config.mechanism.quantize,
-            schedule=_schedule(config),
-            wire=config.wire,
-        )
-    )
-    block = rounds.make_block(run_round, rounds.make_evaluate(module, _TEST_BATCH), config.eval_every)
-    return Program(jax.jit(initialize), block, sum(segments))
-
-
-def _schedule(config):
-    if config.schedule.knob == "none":
-        return None
-    factor = SCHEDULES[config.schedule.kind](config.schedule.end, config.rounds)
-    return scheduled({config.schedule.knob: factor})
-
-
-def steps_of(config: ml_collections.ConfigDict, counts):
-    """Local steps of each client, int32[clients]: the largest client takes all of them."""
-    share = counts / counts.max() if config.local.steps_by_size else np.ones(len(counts))
-    return np.maximum(1, np.round(config.local.steps * share)).astype(np.int32)
-
-
-def shared_key(seed: int):
-    """Root of the shared randomness.
-
-    Set apart from the training key: with equal seeds, whoever knows a client's shared key would
-    otherwise know its private key, which is folded out of the same root.
-    """
-    return jax.random.fold_in(jax.random.key(seed), np.uint32(0x53484152))
-
-
-@functools.lru_cache(maxsize=4)
-def _on_device(name, data_dir):
-    data = sources.load(name, data_dir)
-    pixel = jnp.asarray(data.mean), jnp.asarray(data.std)
-    return (
-        Images(jnp.asarray(data.train_images), jnp.asarray(data.train_labels), *pixel),
-        Images(jnp.asarray(data.test_images), jnp.asarray(data.test_labels), *pixel),
-    )
-
-
-def load_images(config: ml_collections.ConfigDict) -> tuple[Images, Images]:
-    """Training and test images of a configuration, on the device; loaded once per process."""
-    return _on_device(config.data.name, config.data.dir)
-
-
-def split_of(config: ml_collections.ConfigDict, labels) -> partition.Partition:
-    """The partition that a configuration asks for."""
-    names = {"dirichlet": "alpha", "shards": "shards_per_client", "quantity": "exponent"}
-    kind = config.partition.kind
-    options = {names[kind]: config.partition[names[kind]]} if kind in names else {}
-    return partition.partition(labels, kind, config.num_clients, config.seeds.partition, **options)
+from cepam_jax.config import validate
+from cepam_jax.data import sources
+from cepam_jax.errors import NonFiniteUpdateError, require
+from cepam_jax.federated import devices, guarantees
+from cepam_jax.federated import program as programs
+from cepam_jax.federated.devices import CLIENTS, RUNS, Layout
+from cepam_jax.federated.records import Record, progress_text
 
 
 def train(
@@ -153,7 +26,8 @@ def train(
 ) -> list[dict]:
     """Trains, or continues where an earlier call with the same workdir was stopped.
 
-    Writes under workdir: config.json, partition.txt, partition.png, metrics.jsonl, checkpoints/.
+    Writes under workdir: config.json, partition.txt, partition.png, privacy.txt, metrics.jsonl, checkpoints/.
+    The clients of a round are spread over `config.devices` devices.
 
     Args:
       config: as `configs/common.py` defines it.
@@ -171,139 +45,195 @@ def train(
       NonFiniteUpdateError: a client's update was NaN or infinite; the checkpoint before it stays.
     """
     validate(config)
-    data = sources.load(config.data.name, config.data.dir)
-    split = split_of(config, data.train_labels)
+    return _train([config], [workdir], progress, label, Layout(CLIENTS, devices.count(config.devices)))[0]
+
+
+def train_many(
+    configs: list[ml_collections.ConfigDict],
+    workdirs: list[str | Path],
+    progress: bool = True,
+    label: str = "",
+    together: int | None = None,
+    keep_failures: bool = False,
+) -> list[list[dict]]:
+    """Trains many runs; those that differ in arrays alone (seeds, gamma, ...) as one compiled sweep.
+
+    Every run has a work directory of its own, with the same files and figures as if `train` had been called
+    for it (which may also continue it). Runs that were finished are not repeated. With several devices the
+    runs of a sweep are spread over them; with several processes they take turns.
+
+    Args:
+      configs: one for each run.
+      workdirs: one for each run.
+      progress: show progress bars on standard error.
+      label: stands before the bars.
+      together: runs of a sweep that train at the same time on one device, under one vmap; by default one on a
+        CPU, all elsewhere. Memory grows with it.
+      keep_failures: whether a run that met a NaN or infinite update gives the lines up to there instead
+        of an error.
+
+    Returns:
+      For each run the lines of its metrics.jsonl.
+
+    Raises:
+      As `train`; NonFiniteUpdateError only after the other runs of the sweep were finished.
+    """
+    require(
+        len(configs) == len(workdirs), "number of workdirs", len(workdirs), f"{len(configs)}, one per run"
+    )
+    for config in configs:
+        validate(config)
+    groups: dict = {}
+    for number, config in enumerate(configs):
+        alone = number if jax.process_count() > 1 else None
+        shape = (config.data.name, config.data.dir)
+        groups.setdefault((programs.shared_fields(config), shape, alone), []).append(number)
+    results = [[] for _ in configs]
+    for numbers in groups.values():
+        mine = [configs[n] for n in numbers]
+        present = devices.count(mine[0].devices)
+        if len(mine) == 1:
+            layout = Layout(CLIENTS, present)
+        else:
+            share = -(-len(mine) // min(present, len(mine)))
+            at_once = together or (1 if jax.default_backend() == "cpu" else share)
+            layout = Layout(RUNS, min(present, len(mine)), min(at_once, share))
+        found = _train(mine, [workdirs[n] for n in numbers], progress, label, layout, keep_failures)
+        for number, lines in zip(numbers, found, strict=True):
+            results[number] = lines
+    return results
+
+
+@functools.lru_cache(maxsize=2)
+def _images(name, data_dir, layout):
+    data = sources.load(name, data_dir)
+    return tuple(devices.put(part, layout.mesh) for part in programs.images(data))
+
+
+def _train(configs, workdirs, progress, label, layout, keep_failures=False):
+    """The runs of one Program, from their checkpoints to the end."""
+    first = configs[0]
+    data = sources.load(first.data.name, first.data.dir)
+    compiled = programs.program(first, data.train_images.shape[1:], data.num_classes, layout)
+    records: list[Record] = []
+    try:
+        for config, workdir in zip(configs, workdirs, strict=True):
+            records.append(_open(compiled, config, data, Path(workdir)))
+        running = [record for record in records if record.open]
+        if running:
+            # The pixels stay the same: one copy on the devices for all calls.
+            images = _images(first.data.name, first.data.dir, layout._replace(together=1))
+            name = label or f"{first.data.name} {first.mechanism.name}"
+            _run(compiled, running, images, progress and devices.is_main(), name)
+    finally:
+        for record in records:
+            record.close()
+    failures = [record.failure for record in records if record.failure]
+    if failures and not keep_failures:
+        raise failures[0]
+    return [record.lines for record in records]
+
+
+def _open(compiled, config, data, workdir):
+    split = programs.split_of(config, data.train_labels)
     asked = json.loads(config.to_json())
     if config.privacy.target_epsilon and config.privacy.calibrate:
         config = guarantees.calibrated(config, split.counts)
-    compiled = program(config, data.train_images.shape[1:], data.num_classes)
-    state = compiled.initialize(jax.random.key(config.seeds.model), jnp.float32(config.mechanism.clip_norm))
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints.claim(workdir, asked, ("data.dir", *_unscheduled(config)))
-    _describe(data, split, workdir)
+    initial = compiled.initialize(jax.random.key(config.seeds.model), jnp.float32(config.mechanism.clip_norm))
+    initial = jax.tree.map(np.asarray, initial)
+    return Record(asked, config, split, data, initial, workdir)
 
-    train_images, test_images = load_images(config)
-    federation = rounds.Federation(
-        data=train_images,
-        rows=jnp.asarray(split.indices),
-        counts=jnp.asarray(split.counts),
-        steps=jnp.asarray(steps_of(config, split.counts)),
-        knobs=knobs_of(config),
-        training_key=jax.random.key(config.seeds.training),
-        shared_key=shared_key(config.seeds.shared),
-    )
-    store = checkpoints.Checkpoints(workdir / "checkpoints")
-    restored = store.restore(state)
-    state = state if restored is None else jax.tree.map(jnp.asarray, restored)
-    file = MetricsFile(workdir / "metrics.jsonl")
-    lines = file.resume(int(state.round))
+
+def _stacked(trees, slots):
+    """Trees of the runs as one with a leading axis, filled up with the first to a number of slots."""
+
+    def stack(*leaves):
+        leaves = [*leaves, *[leaves[0]] * (slots - len(leaves))]
+        return jnp.stack(leaves) if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key) else np.stack(leaves)
+
+    return jax.tree.map(stack, *trees)
+
+
+def _federations(records):
+    """The runs' federations; rows of examples padded to a common length, which changes nothing."""
+    found = [programs.federation_arrays(record.config, record.split) for record in records]
+    longest = max(federation.rows.shape[1] for federation in found)
+    return [f._replace(rows=np.pad(f.rows, ((0, 0), (0, longest - f.rows.shape[1])))) for f in found]
+
+
+def _run(compiled, records, images, progress, label):
+    """Blocks of rounds until every run's last, or until its privacy budget is spent."""
+    layout = compiled.layout
+    several = layout.axis == RUNS
+    slots = -(-len(records) // layout.devices) * layout.devices if several else 1
+
+    def place(trees):
+        whole = _stacked(trees, slots) if several else trees[0]
+        return devices.put(whole, layout.mesh, RUNS if several else None)
+
+    def of_run(tree, number):
+        return jax.tree.map(lambda a: a[number], tree) if several else tree
+
+    for record in records:
+        if record.last < record.config.rounds:
+            target = f"epsilon = {record.config.privacy.target_epsilon:g}"
+            note = f"the privacy budget of {target} ends after round {record.last} of {record.config.rounds}"
+            tqdm.tqdm.write(note, file=sys.stderr)
+    train_images, test = images
+    federation = place(_federations(records))._replace(data=train_images)
+
+    def block(state, stops):
+        """The block's results on the host, but for the state; seconds."""
+        start = time.perf_counter()
+        stops = place([np.int32(stop) for stop in stops])
+        state, *found = jax.block_until_ready(compiled.block(state, federation, test, stops))
+        return state, *jax.tree.map(np.asarray, found), time.perf_counter() - start
+
+    state = place([record.state for record in records])
+    # No round is left before `done`: this compiles, and evaluates where we stand.
+    _, _, evaluation, _ = block(state, [record.done for record in records])
+    for number, record in enumerate(records):
+        record.start(of_run(evaluation, number))
     bar = tqdm.tqdm(
-        total=config.rounds,
-        initial=min(int(state.round), config.rounds),
-        desc=label or f"{config.data.name} {config.mechanism.name}",
+        total=sum(record.last for record in records),
+        initial=sum(record.done for record in records),
+        desc=label + (f" ({len(records)} runs)" if len(records) > 1 else ""),
         unit="round",
         disable=not progress,
         dynamic_ncols=True,
     )
-    last = guarantees.rounds_within_budget(config, split.counts)
-    (workdir / "privacy.txt").write_text(guarantees.report_text(config, split.counts, last) + "\n")
-    try:
-        _run(config, compiled, state, federation, test_images, store, file, lines, bar, split.counts, last)
-    finally:
-        bar.close()
-        store.close()
-    return lines
-
-
-def _run(config, compiled, state, federation, test, store, file, lines, bar, counts, last):
-    """Blocks of rounds until the last, or until the privacy budget is spent; appends to `lines`."""
-    done = int(state.round)
-    if last < config.rounds:
-        note = f"the privacy budget of epsilon = {config.privacy.target_epsilon:g} ends after round {last}"
-        tqdm.tqdm.write(f"{note} of {config.rounds}", file=sys.stderr)
-    if done >= last:
-        return
-    # No round is left before `done`: this compiles, and evaluates where we stand.
-    block = functools.partial(compiled.block, federation=federation, test=test)
-    _, _, evaluation = jax.block_until_ready(block(state, stop=jnp.int32(done)))
-    if done == 0 and not lines:
-        lines.append({"round": 0, **_evaluation(evaluation)})
-        file.append(lines[-1])
-    per_round = config.clients_per_round or config.num_clients
-    while done < last:
-        start = time.perf_counter()
-        state, metrics, evaluation = jax.block_until_ready(block(state, stop=jnp.int32(last)))
-        seconds = time.perf_counter() - start
-        if int(state.invalid_client) >= 0:
-            raise NonFiniteUpdateError(
-                f"client {int(state.invalid_client)} sent a NaN or infinite update in round "
-                f"{int(state.round) + 1}; it was not averaged. The checkpoint of round {done} is intact. "
-                f"Lower config.local.learning_rate (now {config.local.learning_rate}) or clip updates."
+    with bar:
+        while any(record.open for record in records):
+            active = sum(record.open for record in records)
+            state, metrics, evaluation, seconds = block(
+                state, [record.last if record.open else 0 for record in records]
             )
-        ran = int(state.round) - done
-        done += ran
-        line = summarize(metrics, evaluation, done, ran, per_round * compiled.coordinates, seconds)
-        line["epsilon"] = guarantees.epsilons(config, counts, done)
-        file.append(line)
-        lines.append(line)
-        store.save(done, state)
-        bar.update(ran)
-        bar.set_postfix_str(progress_text(line))
+            host = jax.tree.map(np.asarray, state)
+            for number, record in enumerate(records):
+                if record.open:
+                    before = record.done
+                    results = (of_run(tree, number) for tree in (host, metrics, evaluation))
+                    _note(record, *results, compiled.coordinates, seconds / active)
+                    bar.update(record.done - before)
+            bar.set_postfix_str(_progress(records))
 
 
-def summarize(metrics, evaluation, last_round: int, ran: int, coordinates: int, seconds: float) -> dict:
-    """One line of metrics.jsonl.
-
-    Args:
-      metrics: RoundMetrics of a block, leading axis rounds.
-      evaluation: (test loss, test accuracy) after the block.
-      last_round: rounds done so far.
-      ran: rounds of this block.
-      coordinates: coordinates sent by all participants of one round.
-      seconds: wall time of the block, its evaluation included.
-    """
-    total = {name: float(np.sum(np.asarray(v, np.float64))) for name, v in metrics._asdict().items()}
-    return {
-        "round": last_round,
-        **_evaluation(evaluation),
-        "train_loss": _finite(total["train_loss"] / ran),
-        "bits_per_coordinate": total["bits"] / ran / coordinates,
-        "uplink_bits": total["bits"],
-        **({"uplink_bytes": total["bytes"]} if total["bytes"] else {}),
-        "update_norm": total["norm"] / ran,
-        "clipped_norm": total["clipped_norm"] / ran,
-        "snr": total["signal"] / total["noise"] if total["noise"] > 0 else None,
-        "seconds": seconds,
-        "seconds_per_round": seconds / ran,
-    }
-
-
-def _evaluation(evaluation):
-    loss, accuracy = map(float, evaluation)
-    return {"loss": _finite(loss), "accuracy": accuracy}
-
-
-def _finite(value):
-    return value if np.isfinite(value) else None
-
-
-def progress_text(line: dict) -> str:
-    """The figures beside the progress bar."""
-    snr = "inf" if line["snr"] is None else f"{line['snr']:.2g}"
-    found = line.get("epsilon", {}).get("released_model")
-    epsilon = "" if found is None else f", epsilon {found:.3g} (released model)"
-    loss = "nan" if line["loss"] is None else f"{line['loss']:.3f}"
-    return (
-        f"loss {loss}, accuracy {line['accuracy']:.3f}, {line['bits_per_coordinate']:.3f} bits/coordinate, "
-        f"norm {line['update_norm']:.3g}->{line['clipped_norm']:.3g}, SNR {snr}{epsilon}"
+def _note(record, state, metrics, evaluation, coordinates, seconds):
+    """Keeps a block's results, or why there are none."""
+    if int(state.invalid_client) < 0:
+        record.add(state, metrics, evaluation, coordinates, seconds)
+        return
+    record.failure = NonFiniteUpdateError(
+        f"client {int(state.invalid_client)} sent a NaN or infinite update in round "
+        f"{int(state.round) + 1}; it was not averaged. The checkpoint of round {record.done} is intact. "
+        f"Lower config.local.learning_rate (now {record.config.local.learning_rate}) or clip updates."
     )
 
 
-def _describe(data, split, workdir):
-    """Writes who holds what, once."""
-    picture = workdir / "partition.png"
-    if not picture.exists():
-        table = partition.histogram(data.train_labels, split, data.num_classes)
-        (workdir / "partition.txt").write_text(partition.summary(table) + "\n")
-        partition.plot(table, picture)
+def _progress(records) -> str:
+    if len(records) == 1:
+        lines = records[0].lines
+        return progress_text(lines[-1]) if len(lines) > 1 else ""
+    accuracy = [record.lines[-1]["accuracy"] for record in records if record.lines]
+    failed = sum(record.failure is not None for record in records)
+    return f"accuracy {min(accuracy):.3f} to {max(accuracy):.3f}" + (f", {failed} failed" if failed else "")

@@ -31,7 +31,9 @@ _WIDTH = 48  # columns that keep a matrix product busy; from 48 to 128 the time 
 def _tile(width: int, k: int, features: int, even: bool) -> int:
     """Outputs per tile: a divisor of `width`, at least k - 1 so that only neighbouring tiles share inputs."""
     fitting = [
-        t for t in range(1, width + 1) if width % t == 0 and (t >= k - 1 or t == width) and not (even and t % 2)
+        t
+        for t in range(1, width + 1)
+        if width % t == 0 and (t >= k - 1 or t == width) and not (even and t % 2)
     ]
     return next((t for t in fitting if t * features >= _WIDTH), fitting[-1])
 

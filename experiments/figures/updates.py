@@ -17,7 +17,8 @@ from absl import flags
 from jax.flatten_util import ravel_pytree
 
 from cepam_jax import mechanisms, models, wire
-from cepam_jax.federated import training
+from cepam_jax.data import sources
+from cepam_jax.federated import program
 from cepam_jax.federated.clients import LocalTraining, make_local_update
 from cepam_jax.federated.rounds import public_scales
 from cepam_jax.mechanisms import Keys, Knobs, code_length
@@ -41,9 +42,10 @@ def updates(setting: str, data_dir: str):
     module_of_config, model, clients, taken = SETTINGS[setting]
     config = module_of_config.get_config("fedavg")
     config.model, config.num_clients, config.data.dir = model, clients, data_dir
-    images, _ = training.load_images(config)
-    split = training.split_of(config, np.asarray(images.labels))
-    module = models.build(model, int(images.labels.max()) + 1)
+    data = sources.load(config.data.name, config.data.dir)
+    images = jax.tree.map(jnp.asarray, program.images(data)[0])
+    split = program.split_of(config, data.train_labels)
+    module = models.build(model, data.num_classes)
     params = models.initialize(module, jax.random.key(0), images.images.shape[1:])
     segments = tuple(leaf.size for leaf in jax.tree.leaves(params))
     local = {name: config.local[name] for name in LocalTraining._fields}

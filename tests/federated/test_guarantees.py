@@ -6,8 +6,9 @@ import pytest
 
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import guarantees
+from cepam_jax.federated.program import shared_key
 from cepam_jax.federated.rounds import Federation, client_keys
-from cepam_jax.federated.training import shared_key, train
+from cepam_jax.federated.training import train
 from configs import digits
 
 COUNTS = np.full(10, 140)

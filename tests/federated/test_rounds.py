@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from cepam_jax import mechanisms
-from cepam_jax.federated import clients, participation, rounds, training
+from cepam_jax.federated import clients, participation, program, rounds
 from cepam_jax.federated.aggregators import AGGREGATORS
 from cepam_jax.mechanisms import Knobs
 
@@ -234,7 +234,7 @@ def test_participation_is_a_uniform_subset():
 def test_no_key_is_used_twice():
     """Over rounds, clients and purposes, also where all seeds are equal, and one step further down:
     the steps of a chain fold small numbers into their keys."""
-    fed = federation()._replace(training_key=jax.random.key(0), shared_key=training.shared_key(0))
+    fed = federation()._replace(training_key=jax.random.key(0), shared_key=program.shared_key(0))
     keys = [rounds.client_keys(fed, r, k) for r in range(8) for k in range(8)]
     ends = [key for train, ks in keys for key in (train, *ks)]
     below = [jax.random.fold_in(key, i) for key in ends for i in range(4)]

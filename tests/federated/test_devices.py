@@ -1,0 +1,141 @@
+"""Clients and runs spread over devices and processes: the same results as on one device."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from federated import spread_digits
+
+from cepam_jax.checkpoints import Checkpoints
+from cepam_jax.federated import program
+from cepam_jax.metrics import read_lines
+
+TIMES = ("seconds", "seconds_per_round")
+# Exact whatever the order of summation: decided by integers.
+_TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
+
+
+def run(*command, root, **environment):
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(*processes):
+    try:
+        for process in processes:
+            text = process.communicate(timeout=200)[0]
+            assert process.returncode == 0, text
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory, root):
+    """Work directories of the same runs on one device and on eight."""
+    places = {n: tmp_path_factory.mktemp(f"devices{n}") for n in (1, 8)}
+    for n, place in places.items():
+        finish(run("tests/federated/spread_digits.py", n, place, root=root))
+    return places
+
+
+def last_params(workdir, case):
+    config = spread_digits.config_of(case)
+    compiled = program.program(config, (8, 8, 1), 10)
+    state = jax.tree.map(np.asarray, compiled.initialize(jax.random.key(0), np.float32(1)))
+    store = Checkpoints(workdir / case / "checkpoints")
+    state = store.restore(state)
+    store.close()
+    return jax.tree.map(np.asarray, state.params)
+
+
+@pytest.mark.xdist_group("devices")
+@pytest.mark.parametrize("case", spread_digits.CASES)
+def test_clients_over_eight_devices(spread, case):
+    one, eight = (read_lines(spread[n] / case / "metrics.jsonl") for n in (1, 8))
+    assert [line["round"] for line in one] == [line["round"] for line in eight] == [0, 2, 4]
+    for a, b in zip(one[1:], eight[1:], strict=True):
+        for name in ("loss", "train_loss", "bits_per_coordinate", "update_norm", "snr"):
+            np.testing.assert_allclose(a[name], b[name], err_msg=name, rtol=2e-3)
+        assert a.get("uplink_bytes", 0) == pytest.approx(b.get("uplink_bytes", 0), rel=1e-3)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **_TOLERANCE),
+        last_params(spread[1], case),
+        last_params(spread[8], case),
+    )
+
+
+@pytest.mark.xdist_group("devices")
+def test_one_client_per_device_is_equal_to_the_bit(spread):
+    """Eight clients on eight devices are added up in the order in which one device adds them."""
+    one, eight = (last_params(spread[n], "one_each") for n in (1, 8))
+    jax.tree.map(np.testing.assert_array_equal, one, eight)
+
+
+@pytest.mark.xdist_group("devices")
+def test_runs_over_eight_devices_are_equal_to_the_bit(spread):
+    for number in range(3):
+        runs = [read_lines(spread[n] / f"sweep{number}" / "metrics.jsonl") for n in (1, 8)]
+        runs = [[{k: v for k, v in line.items() if k not in TIMES} for line in lines] for lines in runs]
+        assert runs[0] == runs[1]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def two_processes(workdir, root, *flags):
+    port = free_port()
+    command = [
+        *("-m", "experiments.train", "--config=configs/digits.py", f"--workdir={workdir}", "--noprogress"),
+        *("--config.eval_every=2", "--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"),
+        *flags,
+    ]
+    return [run(*command, f"--process_id={n}", root=root, JAX_PLATFORMS="cpu") for n in range(2)]
+
+
+def test_two_processes_train_one_federation_and_resume(tmp_path, root):
+    finish(*two_processes(tmp_path / "two", root, "--config.rounds=2"))
+    finish(*two_processes(tmp_path / "two", root, "--config.rounds=4"))
+    alone = run(
+        *("-m", "experiments.train", "--config=configs/digits.py", f"--workdir={tmp_path / 'one'}"),
+        *("--noprogress", "--config.eval_every=2", "--config.rounds=4"),
+        root=root,
+    )
+    finish(alone)
+    two, one = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
+    assert [line["round"] for line in two] == [0, 2, 4]  # process 0 alone wrote
+    for a, b in zip(two, one, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=2e-3)
+    assert json.loads((tmp_path / "two/config.json").read_text())["rounds"] == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--process_id=2"], "--process_id is 2; it must be a number from 0 to 1"),
+        (["--num_processes=0"], "--num_processes is 0; it must be at least 1 with --coordinator"),
+        (["--cpu_devices=-1"], "--cpu_devices is -1; it must be a number of at least 0"),
+    ],
+)
+def test_bad_numbers_of_processes_are_named(tmp_path, root, flags, message):
+    process = run(
+        *("-m", "experiments.train", f"--workdir={tmp_path}", "--distributed", "--coordinator=127.0.0.1:1"),
+        *("--num_processes=2", "--process_id=0", *flags),
+        root=root,
+    )
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 1 and message in text
