@@ -33,6 +33,11 @@ def choices(flag: str, allowed) -> None:
         require_choice(f"--{flag}", value, allowed)
 
 
+def choice(flag: str, allowed) -> None:
+    """Checks the value of a flag; ConfigError names the flag and what is allowed."""
+    require_choice(f"--{flag}", flags.FLAGS[flag].value, allowed)
+
+
 def _define_runtime_flags():
     flags.DEFINE_integer("cpu_devices", 0, "Devices that the CPU is divided into; 0: as JAX decides (one).")
     flags.DEFINE_bool("distributed", False, "One of several processes, as a cluster started them.")

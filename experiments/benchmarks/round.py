@@ -13,20 +13,14 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from absl import flags
 
-from cepam_jax import mechanisms, models
-from cepam_jax.federated import rounds
-from cepam_jax.federated.aggregators import AGGREGATORS
-from cepam_jax.federated.clients import Images, LocalTraining, make_local_update
+from cepam_jax import models
+from cepam_jax.federated.clients import make_local_update
 from experiments import cli
+from experiments.benchmarks.workloads import MECHANISMS, SHAPES, images, round_call, settings
 from experiments.tables import markdown
 from experiments.timing import interleaved
-
-SHAPES = {"mlp": (28, 28, 1), "cnn2": (28, 28, 1), "cnn3": (32, 32, 3)}
-_EXAMPLES = 2000  # of each client: one array for all, as only the shapes matter
 
 
 class PlainNetwork(nn.Module):
@@ -47,63 +41,14 @@ class PlainNetwork(nn.Module):
         return nn.Dense(self.like.num_classes)(x)
 
 
-def images(model: str) -> Images:
-    random = np.random.default_rng(0)
-    pictures = random.integers(0, 256, (_EXAMPLES, *SHAPES[model]), dtype=np.uint8)
-    labels = random.integers(0, 10, _EXAMPLES)
-    return Images(jnp.asarray(pictures), jnp.asarray(labels), jnp.float32(0.5), jnp.float32(0.25))
-
-
-def settings(steps: int) -> LocalTraining:
-    return LocalTraining(steps=steps, batch_size=32, learning_rate=0.01, momentum=0.5)
-
-
-def round_call(model: str, mechanism, clients: int, steps: int, per_chunk: int):
-    """One compiled round as a call without arguments."""
-    module = models.build(model, 10)
-    params = models.initialize(module, jax.random.key(0), SHAPES[model])
-    segments = tuple(leaf.size for leaf in jax.tree.leaves(params))
-    server = optax.sgd(1.0)
-    plan = rounds.Plan(
-        make_local_update(module, settings(steps)),
-        mechanism(segments),
-        AGGREGATORS["mean"],
-        server,
-        segments,
-        clients,
-        per_chunk,
-    )
-    state = rounds.State(params, server.init(params), jnp.int32(0), jnp.int32(-1), None)
-    federation = rounds.Federation(
-        images(model),
-        jnp.tile(jnp.arange(_EXAMPLES, dtype=jnp.int32), (clients, 1)),
-        jnp.full(clients, _EXAMPLES, jnp.int32),
-        jnp.full(clients, steps, jnp.int32),
-        mechanisms.Knobs(sigma=jnp.full(clients, 0.01), clip=jnp.ones(clients)),
-        jax.random.key(1),
-        jax.random.key(2),
-    )
-    run = jax.jit(rounds.make_round(plan))
-    return lambda: run(state, federation)
-
-
 def client_call(module, model: str, steps: int):
     """One client's local training as a call without arguments."""
     params = module.init(jax.random.key(0), jnp.zeros((1, *SHAPES[model])))["params"]
     run = jax.jit(make_local_update(module, settings(steps)))
-    rows = jnp.arange(_EXAMPLES, dtype=jnp.int32)
-    count = jnp.int32(_EXAMPLES)
     data = images(model)
+    rows = jnp.arange(len(data.labels), dtype=jnp.int32)
+    count = jnp.int32(len(data.labels))
     return lambda: run(params, data, rows, count, jnp.int32(steps), jax.random.key(1))
-
-
-MECHANISMS = {
-    "fedavg": lambda segments: mechanisms.identity(),
-    "cepam Z1": lambda segments: mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq(segments=segments)),
-    "cepam E8": lambda segments: mechanisms.chain(
-        mechanisms.clip("l2"), mechanisms.lrsuq(lattice="E8", segments=segments)
-    ),
-}
 
 
 def define_flags():
