@@ -3,7 +3,9 @@
   python -m experiments.compare --workdir=/tmp/cepam
   python -m experiments.compare --config=configs/mnist.py --gammas=100,30,10 --seeds=5 --workdir=/tmp/mnist
 
-Runs that were finished are not repeated, and a run that was stopped is continued.
+Runs that were finished are not repeated, and a run that was stopped is continued. Runs that differ in gamma
+or seeds alone are compiled once and, where there are several devices (--cpu_devices=2 makes two of a CPU),
+spread over them.
 """
 
 from pathlib import Path
@@ -15,9 +17,8 @@ from ml_collections import config_flags
 
 from cepam_jax.config import validate
 from cepam_jax.errors import ConfigError
-from cepam_jax.federated import training
 from experiments import cli
-from experiments.runs import seeded
+from experiments.runs import train_all
 from experiments.tables import markdown
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "File, without a variant.")
@@ -96,15 +97,7 @@ def main():
     if _SEEDS.value < 1:
         raise ConfigError(f"--seeds is {_SEEDS.value}; it must be at least 1")
     chosen = configurations(flags.FLAGS["config"], _VARIANTS.value, _GAMMAS.value)
-    results = []
-    for label, config in chosen:
-        runs = []
-        for seed in range(_SEEDS.value):
-            directory = workdir / label.replace(" ", "_") / f"seed{seed}"
-            runs.append(
-                training.train(seeded(config, seed), directory, _PROGRESS.value, f"{label} seed {seed}")
-            )
-        results.append((label, runs))
+    results = list(train_all(dict(chosen), _SEEDS.value, workdir, _PROGRESS.value).items())
     text = table([[label, *summarize(runs)] for label, runs in results], _SEEDS.value)
     (workdir / "table.md").write_text(text + "\n")
     plot(results, workdir / "accuracy.png")

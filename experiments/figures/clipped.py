@@ -17,9 +17,8 @@ from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from cepam_jax.errors import ConfigError
-from cepam_jax.federated import training
 from experiments import cli
-from experiments.runs import seeded
+from experiments.runs import train_all
 from experiments.tables import markdown
 
 PARTITIONS = ("iid", "dirichlet")
@@ -48,22 +47,14 @@ def settings(bits):
 
 def run(bits, seeds):
     """{(width, rounding, aggregator, partition): accuracies of the seeds}."""
-    found = {}
+    configs, labels = {}, {}
     for label, changes in settings(bits):
-        accuracies = []
-        for seed in range(seeds):
-            config = seeded(flags.FLAGS.config, seed)
-            config.update_from_flattened_dict(changes)
-            name = "_".join(part for part in label if part).replace(" ", "")
-            lines = training.train(
-                config,
-                Path(flags.FLAGS.workdir, "runs", name, f"seed{seed}"),
-                flags.FLAGS.progress,
-                f"{name} seed {seed}",
-            )
-            accuracies.append(lines[-1]["accuracy"])
-        found[label] = accuracies
-    return found
+        config = flags.FLAGS.config.copy_and_resolve_references()
+        config.update_from_flattened_dict(changes)
+        name = "_".join(part for part in label if part).replace(" ", "")
+        configs[name], labels[name] = config, label
+    results = train_all(configs, seeds, Path(flags.FLAGS.workdir, "runs"), flags.FLAGS.progress)
+    return {labels[name]: [lines[-1]["accuracy"] for lines in runs] for name, runs in results.items()}
 
 
 def spread(values):

@@ -6,17 +6,15 @@ Every client turns its own epsilon against `decoded_updates` into its own gamma.
 everybody strong, everybody weak, and the weak clients alone.
 """
 
-from pathlib import Path
-
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from cepam_jax import privacy
-from cepam_jax.federated import guarantees, training
+from cepam_jax.federated import guarantees
 from configs.common import with_variant
 from experiments import cli, output
-from experiments.runs import seeded
+from experiments.runs import train_all
 from experiments.tables import markdown
 
 
@@ -29,17 +27,6 @@ def gammas(config, strong: float, weak: float, share: float):
         targets, config.mechanism.clip_norm, config.rounds, config.privacy.delta, "gaussian"
     )
     return config.mechanism.clip_norm / sigma, count
-
-
-def run(config, name: str, workdir: Path) -> list[dict]:
-    """Last lines over seeds."""
-    found = []
-    for seed in range(flags.FLAGS.seeds):
-        of_seed = seeded(config, seed)
-        place = workdir / f"{name.replace(' ', '_')}_{seed}"
-        label = f"{name} seed {seed}"
-        found.append(training.train(of_seed, place, flags.FLAGS.progress, label)[-1])
-    return found
 
 
 def row(config, name, lines):
@@ -86,17 +73,22 @@ def main():
         "all strong": np.full(base.num_clients, mixed[0]),
         "all weak": np.full(base.num_clients, mixed[-1]),
     }
-    rows = []
+    configs, ends = {}, {}
     for name, values in federations.items():
         config = base.copy_and_resolve_references()
         config.mechanism.per_client.gamma = tuple(float(v) for v in values)
-        rows.append(row(config, name, run(config, name.split(":")[0], Path(f.workdir))))
-        rows[-1] |= {"gamma first": float(values[0]), "gamma last": float(values[-1])}
+        configs[name], ends[name] = config, (float(values[0]), float(values[-1]))
     alone = base.copy_and_resolve_references()
     alone.num_clients -= count
     alone.mechanism.gamma = float(mixed[-1])
-    rows.append(row(alone, "weak clients alone", run(alone, "weak alone", Path(f.workdir))))
-    rows[-1] |= {"gamma first": float(mixed[-1]), "gamma last": float(mixed[-1])}
+    configs["weak clients alone"], ends["weak clients alone"] = alone, (float(mixed[-1]),) * 2
+    places = {name.split(":")[0]: config for name, config in configs.items()}
+    results = train_all(places, f.seeds, f.workdir, f.progress)
+    rows = []
+    for name, config in configs.items():
+        last = [lines[-1] for lines in results[name.split(":")[0]]]
+        first_gamma, last_gamma = ends[name]
+        rows.append(row(config, name, last) | {"gamma first": first_gamma, "gamma last": last_gamma})
 
     def pair(line, name):
         first, last = line[f"{name} first"], line[f"{name} last"]

@@ -6,18 +6,15 @@ For each target the noise is calibrated to the planned rounds (client level, aga
 `config.privacy.adversary`). Runs that were finished are not repeated.
 """
 
-from pathlib import Path
-
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
-from cepam_jax.errors import NonFiniteUpdateError
-from cepam_jax.federated import guarantees, training
+from cepam_jax.federated import guarantees
 from configs.common import VARIANTS, with_variant
 from experiments import cli, output
-from experiments.runs import seeded
+from experiments.runs import train_all
 from experiments.tables import markdown
 
 METHODS = ("cepam_gaussian", "cepam_laplace", "noise_gaussian", "noise_laplace", "noise_gaussian_sdq")
@@ -25,10 +22,9 @@ _STYLES = dict(zip(METHODS, ("k-o", "b-s", "k--^", "b--v", "r:D"), strict=True))
 _L1_CLIP = 30.0  # of the update's L1 norm, for Laplace noise; about what updates have at the start
 
 
-def config_for(base, method: str, target: float, seed: int):
-    """The configuration of one run."""
-    config = seeded(base, seed)
-    config = with_variant(config, method, flags.FLAGS.l1_clip, 1.0)
+def config_for(base, method: str, target: float):
+    """The configuration of one curve's point; fedavg has no target."""
+    config = with_variant(base.copy_and_resolve_references(), method, flags.FLAGS.l1_clip, 1.0)
     config.privacy.target_epsilon = target
     config.eval_every = config.rounds
     if method.endswith("_sdq"):  # a cell as wide as the noise: it adds a twelfth to the variance
@@ -37,36 +33,23 @@ def config_for(base, method: str, target: float, seed: int):
     return config
 
 
-def runs(base, method: str, target: float, workdir: Path) -> dict:
-    """Accuracy and bits over seeds."""
-    last = []
-    for seed in range(flags.FLAGS.seeds):
-        place = workdir / f"{method}_{target:g}_{seed}"
-        config = config_for(base, method, target, seed) if method != "fedavg" else _fedavg(base, seed)
-        label = f"{method} epsilon={target:g} seed {seed}"
-        try:
-            last.append(training.train(config, place, flags.FLAGS.progress, label)[-1])
-        except NonFiniteUpdateError:  # so much noise that training diverged: a result, not a mistake
-            continue
+def row(method: str, target: float, runs) -> dict:
+    """Accuracy and bits over seeds; a run that diverged under so much noise is a result, not a mistake."""
+    last = [lines[-1] for lines in runs if lines[-1]["round"] > 0]
+    diverged = len(runs) - len(last)
     if not last:
-        return {"method": method, "epsilon": target, "accuracy": None, "diverged": flags.FLAGS.seeds}
+        return {"method": method, "epsilon": target, "accuracy": None, "diverged": diverged}
     accuracy = np.array([line["accuracy"] for line in last])
     return {
         "method": method,
         "epsilon": target,
         "accuracy": accuracy.mean(),
         "deviation": accuracy.std(ddof=1) if len(accuracy) > 1 else 0.0,
-        "diverged": flags.FLAGS.seeds - len(accuracy),
+        "diverged": diverged,
         "bits": float(np.mean([line["bits_per_coordinate"] for line in last])),
         "server": last[0]["epsilon"]["server"],
         "decoded_updates": last[0]["epsilon"]["decoded_updates"],
     }
-
-
-def _fedavg(base, seed):
-    config = with_variant(seeded(base, seed), "fedavg", 1.0, 1.0)
-    config.eval_every = config.rounds
-    return config
 
 
 def plot(rows, adversary):
@@ -136,11 +119,11 @@ def define_flags():
 def main():
     f = flags.FLAGS
     cli.choices("methods", VARIANTS)
-    workdir, base = Path(f.workdir), f.config
-    rows = [runs(base, "fedavg", 0.0, workdir)]
-    rows += [
-        runs(base, method, target, workdir) for method in f.methods for target in cli.numbers("epsilons")
-    ]
+    base = f.config
+    points = [("fedavg", 0.0), *((method, e) for method in f.methods for e in cli.numbers("epsilons"))]
+    configs = {f"{method} {target:g}": config_for(base, method, target) for method, target in points}
+    results = train_all(configs, f.seeds, f.workdir, f.progress, keep_failures=True)
+    rows = [row(method, target, results[f"{method} {target:g}"]) for method, target in points]
     adversary = base.privacy.adversary
     settings = (
         f"{base.data.name}, {base.model}, {base.num_clients} clients, {base.rounds} rounds; epsilon against "

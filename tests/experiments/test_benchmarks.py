@@ -1,0 +1,82 @@
+"""The benchmarks measure what they say; how fast things are is not tested."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from cepam_jax import mechanisms
+from experiments.benchmarks import processes, profile, quantizer
+from experiments.benchmarks import workloads as w
+
+
+def run(root, *arguments):
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+def test_one_process_reports_what_it_did():
+    found = processes.ours("--model=mlp", "--clients=3", "--steps=1", "--rounds=2", "--mechanism=cepam Z1")
+    assert found["coordinates"] == 25818 and found["clients"] == 3 and len(found["seconds_per_round"]) == 2
+    assert 50 < found["peak_mb"] < 5000 and found["buffers_mb"] > 4 * 25818 / 1e6
+    assert found["import_s"] > 0 and found["compile_s"] > 0
+
+
+def test_a_process_that_fails_says_why():
+    assert "must be one of" in processes.ours("--model=resnet")["error"]
+    assert "No such file" in processes.measured(["/nowhere/python"])["error"]
+    assert "1 / 0" in processes.measured([sys.executable, "-c", "raise ValueError('1 / 0')"])["error"]
+
+
+def test_peers_that_are_missing_are_named(tmp_path, root):
+    output = tmp_path / "peers.json"
+    done = run(
+        root,
+        *("experiments.benchmarks.peers", "--models=mlp", "--clients=2", "--rounds=1", "--turns=1"),
+        *("--torch=/nowhere/python", "--pfl=/nowhere/python", "--fedjax=/nowhere/python"),
+        f"--output={output}",
+    )
+    assert done.returncode == 0, done.stderr
+    lines = {line["peer"]: line for line in json.loads(output.read_text())}
+    assert lines["cepam_jax"]["seconds"] > 0 and lines["cepam_jax Z1"]["seconds"] > 0
+    for peer in ("torch", "pfl", "fedjax"):
+        assert "/nowhere/python" in lines[peer]["error"]
+        assert "not run" in next(line for line in done.stdout.splitlines() if f"| {peer} " in line)
+
+
+def test_memory_follows_the_chunk_and_not_the_clients():
+    def buffers(clients, per_chunk):
+        function, arguments, _ = w.one_round("mlp", w.MECHANISMS["cepam Z1"], clients, 1, per_chunk)
+        return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    few, many, wide = buffers(4, 2), buffers(400, 2), buffers(400, 20)
+    assert many < 1.05 * few
+    assert wide > 5 * many  # the measurement can tell
+
+
+def test_own_times_of_nested_events():
+    def event(name, start, duration):
+        return SimpleNamespace(name=name, start_ns=start, duration_ns=duration)
+
+    events = [
+        event("loop", 0, 10e6),
+        event("a", 1e6, 2e6),
+        event("a", 4e6, 2e6),
+        event("inside", 4.5e6, 1e6),
+        event("b", 12e6, 1e6),
+    ]
+    found = profile.own_times(events)
+    assert found["loop"] == [pytest.approx(6)]
+    assert sorted(found["a"]) == [pytest.approx(1), pytest.approx(2)]
+    assert found["inside"] == [pytest.approx(1)] and found["b"] == [pytest.approx(1)]
+
+
+def test_random_words_per_coordinate():
+    words = lambda **options: quantizer.words_per_coordinate(mechanisms.lrsuq(**options))  # noqa: E731
+    assert words() == 2  # a layer and a dither
+    # Two words for the layer of a block, two for each proposal; a ball in a square accepts pi/4 of them.
+    assert words(lattice="Z2") == pytest.approx((2 + 2 / 0.7854) / 2, rel=1e-3)
+    assert quantizer.words_per_coordinate(mechanisms.identity()) == 0
