@@ -170,6 +170,11 @@ def public_scales(mean, segments, sigmas, family, per_round):
 
 _VALID = np.int32(2**31 - 1)  # where the number of an invalid client would be
 
+# Updates with so many coordinates pass through the mechanism one after another, even where their clients
+# trained under one vmap: one of them keeps every device busy, and messages, decoded updates and what
+# lies between them take the memory of one client.
+STREAMED = 2**20
+
 
 def make_round(plan: Plan) -> Callable:
     """Builds (State, Federation) -> (State, RoundMetrics)."""
@@ -190,13 +195,19 @@ def make_round(plan: Plan) -> Callable:
         stops = np.cumsum(plan.segments)
         return jnp.stack([square[b - n : b].mean() for n, b in zip(plan.segments, stops, strict=True)])
 
-    def one_client(state, federation, knobs, client, here):
-        train_key, keys = client_keys(federation, state.round, client)
-        knobs = jax.tree.map(lambda knob: knob[client], knobs)._replace(scale=state.scale)
+    def train(state, federation, client):
+        train_key, _ = client_keys(federation, state.round, client)
         of_client = (federation.rows[client], federation.counts[client], federation.steps[client])
         update, loss, step_weight = plan.local_update(state.params, federation.data, *of_client, train_key)
         if state.memory is not None:
             update += state.memory[client]
+        return update, loss, step_weight
+
+    def send(state, federation, knobs, client, here, trained):
+        """What one client's update adds to the sums; its number if invalid; what was lost."""
+        update, loss, step_weight = trained
+        _, keys = client_keys(federation, state.round, client)
+        knobs = jax.tree.map(lambda knob: knob[client], knobs)._replace(scale=state.scale)
         base = ravel_pytree(state.params)[0] if plan.quantize == "weights" else 0.0
         message = mechanism.encode(keys, base + update, knobs)
         size = jnp.int32(0)
@@ -206,7 +217,8 @@ def make_round(plan: Plan) -> Callable:
         clipped = mechanism.reference(base + update, knobs) - base
         valid = jnp.isfinite(update).all() & jnp.isfinite(decoded).all()
         error = jnp.square(decoded - clipped)
-        weight = here * plan.aggregator.weigh(of_client[1].astype(jnp.float32), tensor_means(error))
+        count = federation.counts[client].astype(jnp.float32)
+        weight = here * plan.aggregator.weigh(count, tensor_means(error))
         metrics = RoundMetrics(
             train_loss=here * loss / per_round,
             bits=here * (mechanism.bits(keys.shared, message, knobs) + extra_bits),
@@ -221,16 +233,27 @@ def make_round(plan: Plan) -> Callable:
         lost = None if state.memory is None else update - decoded
         return sums, jnp.where(valid, _VALID, client), lost
 
+    def add(carry, sums, invalid):
+        return jax.tree.map(jnp.add, carry[0], sums), jnp.minimum(carry[1], invalid)
+
     def add_chunk(state, federation, knobs, carry, chunk):
         clients, here = chunk
+
+        def add_client(carry, one):
+            sums, invalid, lost = send(state, federation, knobs, *one)
+            return add(carry, sums, invalid), lost
+
         if per_chunk == 1:  # a vmap over one client would still pay for batched kernels
-            sums, invalid, memory = one_client(state, federation, knobs, clients[0], here[0])
-            memory = jax.tree.map(lambda a: a[None], memory)
-        else:
-            run = lambda k, a: one_client(state, federation, knobs, k, a)  # noqa: E731
-            sums, invalid, memory = jax.vmap(run)(clients, here)
-            sums, invalid = jax.tree.map(lambda a: a.sum(0), sums), invalid.min()
-        return (jax.tree.map(jnp.add, carry[0], sums), jnp.minimum(carry[1], invalid)), memory
+            trained = train(state, federation, clients[0])
+            carry, lost = add_client(carry, (clients[0], here[0], trained))
+            return carry, jax.tree.map(lambda a: a[None], lost)
+        trained = jax.vmap(train, (None, None, 0))(state, federation, clients)
+        if sum(plan.segments) >= STREAMED:
+            return jax.lax.scan(add_client, carry, (clients, here, trained))
+        sums, invalid, lost = jax.vmap(send, (None, None, None, 0, 0, 0))(
+            state, federation, knobs, clients, here, trained
+        )
+        return add(carry, jax.tree.map(lambda a: a.sum(0), sums), invalid.min()), lost
 
     def over_clients(state, federation, knobs, clients, here):
         """Sums over the clients of one device, [chunks, per_chunk]; who was invalid; what was lost."""

@@ -18,10 +18,10 @@ def measured(command: list[str], core: int | None = None, environment: dict | No
       environment: variables beside those of this process.
     """
 
-    def pin():
-        if core is not None and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {core})
-
+    pinned = core is not None and hasattr(os, "sched_setaffinity")
+    before = os.sched_getaffinity(0) if pinned else None
+    if pinned:
+        os.sched_setaffinity(0, {core})  # of this thread, and so of the process that it starts
     try:
         done = subprocess.run(
             command,
@@ -30,13 +30,15 @@ def measured(command: list[str], core: int | None = None, environment: dict | No
             capture_output=True,
             text=True,
             check=False,
-            preexec_fn=pin,
         )
         return json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
         return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
     except OSError as error:
         return {"error": str(error)}
+    finally:
+        if pinned:
+            os.sched_setaffinity(0, before)
 
 
 def ours(*flags: str, core: int | None = None, environment: dict | None = None) -> dict:

@@ -57,6 +57,16 @@ def test_memory_follows_the_chunk_and_not_the_clients():
     assert wide > 5 * many  # the measurement can tell
 
 
+def test_messages_of_large_updates_take_the_memory_of_one_client():
+    def copies(mechanism, per_chunk):
+        function, arguments, d = w.one_round("dense1M", w.MECHANISMS[mechanism], 4, 1, per_chunk)
+        memory = jax.jit(function).lower(*arguments).compile().memory_analysis()
+        return memory.temp_size_in_bytes / 4 / d
+
+    # Training itself needs copies of the model for each client under one vmap; CEPAM adds none to them.
+    assert copies("cepam Z1", 4) - copies("fedavg", 4) < 8
+
+
 def test_own_times_of_nested_events():
     def event(name, start, duration):
         return SimpleNamespace(name=name, start_ns=start, duration_ns=duration)

@@ -171,6 +171,19 @@ def test_chunks_change_nothing_but_rounding(per_chunk, per_round):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["lrsuq_gaussian_z3", "noise_laplace_sdq"])
+def test_large_updates_pass_one_after_another_to_the_same_end(name, monkeypatch):
+    """Above `STREAMED` coordinates only local training is under the vmap."""
+    _, at_once, knobs = make(name, per_chunk=3)
+    monkeypatch.setattr(rounds, "STREAMED", 1)
+    _, streamed, _ = make(name, per_chunk=3)
+    fed = federation()
+    fed = fed._replace(knobs=fed.knobs._replace(**knobs))
+    memory = jnp.ones((CLIENTS, SIZE))
+    found = [jax.jit(run)(start(memory=memory), fed) for run in (at_once, streamed)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
+
+
 def test_server_optimizer_and_several_rounds():
     server = optax.sgd(0.5, momentum=0.9)
     _, run, _ = make("identity", server=server)
@@ -214,7 +227,7 @@ def test_an_invalid_update_stops_before_it_is_averaged(per_chunk, poison):
 
 def test_a_block_stops_at_the_last_round_without_compiling_again():
     _, run, _ = make()
-    block = rounds.make_block(run, lambda params, test: params["w"].sum(), length=4)
+    block = jax.jit(rounds.make_block(run, lambda params, test: params["w"].sum(), length=4))
     state, metrics, _ = block(start(), federation(), None, jnp.int32(6))
     assert int(state.round) == 4
     state, metrics, _ = block(state, federation(), None, jnp.int32(6))
