@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from cepam_jax import runtime
 from cepam_jax.errors import (
@@ -46,13 +47,27 @@ def _define_runtime_flags():
     flags.DEFINE_integer("process_id", -1, "Number of this process, with --coordinator.")
 
 
-def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None) -> None:
+def _apply(smoke: dict) -> None:
+    """Sets the flags of a small version, but for those that the command line gives."""
+    for name, value in smoke.items():
+        if name.startswith("config."):
+            overridden = config_flags.get_override_values(flags.FLAGS["config"])
+            if name.removeprefix("config.") not in overridden:
+                flags.FLAGS.config.update_from_flattened_dict({name.removeprefix("config."): value})
+        elif not flags.FLAGS[name].present:
+            flags.FLAGS[name].value = value
+
+
+def run(
+    main: Callable[[], None], define_flags: Callable[[], None] | None = None, smoke: dict | None = None
+) -> None:
     """Parses flags and calls `main`; a user's mistake ends with its message and exit code 1.
 
     Args:
       main: the binary.
       define_flags: defines its flags; not at import, so that modules with flags of the same name
         can be imported together.
+      smoke: values of flags (and of fields, as "config.field") for a small version, if the binary has one.
     """
     if define_flags:
         define_flags()
@@ -64,6 +79,8 @@ def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None
         logging.set_verbosity(logging.ERROR)  # libraries' notes would tear the progress bar
         f = flags.FLAGS
         try:
+            if smoke and f.smoke:
+                _apply(smoke)
             runtime.start(f.cpu_devices, f.distributed, f.coordinator, f.num_processes, f.process_id)
             main()
         except OSError as error:

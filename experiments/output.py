@@ -1,28 +1,66 @@
-"""What every figure leaves in its work directory: figure.png, figure.pdf, table.md, data.jsonl."""
+"""What every figure leaves in its work directory.
+
+figure.png and figure.pdf, table.md, data.jsonl (one line per measurement), and claims.json: what a paper
+says, what was measured, and whether it holds.
+"""
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
+
+from experiments.tables import markdown
+
+VERDICTS = ("holds", "holds in part", "does not hold", "not comparable")
+
+
+class Claim(NamedTuple):
+    """A sentence of a paper beside a measurement.
+
+    Attributes:
+      source: arXiv id.
+      claim: what it says.
+      measured: what came out, with its spread and the number of seeds.
+      verdict: one of `VERDICTS`.
+      why: what the verdict rests on.
+    """
+
+    source: str
+    claim: str
+    measured: str
+    verdict: str
+    why: str
 
 
 def define_workdir():
     flags.DEFINE_string("workdir", None, "Where figure, tables and data go.", required=True)
+    flags.DEFINE_bool("smoke", False, "A small version, to see that everything works.")
 
 
-def save(text: str, rows: list[dict], figure=None) -> None:
+def save(text: str, rows: list[dict], figure=None, claims: list[Claim] = ()) -> None:
     """Writes the files and prints the text.
 
     Args:
       text: tables in Markdown.
       rows: one dictionary per measurement.
       figure: of matplotlib, or None.
+      claims: of the papers that these measurements speak to.
     """
     workdir = Path(flags.FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    if claims:
+        text += "\n\n" + claims_table(claims)
     (workdir / "table.md").write_text(text + "\n")
     (workdir / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (workdir / "claims.json").write_text(json.dumps([claim._asdict() for claim in claims], indent=2) + "\n")
     if figure is not None:
         figure.savefig(workdir / "figure.png", dpi=150)
         figure.savefig(workdir / "figure.pdf")
     print(text + f"\n\n{workdir / ('table.md' if figure is None else 'figure.png')}")
+
+
+def claims_table(claims) -> str:
+    """Claims in Markdown."""
+    header = ["arXiv", "claim", "measured", "verdict", "why"]
+    return markdown(header, [list(claim) for claim in claims])

@@ -1,8 +1,57 @@
 """Runs that belong together: many settings, many seeds, one call."""
 
+import importlib
 from pathlib import Path
 
+import numpy as np
+from absl import flags
+
+from cepam_jax.errors import require_choice
 from cepam_jax.federated import training
+from experiments import output
+
+DATA = ("digits", "mnist", "fashion_mnist", "cifar10")
+
+
+def define_training_flags(data: tuple[str, ...], seeds: int = 5) -> None:
+    """Flags of a figure that trains on several data sets."""
+    output.define_workdir()
+    flags.DEFINE_list("data", list(data), f"Data sets, of {', '.join(DATA)}.")
+    flags.DEFINE_string("data_dir", "", "Where TFDS keeps data; by default as config.data.dir says.")
+    flags.DEFINE_integer("seeds", seeds, "Runs of each setting.")
+    flags.DEFINE_integer("rounds", 80, "Rounds of each run.")
+    flags.DEFINE_bool("progress", True, "Show progress bars.")
+
+
+def config_of(data: str, variant: str, **changes):
+    """configs/<data>.py in a variant, with fields changed, and rounds and data_dir as the flags say.
+
+    Raises:
+      ConfigError: there is no such data set.
+    """
+    require_choice("--data", data, DATA)
+    config = importlib.import_module(f"configs.{data}").get_config(variant)
+    config.data.dir = flags.FLAGS.data_dir
+    config.rounds = flags.FLAGS.rounds
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return config
+
+
+def accuracies(runs) -> np.ndarray:
+    """Final test accuracy of each seed's run."""
+    return np.array([lines[-1]["accuracy"] for lines in runs])
+
+
+def mean_of(runs, field: str) -> float:
+    """Mean of a field over all evaluations of all seeds after the first; NaN where it is never given."""
+    values = [line[field] for lines in runs for line in lines[1:] if line.get(field) is not None]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def settings_text(data, seeds: int) -> str:
+    """What stands above a table of runs."""
+    note = " The CIFAR-10 at hand may be a re-encoding: see the README." if "cifar10" in data else ""
+    return f"{flags.FLAGS.rounds} rounds, {seeds} seeds (mean ± standard deviation).{note}\n\n"
 
 
 def seeded(config, offset):
@@ -33,6 +82,7 @@ def train_all(
         [seeded(configs[label], seed) for label, seed in pairs],
         [Path(workdir) / label.replace(" ", "_") / f"seed{seed}" for label, seed in pairs],
         progress,
+        [f"{label} seed {seed}" for label, seed in pairs],
         keep_failures=keep_failures,
     )
     results = {label: [] for label in configs}

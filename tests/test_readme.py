@@ -57,6 +57,7 @@ SHORT = {
         "--steps=1",
         "--repeats=1",
     ],
+    "experiments.figures": ["--only=inversion"],
     "experiments.benchmarks.rejection": ["--size=20000", "--repeats=1"],
     "experiments.benchmarks.peers": ["--models=mlp", "--clients=2", "--rounds=1", "--turns=1"],
     "experiments.benchmarks.scale": ["--clients=2", "--models=mlp", "--mechanisms=fedavg", "--chunks=2"],
@@ -87,7 +88,7 @@ def test_python_blocks():
 
 
 def test_commands_are_found_and_ci_runs_the_test_command():
-    assert len(COMMANDS) == 32
+    assert len(COMMANDS) == 34
     found = re.findall(r"^python3 -m venv .* -m pytest$", TEXT, re.M)
     assert len(found) == 1
     assert r"^python3 -m venv .* -m pytest$" in (ROOT / ".ci/run").read_text()

@@ -52,7 +52,7 @@ def train_many(
     configs: list[ml_collections.ConfigDict],
     workdirs: list[str | Path],
     progress: bool = True,
-    label: str = "",
+    labels: list[str] | None = None,
     together: int | None = None,
     keep_failures: bool = False,
 ) -> list[list[dict]]:
@@ -66,7 +66,7 @@ def train_many(
       configs: one for each run.
       workdirs: one for each run.
       progress: show progress bars on standard error.
-      label: stands before the bars.
+      labels: one for each run, to stand before the bars; by default data set and mechanism.
       together: runs of a sweep that train at the same time on one device, under one vmap; by default one on a
         CPU, all elsewhere. Memory grows with it.
       keep_failures: whether a run that met a NaN or infinite update gives the lines up to there instead
@@ -98,7 +98,10 @@ def train_many(
             share = -(-len(mine) // min(present, len(mine)))
             at_once = together or (1 if jax.default_backend() == "cpu" else share)
             layout = Layout(RUNS, min(present, len(mine)), min(at_once, share))
-        found = _train(mine, [workdirs[n] for n in numbers], progress, label, layout, keep_failures)
+        name = labels[numbers[0]] if labels else ""
+        if labels and len(numbers) > 1:
+            name += f" to {labels[numbers[-1]]}"
+        found = _train(mine, [workdirs[n] for n in numbers], progress, name, layout, keep_failures)
         for number, lines in zip(numbers, found, strict=True):
             results[number] = lines
     return results

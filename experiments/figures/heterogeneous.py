@@ -123,4 +123,5 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    small = {"config.data.name": "digits", "config.model": "linear", "config.rounds": 4}
+    cli.run(main, define_flags, smoke={**small, "seeds": 1})

@@ -141,4 +141,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, define_flags, smoke={"data": "digits", "gammas": ["10"]})

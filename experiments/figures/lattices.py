@@ -8,10 +8,8 @@ Gaussian inputs of standard deviation s (conditioned on the shared randomness, i
 limit I(x; x + z) = log2(1 + s^2/sigma^2) / 2, and what the gap tends to.
 """
 
-import json
 import math
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,7 +19,7 @@ from scipy import special, stats
 
 from cepam_jax import mechanisms
 from cepam_jax.mechanisms import Keys, Knobs, lattices
-from experiments import cli
+from experiments import cli, output
 from experiments.tables import markdown
 
 NAMES = ("Z1", "Z2", "A2", "Z3", "D4", "E8")
@@ -81,7 +79,7 @@ def measure(name, size, repeats):
     }
 
 
-def plot(found, path):
+def plot(found):
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for row, (marker, color) in zip(
@@ -94,19 +92,16 @@ def plot(found, path):
     axes.set(xscale="log", xlabel="s / sigma", ylabel="bits per coordinate above I(x; x + z)")
     axes.grid(alpha=0.3)
     axes.legend(ncols=2)
-    figure.savefig(path.with_suffix(".png"), dpi=150)
-    figure.savefig(path.with_suffix(".pdf"))
+    return figure
 
 
 def define_flags():
-    flags.DEFINE_string("workdir", None, "Where figure, tables and data go.", required=True)
+    output.define_workdir()
     flags.DEFINE_integer("size", 1_000_000, "Coordinates.")
     flags.DEFINE_integer("repeats", 5, "Timings; the median counts.")
 
 
 def main():
-    workdir = Path(flags.FLAGS.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
     found = [measure(name, flags.FLAGS.size, flags.FLAGS.repeats) for name in NAMES]
     first = markdown(
         ["lattice", "acceptance", "tries, expected", "measured", "KS p-value", "encode M/s", "decode M/s"],
@@ -133,11 +128,8 @@ def main():
             for row in found
         ],
     )
-    (workdir / "table.md").write_text(first + "\n\n" + second + "\n")
-    (workdir / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
-    plot(found, workdir / "figure")
-    print(f"{first}\n\n{second}\n\n{workdir / 'figure.png'}")
+    output.save(f"{first}\n\n{second}", found, plot(found))
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, define_flags, smoke={"size": 20_000, "repeats": 1})

@@ -122,4 +122,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, define_flags, smoke={"size": 2000, "seeds": 1, "ratios": ["1"]})

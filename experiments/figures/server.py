@@ -98,4 +98,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, define_flags, smoke={"size": 2000, "repeats": 1})

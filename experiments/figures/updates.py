@@ -130,4 +130,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, define_flags, smoke={"settings": ["digits mlp"], "gammas": ["30"]})

@@ -1,13 +1,18 @@
 """What the figures compute, on small settings; that their commands run is tested with the README."""
 
+import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from cepam_jax.config import validate
 from cepam_jax.mechanisms import lattices as lattice_table
-from experiments import tables
-from experiments.figures import lattices, mean_estimation
+from configs import authors
+from experiments import output, plots, tables
+from experiments.figures import gamma, lattices, mean_estimation, scenario1
 
 
 @pytest.mark.parametrize(
@@ -47,3 +52,106 @@ def test_markdown():
         "| --- | ---       |",
         "| 1   | long cell |",
     ]
+
+
+def test_every_figure_is_listed_and_has_a_small_version(root):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.figures", "--list"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    files = sorted(path.stem for path in (root / "experiments/figures").glob("[a-z]*.py"))
+    assert [line.split("|")[1].strip() for line in done.stdout.splitlines()[2:]] == files
+    for name in files:
+        text = (root / f"experiments/figures/{name}.py").read_text()
+        assert "smoke=" in text or "SMOKE" in text, f"{name} has no --smoke"
+
+
+@pytest.mark.parametrize("name", ["error_law", "scenario1", "scenario3", "gamma"])
+def test_a_small_figure_leaves_its_files(name, tmp_path, root):
+    """The others are run with the README's commands."""
+    command = ["experiments.figures", f"--only={name}", "--smoke", f"--workdir={tmp_path}", "--noprogress"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / name / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / name / "figure.pdf").exists()
+    rows = [json.loads(line) for line in (tmp_path / name / "data.jsonl").read_text().splitlines()]
+    claims = json.loads((tmp_path / name / "claims.json").read_text())
+    assert rows and claims and all(claim["verdict"] in output.VERDICTS for claim in claims)
+    report = (tmp_path / "report.md").read_text()
+    assert f"]({name}/figure.png)" in report and claims[0]["claim"] in report and "--smoke" in report
+    assert (tmp_path / name / "table.md").read_text().strip() in report
+
+
+def test_a_figure_that_fails_is_named_and_the_others_are_made(tmp_path, root):
+    command = ["experiments.figures", "--only=error_law,lattices", f"--workdir={tmp_path}", "--noprogress"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--smoke", "--pass_on=--size=100"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    report = (tmp_path / "report.md").read_text()
+    assert "**Failed**: ConfigError: --size is 100; it must be at least 1000" in report
+    assert "](lattices/figure.png)" in report
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "nothing to do: give --list, --all or --only=..."),
+        (["--all"], "--workdir is empty"),
+        (["--only=gama", "--workdir=x"], "--only is 'gama'; it must be one of"),
+    ],
+)
+def test_mistakes_of_the_report_are_one_line(flags, message, root):
+    command = [sys.executable, "-m", "experiments.figures", *flags]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_rounds_to_a_target():
+    runs = [[{"round": r, "accuracy": r / 100} for r in range(0, 41, 2)] for _ in range(2)]
+    assert scenario1.smoothed(runs)[0] == pytest.approx(0.02)
+    assert scenario1.smoothed(runs)[10] == pytest.approx((14 + 16 + 18 + 20 + 22) / 500)
+    assert scenario1.rounds_to(runs, 0.18) == 22
+    assert scenario1.rounds_to(runs, 0.9) is None
+
+
+def test_the_golden_mean_is_the_smallest_gamma_within_a_point():
+    rows = [
+        {"gamma": g, "lost_mean": lost} for g, lost in ((None, 0), (1, 80), (30, 0.9), (100, 0.1), (10, 3))
+    ]
+    assert gamma.golden(rows)["gamma"] == 30
+    assert gamma.golden(rows[:2]) is None
+
+
+def test_paired_differences():
+    mean, error = plots.difference([0.5, 0.6, 0.7], [0.4, 0.5, 0.6])
+    assert mean == pytest.approx(10) and error == pytest.approx(0, abs=1e-9)
+    assert plots.points([0.52, 0.6], [0.5, 0.6]) == "+1.00 ± 1.00"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mnist-mlp", "must be data-model-updates-variant"),
+        ("mnist-resnet-weights-fedavg", "'resnet' must be one of linear"),
+    ],
+)
+def test_names_of_the_authors_settings(name, message):
+    with pytest.raises(ValueError, match=message):
+        authors.get_config(name)
+    config = authors.get_config("cifar10-cnn3-gradient-noise_laplace")
+    assert (config.local.update_kind, config.server.learning_rate, config.mechanism.clip) == (
+        "gradient",
+        0.3,
+        "l1",
+    )
+    validate(config)

@@ -1,0 +1,152 @@
+"""Scenario 1: CEPAM against FedAvg without privacy: accuracy by round and by transmitted bit.
+
+  python -m experiments.figures.scenario1 --workdir=/tmp/scenario1
+
+Every gamma runs for half as many rounds again as FedAvg is given, so that rounds needed to reach FedAvg's
+accuracy can be counted: the first at which the mean over seeds, averaged over five evaluations, reaches
+what FedAvg has at its last planned round, less a tolerance. The best gamma is the cheapest within one
+point of FedAvg.
+"""
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments import cli, output
+from experiments.output import Claim
+from experiments.plots import band, points, spread
+from experiments.runs import config_of, define_training_flags, settings_text, train_all
+from experiments.tables import markdown
+
+SMOKE = {"data": ["digits"], "seeds": 2, "rounds": 10, "gammas": ["100", "10"]}
+_SMOOTH = 5  # evaluations
+_TOLERANCE = 0.01
+
+
+def smoothed(runs):
+    """Mean accuracy over seeds, averaged with the evaluations before it; round 0 is left out."""
+    mean = np.mean([[line["accuracy"] for line in lines[1:]] for lines in runs], axis=0)
+    return np.array([mean[max(0, i - _SMOOTH + 1) : i + 1].mean() for i in range(len(mean))])
+
+
+def rounds_to(runs, target: float) -> int | None:
+    """First evaluated round at which the smoothed accuracy reaches the target."""
+    reached = np.flatnonzero(smoothed(runs) >= target)
+    return runs[0][1 + reached[0]]["round"] if len(reached) else None
+
+
+def at(runs, number: int, field: str = "accuracy"):
+    """A field of each seed's evaluation at a round."""
+    return np.array([next(line[field] for line in lines if line["round"] == number) for lines in runs])
+
+
+def rows_of(data: str, results: dict, planned: int) -> list[dict]:
+    """One row per method of a data set."""
+    fedavg = results["fedavg"]
+    target = smoothed(fedavg)[[line["round"] for line in fedavg[0][1:]].index(planned)] - _TOLERANCE
+    needed = rounds_to(fedavg, target)
+    rows = []
+    for name, runs in results.items():
+        bits = np.mean([line["bits_per_coordinate"] for lines in runs for line in lines[1:]])
+        rows.append(
+            {
+                "data": data,
+                "method": name,
+                "accuracy": at(runs, planned).tolist(),
+                "lost": points(at(fedavg, planned), at(runs, planned)),
+                "lost_mean": 100 * float(np.mean(at(fedavg, planned) - at(runs, planned))),
+                "bits": float(bits),
+                "saved": 1 - float(bits) / 32,
+                "rounds_to_target": rounds_to(runs, target),
+                "rounds_of_fedavg": needed,
+            }
+        )
+    return rows
+
+
+def plot(everything):
+    figure = Figure(figsize=(9, 3.4 * len(everything)), layout="constrained")
+    panels = figure.subplots(len(everything), 2, squeeze=False, sharey="row")
+    for (data, results), (by_round, by_data) in zip(everything.items(), panels, strict=True):
+        for number, (name, runs) in enumerate(results.items()):
+            accuracy = [[line["accuracy"] for line in lines[1:]] for lines in runs]
+            sent = np.mean([[line["uplink_bits"] for line in lines[1:]] for lines in runs], axis=0)
+            band(by_round, [line["round"] for line in runs[0][1:]], accuracy, name, number)
+            band(by_data, np.cumsum(sent) / 8e6, accuracy, name, number)
+        top = max(line["accuracy"] for runs in results.values() for lines in runs for line in lines)
+        by_round.set(xlabel="round", ylabel=f"test accuracy, {data}", ylim=(top - 0.25, top + 0.01))
+        by_data.set(xlabel="sent by all clients so far (MB)", xscale="log")
+        for axes in (by_round, by_data):
+            axes.grid(alpha=0.3)
+        by_round.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
+    """What 2501.12046 says of scenario 1."""
+    private = [row for row in rows if row["method"] != "fedavg"]
+    within = [row for row in private if row["lost_mean"] <= 1]
+    best = min(within or private, key=lambda row: row["bits"] if within else row["lost_mean"])
+    needed, base = best["rounds_to_target"], best["rounds_of_fedavg"]
+    extra = None if needed is None else 100 * (needed / base - 1)
+    more = "not reached" if extra is None else f"{extra:+.0f} % rounds"
+    holds = best["lost_mean"] <= 3 and best["saved"] >= 0.8 and extra is not None and extra <= 15
+    return [
+        Claim(
+            "2501.12046",
+            f"{data}: within a few points of FedAvg at 80-90 % less traffic and 10-15 % more rounds",
+            f"{best['method']}: {best['lost']} points lost, {best['saved']:.1%} less traffic, {more} to "
+            f"FedAvg's accuracy less 1 point; {seeds} seeds",
+            "holds" if holds else "holds in part" if best["saved"] >= 0.8 else "does not hold",
+            "cheapest gamma within one point of FedAvg at equal rounds; uplink bits by ideal code length",
+        )
+    ]
+
+
+def define_flags():
+    define_training_flags(("mnist", "fashion_mnist"))
+    flags.DEFINE_list("gammas", ["100", "30", "10"], "Values of gamma.")
+
+
+def main():
+    f = flags.FLAGS
+    gammas = cli.numbers("gammas")
+    everything, rows, claims = {}, [], []
+    for data in f.data:
+        planned = f.rounds
+        configs = {"fedavg": config_of(data, "fedavg")}
+        configs |= {f"gamma {g:g}": config_of(data, "cepam_gaussian", mechanism__gamma=g) for g in gammas}
+        for config in configs.values():
+            config.eval_every = 2
+            config.rounds = planned + planned // 4 * 2
+        everything[data] = train_all(configs, f.seeds, f"{f.workdir}/runs/{data}", f.progress)
+        rows += rows_of(data, everything[data], planned // 2 * 2)
+        claims += claims_of(data, [row for row in rows if row["data"] == data], f.seeds)
+    table = markdown(
+        [
+            "data",
+            "method",
+            "test accuracy",
+            "points lost",
+            "bits",
+            "traffic saved",
+            "rounds to within a point",
+        ],
+        [
+            [
+                row["data"],
+                row["method"],
+                spread(row["accuracy"]),
+                "" if row["method"] == "fedavg" else row["lost"],
+                f"{row['bits']:.3f}",
+                f"{row['saved']:.1%}",
+                row["rounds_to_target"] or "not reached",
+            ]
+            for row in rows
+        ],
+    )
+    output.save(settings_text(f.data, f.seeds) + table, rows, plot(everything), claims)
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags, SMOKE)

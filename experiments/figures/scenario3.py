@@ -1,0 +1,146 @@
+"""Scenario 3: heterogeneous data. How much does each method lose against itself on iid data?
+
+  python -m experiments.figures.scenario3 --workdir=/tmp/scenario3
+
+Paired over seeds: the loss of a method is its accuracy on iid data less that on the partition, and "more
+than FedAvg" the difference of its loss and FedAvg's, with standard errors.
+"""
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments import cli, output
+from experiments.output import Claim
+from experiments.plots import points, spread, style
+from experiments.runs import accuracies, config_of, define_training_flags, mean_of, settings_text, train_all
+from experiments.tables import markdown
+
+PARTITIONS = {
+    "iid": {},
+    "Dirichlet 100": {"partition__kind": "dirichlet", "partition__alpha": 100.0},
+    "Dirichlet 1": {"partition__kind": "dirichlet", "partition__alpha": 1.0},
+    "Dirichlet .3": {"partition__kind": "dirichlet", "partition__alpha": 0.3},
+    "Dirichlet .1": {"partition__kind": "dirichlet", "partition__alpha": 0.1},
+    "two labels": {"partition__kind": "shards", "partition__shards_per_client": 2},
+    "quantity": {"partition__kind": "quantity"},
+}
+SMOKE = {"data": ["digits"], "seeds": 2, "rounds": 5, "partitions": ["iid", "Dirichlet .3"]}
+
+
+def methods(gamma: float) -> dict:
+    same = {"mechanism__gamma": gamma}
+    return {
+        "FedAvg": ("fedavg", {}),
+        "SDQ, 2 bits": ("sdq", {"mechanism__bits": 2}),
+        "Gaussian noise": ("noise_gaussian", same),
+        "noise + SDQ": ("noise_gaussian_sdq", same | {"mechanism__step": 1.0 / gamma}),
+        "CEPAM": ("cepam_gaussian", same),
+    }
+
+
+def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
+    """Of all partitions of a data set: does CEPAM lose more than noise + SDQ and Gaussian noise do?"""
+    kinds = list(dict.fromkeys(row["partition"] for row in rows if row["partition"] != "iid"))
+    loss = {(row["method"], row["partition"]): np.array(row["loss"]) for row in rows}
+    found, worse = [], False
+    for kind in kinds:
+        for other in ("Gaussian noise", "noise + SDQ"):
+            d = loss["CEPAM", kind] - loss[other, kind]
+            error = d.std(ddof=1) / np.sqrt(len(d)) if len(d) > 1 else 0.5
+            # One of so many comparisons may be out by chance: three standard errors.
+            worse |= bool(d.mean() > 3 * error)
+            found.append((d.mean(), f"{kind} against {other} {d.mean():+.2f} ± {error:.2f}"))
+    return [
+        Claim(
+            "2501.12046",
+            f"{data}: CEPAM degrades no more than the baselines on non-iid data",
+            f"largest excess loss in points: {max(found)[1]}; {len(found)} comparisons, {seeds} seeds",
+            "does not hold" if worse else "holds",
+            "loss against the same method on iid data, paired over seeds, three standard errors",
+        )
+    ]
+
+
+def plot(by_data):
+    figure = Figure(figsize=(9, 3.4 * len(by_data)), layout="constrained")
+    panels = figure.subplots(len(by_data), 1, squeeze=False).ravel()
+    for axes, (data, rows) in zip(panels, by_data.items(), strict=True):
+        kinds = list(dict.fromkeys(row["partition"] for row in rows))
+        names = list(dict.fromkeys(row["method"] for row in rows))
+        for number, name in enumerate(names):
+            mine = [row for row in rows if row["method"] == name]
+            x = np.arange(len(kinds)) + (number - (len(names) - 1) / 2) * 0.14
+            deviation = [np.std(row["accuracy"], ddof=1) if len(row["accuracy"]) > 1 else 0 for row in mine]
+            look = style(number) | {"linestyle": "none", "markersize": 5}
+            axes.errorbar(
+                x, [np.mean(row["accuracy"]) for row in mine], deviation, capsize=2, label=name, **look
+            )
+        axes.set_xticks(range(len(kinds)), kinds)
+        axes.set(ylabel=f"test accuracy, {data}")
+        axes.grid(alpha=0.3, axis="y")
+    panels[0].legend(fontsize=8, ncols=3)
+    return figure
+
+
+def define_flags():
+    define_training_flags(("mnist", "fashion_mnist"))
+    flags.DEFINE_list("partitions", list(PARTITIONS), "Partitions; iid must be one of them.")
+    flags.DEFINE_float("gamma", 30.0, "Of every private method.")
+
+
+def main():
+    f = flags.FLAGS
+    cli.choices("partitions", PARTITIONS)
+    kinds = ["iid", *(kind for kind in f.partitions if kind != "iid")]
+    by_data, claims = {}, []
+    for data in f.data:
+        configs = {}
+        for kind in kinds:
+            for name, (variant, changes) in methods(f.gamma).items():
+                config = config_of(data, variant, **changes, **PARTITIONS[kind])
+                config.eval_every = config.rounds
+                configs[f"{name}, {kind}"] = config
+        results = train_all(configs, f.seeds, f"{f.workdir}/runs/{data}", f.progress)
+        rows = []
+        for kind in kinds:
+            for name in methods(f.gamma):
+                runs = results[f"{name}, {kind}"]
+                loss = 100 * (accuracies(results[f"{name}, iid"]) - accuracies(runs))
+                of_fedavg = 100 * (
+                    accuracies(results["FedAvg, iid"]) - accuracies(results[f"FedAvg, {kind}"])
+                )
+                rows.append(
+                    {
+                        "data": data,
+                        "partition": kind,
+                        "method": name,
+                        "accuracy": accuracies(runs).tolist(),
+                        "loss": loss.tolist(),
+                        "more": points(loss / 100, of_fedavg / 100),
+                        "bits": mean_of(runs, "bits_per_coordinate"),
+                    }
+                )
+        by_data[data] = rows
+        claims += claims_of(data, rows, f.seeds)
+    rows = [row for mine in by_data.values() for row in mine]
+    table = markdown(
+        ["data", "partition", "method", "test accuracy", "points lost to iid", "more than FedAvg", "bits"],
+        [
+            [
+                row["data"],
+                row["partition"],
+                row["method"],
+                spread(row["accuracy"]),
+                spread(row["loss"], 2),
+                "" if row["method"] == "FedAvg" or row["partition"] == "iid" else row["more"],
+                f"{row['bits']:.3f}",
+            ]
+            for row in rows
+        ],
+    )
+    output.save(settings_text(f.data, f.seeds) + table, rows, plot(by_data), claims)
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags, SMOKE)

@@ -1,0 +1,58 @@
+"""Pictures that look alike and stay legible in grey: every line has a style of its own beside its colour."""
+
+import numpy as np
+
+STYLES = (
+    ("black", "-", "o"),
+    ("tab:blue", "--", "s"),
+    ("tab:orange", "-.", "^"),
+    ("tab:green", ":", "D"),
+    ("tab:red", (0, (5, 1)), "v"),
+    ("tab:purple", (0, (3, 1, 1, 1)), "P"),
+    ("tab:brown", (0, (1, 1)), "X"),
+    ("tab:cyan", (0, (8, 2)), "*"),
+)
+
+
+def style(number: int, marker: bool = True) -> dict:
+    """Keyword arguments of matplotlib's plot for the number-th line."""
+    color, line, mark = STYLES[number % len(STYLES)]
+    return {"color": color, "linestyle": line, **({"marker": mark, "markersize": 4} if marker else {})}
+
+
+def band(axes, x, values, label: str, number: int, marker: bool = False) -> None:
+    """The mean of values [runs, points] with a band of one standard deviation over runs.
+
+    Args:
+      axes: of matplotlib.
+      x: [points].
+      values: [runs, points].
+      label: for the legend.
+      number: of the line's style.
+      marker: whether points are marked.
+    """
+    values = np.asarray(values, float)
+    mean = values.mean(0)
+    axes.plot(x, mean, label=label, **style(number, marker))
+    if len(values) > 1:
+        deviation = values.std(0, ddof=1)
+        color = STYLES[number % len(STYLES)][0]
+        axes.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
+
+
+def spread(values, digits: int = 4) -> str:
+    """Mean and standard deviation over runs, as text."""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
+
+
+def difference(first, second) -> tuple[float, float]:
+    """Mean of the paired differences of two sets of runs, in points (hundredths), and its standard error."""
+    d = 100 * (np.asarray(first, float) - np.asarray(second, float))
+    return float(d.mean()), float(d.std(ddof=1) / np.sqrt(len(d))) if len(d) > 1 else float("nan")
+
+
+def points(first, second) -> str:
+    """`difference` as text."""
+    mean, error = difference(first, second)
+    return f"{mean:+.2f}" + ("" if np.isnan(error) else f" ± {error:.2f}")
