@@ -1,7 +1,11 @@
-"""Labelled images as arrays: embedded digits, and TFDS data sets read without TensorFlow."""
+"""Labelled images as arrays: embedded digits, and TFDS data sets read without TensorFlow.
+
+A data set is one function here, with `@register` before it.
+"""
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +14,9 @@ import numpy as np
 from cepam_jax.errors import DataNotPreparedError, require_choice
 
 TFDS_SETS = ("mnist", "fashion_mnist", "cifar10")
-SOURCES = ("digits", *TFDS_SETS)
+
+# Name -> function of the data directory. A data set joins by `register`.
+SOURCES: dict[str, Callable[[str], "Dataset"]] = {}
 
 
 class Dataset(NamedTuple):
@@ -46,13 +52,23 @@ def load(name: str, data_dir: str = "") -> Dataset:
       DataNotPreparedError: the data set is not under data_dir; the message says how to get it.
     """
     require_choice("data.name", name, SOURCES)
-    if name == "digits":
-        return _digits()
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return _tfds(name, str(Path(data_dir).expanduser()))
+    return _load(name, str(Path(data_dir).expanduser()))
 
 
-def _dataset(train_images, train_labels, test_images, test_labels):
+@functools.lru_cache(maxsize=4)
+def _load(name, data_dir):
+    return SOURCES[name](data_dir)
+
+
+def register(load):
+    """Makes a function (data directory) -> Dataset available under its own name."""
+    SOURCES[load.__name__] = load
+    return load
+
+
+def dataset(train_images, train_labels, test_images, test_labels) -> Dataset:
+    """A Dataset of images uint8[examples, height, width, channels] and integer labels."""
     scaled = train_images.reshape(-1, train_images.shape[-1])
     # Integer moments: exact, and no f64 copy of all pixels.
     counts = [np.bincount(channel, minlength=256) for channel in scaled.T]
@@ -70,8 +86,9 @@ def _dataset(train_images, train_labels, test_images, test_labels):
     )
 
 
-@functools.lru_cache
-def _digits():
+@register
+def digits(data_dir):
+    del data_dir  # embedded in scikit-learn
     from sklearn import datasets, model_selection  # noqa: PLC0415  half a second, rarely needed
 
     images, labels = datasets.load_digits(return_X_y=True)
@@ -79,10 +96,9 @@ def _digits():
     train, test = model_selection.train_test_split(
         np.arange(len(labels)), test_size=360, random_state=0, stratify=labels
     )
-    return _dataset(images[train], labels[train], images[test], labels[test])
+    return dataset(images[train], labels[train], images[test], labels[test])
 
 
-@functools.lru_cache(maxsize=4)
 def _tfds(name, data_dir):
     # Asked first: without a network TFDS retries a download for minutes before it gives up.
     if not list(Path(data_dir, name).glob("*/dataset_info.json")):
@@ -112,4 +128,7 @@ def _tfds(name, data_dir):
             np.stack([example["image"] for example in examples]),
             np.array([example["label"] for example in examples]),
         ]
-    return _dataset(*splits)
+    return dataset(*splits)
+
+
+SOURCES |= {name: functools.partial(_tfds, name) for name in TFDS_SETS}
