@@ -81,6 +81,8 @@ def train_many(
     require(
         len(configs) == len(workdirs), "number of workdirs", len(workdirs), f"{len(configs)}, one per run"
     )
+    different = len({Path(workdir).absolute() for workdir in workdirs})
+    require(runs == different, "number of different workdirs", different, f"{runs}, one per run")
     for config in configs:
         validate(config)
     groups: dict = {}

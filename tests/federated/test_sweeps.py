@@ -84,5 +84,7 @@ def test_one_diverging_run_does_not_stop_the_others(tmp_path):
 def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(ConfigError, match="number of workdirs is 0; it must be 1, one per run"):
         training.train_many([config_of()], [])
+    with pytest.raises(ConfigError, match="number of different workdirs is 1; it must be 2, one per run"):
+        training.train_many([config_of(), config_of()], [tmp_path, tmp_path])
     with pytest.raises(ConfigError, match="config.devices is 99; it must be at most"):
         training.train(config_of(devices=99), tmp_path, progress=False)
