@@ -78,10 +78,8 @@ def train_many(
     Raises:
       As `train`; NonFiniteUpdateError only after the other runs of the sweep were finished.
     """
-    require(
-        len(configs) == len(workdirs), "number of workdirs", len(workdirs), f"{len(configs)}, one per run"
-    )
-    different = len({Path(workdir).absolute() for workdir in workdirs})
+    runs, different = len(configs), len({Path(workdir).absolute() for workdir in workdirs})
+    require(runs == len(workdirs), "number of workdirs", len(workdirs), f"{runs}, one per run")
     require(runs == different, "number of different workdirs", different, f"{runs}, one per run")
     for config in configs:
         validate(config)

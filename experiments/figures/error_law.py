@@ -95,7 +95,13 @@ def plot(found):
         points = law.ppf(levels)
         width = 2 * np.sqrt(levels * (1 - levels) / size) / law.pdf(points)
         quantiles.fill_between(points, -width, width, color="0.85", label="two standard errors")
-        histogram.set(ylim=(0.1 / size, 1), yscale="log", xlabel="error / deviation", ylabel="density", title=f"{target} target")
+        histogram.set(
+            ylim=(0.1 / size, 1),
+            yscale="log",
+            xlabel="error / deviation",
+            ylabel="density",
+            title=f"{target} target",
+        )
         quantiles.set(xlabel="quantile of the target", ylabel="quantile of the error, less that")
         quantiles.set_ylim(-6 * np.median(width), 6 * np.median(width))
         for panel in (histogram, quantiles):

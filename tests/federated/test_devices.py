@@ -16,8 +16,6 @@ from cepam_jax.federated import program
 from cepam_jax.metrics import read_lines
 
 TIMES = ("seconds", "seconds_per_round")
-# Exact whatever the order of summation: decided by integers.
-_TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
 
 
 def run(*command, root, **environment):
@@ -41,15 +39,6 @@ def finish(*processes):
             process.kill()
 
 
-@pytest.fixture(scope="module")
-def spread(tmp_path_factory, root):
-    """Work directories of the same runs on one device and on eight."""
-    places = {n: tmp_path_factory.mktemp(f"devices{n}") for n in (1, 8)}
-    for n, place in places.items():
-        finish(run("tests/federated/spread_digits.py", n, place, root=root))
-    return places
-
-
 def last_params(workdir, case):
     config = spread_digits.config_of(case)
     compiled = program.program(config, (8, 8, 1), 10)
@@ -60,35 +49,33 @@ def last_params(workdir, case):
     return jax.tree.map(np.asarray, state.params)
 
 
-@pytest.mark.xdist_group("devices")
-@pytest.mark.parametrize("case", spread_digits.CASES)
-def test_clients_over_eight_devices(spread, case):
-    one, eight = (read_lines(spread[n] / case / "metrics.jsonl") for n in (1, 8))
+def check_clients(places, case):
+    one, eight = (read_lines(places[n] / case / "metrics.jsonl") for n in (1, 8))
     assert [line["round"] for line in one] == [line["round"] for line in eight] == [0, 2, 4]
     for a, b in zip(one[1:], eight[1:], strict=True):
         for name in ("loss", "train_loss", "bits_per_coordinate", "update_norm", "snr"):
-            np.testing.assert_allclose(a[name], b[name], err_msg=name, rtol=2e-3)
+            np.testing.assert_allclose(a[name], b[name], err_msg=f"{case}: {name}", rtol=2e-3)
         assert a.get("uplink_bytes", 0) == pytest.approx(b.get("uplink_bytes", 0), rel=1e-3)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **_TOLERANCE),
-        last_params(spread[1], case),
-        last_params(spread[8], case),
-    )
+    # Eight clients on eight devices are added up in the order in which one device adds them.
+    tolerance = {"rtol": 0, "atol": 0} if case == "one_each" else {"rtol": 2e-4, "atol": 2e-4}
+    found = [last_params(places[n], case) for n in (1, 8)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, err_msg=case, **tolerance), *found)
 
 
-@pytest.mark.xdist_group("devices")
-def test_one_client_per_device_is_equal_to_the_bit(spread):
-    """Eight clients on eight devices are added up in the order in which one device adds them."""
-    one, eight = (last_params(spread[n], "one_each") for n in (1, 8))
-    jax.tree.map(np.testing.assert_array_equal, one, eight)
+def check_runs(places, number):
+    """Runs do not exchange anything: equal to the bit."""
+    runs = [read_lines(places[n] / f"sweep{number}" / "metrics.jsonl") for n in (1, 8)]
+    runs = [[{k: v for k, v in line.items() if k not in TIMES} for line in lines] for lines in runs]
+    assert runs[0] == runs[1]
 
 
-@pytest.mark.xdist_group("devices")
-def test_runs_over_eight_devices_are_equal_to_the_bit(spread):
+def test_clients_and_runs_over_eight_devices(tmp_path, root):
+    places = {n: tmp_path / str(n) for n in (1, 8)}
+    finish(*(run("tests/federated/spread_digits.py", n, place, root=root) for n, place in places.items()))
+    for case in spread_digits.CASES:
+        check_clients(places, case)
     for number in range(3):
-        runs = [read_lines(spread[n] / f"sweep{number}" / "metrics.jsonl") for n in (1, 8)]
-        runs = [[{k: v for k, v in line.items() if k not in TIMES} for line in lines] for lines in runs]
-        assert runs[0] == runs[1]
+        check_runs(places, number)
 
 
 def free_port():
