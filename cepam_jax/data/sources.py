@@ -88,7 +88,8 @@ def dataset(train_images, train_labels, test_images, test_labels) -> Dataset:
 
 @register
 def digits(data_dir):
-    del data_dir  # embedded in scikit-learn
+    """1,797 images of 8x8 pixels, embedded in scikit-learn."""
+    del data_dir
     from sklearn import datasets, model_selection  # noqa: PLC0415  half a second, rarely needed
 
     images, labels = datasets.load_digits(return_X_y=True)
