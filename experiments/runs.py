@@ -26,13 +26,15 @@ def define_training_flags(data: tuple[str, ...], seeds: int = 5) -> None:
 def config_of(data: str, variant: str, **changes):
     """configs/<data>.py in a variant, with fields changed, and rounds and data_dir as the flags say.
 
+    Only the last round is evaluated, unless eval_every is changed.
+
     Raises:
       ConfigError: there is no such data set.
     """
     require_choice("--data", data, DATA)
     config = importlib.import_module(f"configs.{data}").get_config(variant)
     config.data.dir = flags.FLAGS.data_dir
-    config.rounds = flags.FLAGS.rounds
+    config.rounds = config.eval_every = flags.FLAGS.rounds
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return config
 

@@ -72,6 +72,10 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+# One function for all calls: a new one each time would be compiled each time.
+_wrap_key = jax.jit(jax.random.wrap_key_data, static_argnames="impl")
+
+
 def put(tree: Any, mesh: Mesh | None, axis: str | None = None) -> Any:
     """A tree of host arrays (the same in every process) as arrays of the mesh.
 
@@ -87,7 +91,7 @@ def put(tree: Any, mesh: Mesh | None, axis: str | None = None) -> Any:
     def place(leaf):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             words = place(np.asarray(jax.random.key_data(leaf)))
-            return jax.jit(lambda w: jax.random.wrap_key_data(w, impl=jax.random.key_impl(leaf)))(words)
+            return _wrap_key(words, impl=jax.random.key_impl(leaf))
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

@@ -28,21 +28,13 @@ def peak_mb() -> float:
 
 
 def define_flags():
-    flags.DEFINE_string("model", "mlp", f"One of {', '.join(workloads.SHAPES)}.")
-    flags.DEFINE_string("mechanism", "fedavg", f"One of {', '.join(workloads.MECHANISMS)}.")
-    flags.DEFINE_integer("clients", 30, "Clients of a round.")
-    flags.DEFINE_integer("steps", 15, "Local steps.")
-    flags.DEFINE_integer("per_chunk", 0, "Clients under one vmap; 0: one on a CPU, all elsewhere.")
+    workloads.define_flags("fedavg")
     flags.DEFINE_integer("rounds", 5, "Timed rounds, after one that is not.")
 
 
 def main():
     f = flags.FLAGS
-    cli.choice("model", workloads.SHAPES)
-    cli.choice("mechanism", workloads.MECHANISMS)
-    per_chunk = f.per_chunk or (1 if jax.default_backend() == "cpu" else f.clients)
-    mechanism = workloads.MECHANISMS[f.mechanism]
-    function, arguments, coordinates = workloads.one_round(f.model, mechanism, f.clients, f.steps, per_chunk)
+    function, arguments, coordinates, per_chunk = workloads.of_flags()
     start = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - start

@@ -23,10 +23,7 @@ from experiments.tables import markdown
 
 
 def define_flags():
-    flags.DEFINE_string("model", "mlp", f"One of {', '.join(workloads.SHAPES)}.")
-    flags.DEFINE_string("mechanism", "cepam Z1", f"One of {', '.join(workloads.MECHANISMS)}.")
-    flags.DEFINE_integer("clients", 30, "Clients of a round.")
-    flags.DEFINE_integer("per_chunk", 0, "Clients under one vmap; 0: one on a CPU, all elsewhere.")
+    workloads.define_flags("cepam Z1")
     flags.DEFINE_integer("rounds", 3, "Traced rounds.")
     flags.DEFINE_integer("top", 15, "Lines of the table.")
     flags.DEFINE_string("workdir", "", "Where the trace is kept; by default nowhere.")
@@ -78,11 +75,7 @@ def origins(text: str) -> dict[str, str]:
 
 def main():
     f = flags.FLAGS
-    cli.choice("model", workloads.SHAPES)
-    cli.choice("mechanism", workloads.MECHANISMS)
-    per_chunk = f.per_chunk or (1 if jax.default_backend() == "cpu" else f.clients)
-    mechanism = workloads.MECHANISMS[f.mechanism]
-    function, arguments, _ = workloads.one_round(f.model, mechanism, f.clients, 15, per_chunk)
+    function, arguments, _, _ = workloads.of_flags()
     compiled = jax.jit(function).lower(*arguments).compile()
     made_from = origins(compiled.as_text())
     jax.block_until_ready(compiled(*arguments))

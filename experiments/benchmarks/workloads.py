@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import flags
 
 from cepam_jax import mechanisms, models
 from cepam_jax.federated import rounds
 from cepam_jax.federated.aggregators import AGGREGATORS
 from cepam_jax.federated.clients import Images, LocalTraining, make_local_update
+from experiments import cli
 
 SHAPES = {
     "mlp": (28, 28, 1),
@@ -85,3 +87,21 @@ def round_call(model: str, mechanism, clients: int, steps: int, per_chunk: int):
     function, arguments, _ = one_round(model, mechanism, clients, steps, per_chunk)
     run = jax.jit(function)
     return lambda: run(*arguments)
+
+
+def define_flags(mechanism: str) -> None:
+    """Flags of a program that looks at one workload; `mechanism` is the default."""
+    flags.DEFINE_string("model", "mlp", f"One of {', '.join(SHAPES)}.")
+    flags.DEFINE_string("mechanism", mechanism, f"One of {', '.join(MECHANISMS)}.")
+    flags.DEFINE_integer("clients", 30, "Clients of a round.")
+    flags.DEFINE_integer("steps", 15, "Local steps.")
+    flags.DEFINE_integer("per_chunk", 0, "Clients under one vmap; 0: one on a CPU, all elsewhere.")
+
+
+def of_flags():
+    """`one_round` as the flags say, and how many clients are under one vmap."""
+    f = flags.FLAGS
+    cli.choice("model", SHAPES)
+    cli.choice("mechanism", MECHANISMS)
+    per_chunk = f.per_chunk or (1 if jax.default_backend() == "cpu" else f.clients)
+    return *one_round(f.model, MECHANISMS[f.mechanism], f.clients, f.steps, per_chunk), per_chunk

@@ -123,8 +123,6 @@ def main():
         configs = {"fedavg": config_of(data, "fedavg")}
         for g in cli.numbers("gammas"):
             configs[f"gamma {g:g}"] = config_of(data, "cepam_gaussian", mechanism__gamma=g)
-        for config in configs.values():
-            config.eval_every = config.rounds
         results = train_all(configs, f.seeds, f"{f.workdir}/runs/{data}", f.progress)
         by_data[data] = rows_of(data, results)
         claims += claims_of(data, by_data[data], f.seeds)

@@ -82,8 +82,6 @@ def main():
             for lattice in LATTICES:
                 changes = {"mechanism__gamma": gamma, "mechanism__lattice": lattice}
                 configs[f"{lattice} {gamma:g}"] = config_of(data, "cepam_gaussian", **changes)
-        for config in configs.values():
-            config.eval_every = config.rounds
         results = train_all(configs, f.seeds, f"{f.workdir}/runs/{data}", f.progress)
         mine = [
             {

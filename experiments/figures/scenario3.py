@@ -98,9 +98,7 @@ def main():
         configs = {}
         for kind in kinds:
             for name, (variant, changes) in methods(f.gamma).items():
-                config = config_of(data, variant, **changes, **PARTITIONS[kind])
-                config.eval_every = config.rounds
-                configs[f"{name}, {kind}"] = config
+                configs[f"{name}, {kind}"] = config_of(data, variant, **changes, **PARTITIONS[kind])
         results = train_all(configs, f.seeds, f"{f.workdir}/runs/{data}", f.progress)
         rows = []
         for kind in kinds:
