@@ -1,17 +1,26 @@
 """What every figure leaves in its work directory.
 
-figure.png and figure.pdf, table.md, data.jsonl (one line per measurement), and claims.json: what a paper
-says, what was measured, and whether it holds.
+figure.png and figure.pdf, table.md, data.jsonl (one line per measurement), claims.json (what a paper
+says, what was measured, and whether it holds) and run.json (the command, its time, versions and device).
 """
 
+import importlib.metadata
 import json
+import os
+import platform
+import shlex
+import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from absl import flags
 
 from experiments.tables import markdown
 
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "dp-accounting", "constriction")
+_START = time.monotonic()
 VERDICTS = ("holds", "holds in part", "does not hold", "not comparable")
 
 
@@ -38,6 +47,22 @@ def define_workdir():
     flags.DEFINE_bool("smoke", False, "A small version, to see that everything works.")
 
 
+def circumstances() -> dict:
+    """The command of this process, its seconds so far, versions and hardware."""
+    spec = sys.modules["__main__"].__spec__
+    program = ["-m", spec.name] if spec else [sys.argv[0]]
+    return {
+        "command": "python " + shlex.join([*program, *sys.argv[1:]]),
+        "smoke": flags.FLAGS.smoke,
+        "seconds": time.monotonic() - _START,
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}, "
+        f"{os.cpu_count()} CPU cores",
+    }
+
+
 def save(text: str, rows: list[dict], figure=None, claims: list[Claim] = ()) -> None:
     """Writes the files and prints the text.
 
@@ -54,6 +79,7 @@ def save(text: str, rows: list[dict], figure=None, claims: list[Claim] = ()) -> 
     (workdir / "table.md").write_text(text + "\n")
     (workdir / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (workdir / "claims.json").write_text(json.dumps([claim._asdict() for claim in claims], indent=2) + "\n")
+    (workdir / "run.json").write_text(json.dumps(circumstances(), indent=2) + "\n")
     if figure is not None:
         figure.savefig(workdir / "figure.png", dpi=150)
         figure.savefig(workdir / "figure.pdf")

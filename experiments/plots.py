@@ -26,12 +26,12 @@ def band(axes, x, values, label: str, number: int, marker: bool = False) -> None
     Args:
       axes: of matplotlib.
       x: [points].
-      values: [runs, points].
+      values: [runs, points]; NaN where a run gave nothing.
       label: for the legend.
       number: of the line's style.
       marker: whether points are marked.
     """
-    values = np.asarray(values, float)
+    values = np.ma.masked_invalid(np.asarray(values, float))
     mean = values.mean(0)
     axes.plot(x, mean, label=label, **style(number, marker))
     if len(values) > 1:

@@ -44,6 +44,11 @@ def accuracies(runs) -> np.ndarray:
     return np.array([lines[-1]["accuracy"] for lines in runs])
 
 
+def finished(runs) -> np.ndarray:
+    """bool[seeds], whether each run reached its last round; with `keep_failures` some may have diverged."""
+    return np.array([lines[-1]["round"] == flags.FLAGS.rounds for lines in runs])
+
+
 def mean_of(runs, field: str) -> float:
     """Mean of a field over all evaluations of all seeds after the first; NaN where it is never given."""
     values = [line[field] for lines in runs for line in lines[1:] if line.get(field) is not None]

@@ -3,15 +3,15 @@
   python -m experiments.figures --list
   python -m experiments.figures --all --smoke --workdir=/tmp/report
   python -m experiments.figures --only=gamma,scenario1 --workdir=/tmp/report --pass_on="--seeds=2"
+  python -m experiments.figures --report --workdir=/tmp/report
 
-Every figure is a file of this folder, and a program of its own. A figure that was interrupted continues;
-one that fails is named in the report, and the others are made.
+The report has every folder under --workdir, so that figures made one by one, or in several settings, join
+it. Every figure is a file of this folder, and a program of its own. A figure that was interrupted
+continues; one that fails is named in the report, and the others are made.
 """
 
 import ast
-import importlib.metadata
 import json
-import platform
 import shlex
 import subprocess
 import sys
@@ -26,7 +26,6 @@ from experiments.output import Claim, claims_table
 from experiments.tables import markdown
 
 _HERE = Path(__file__).parent
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "dp-accounting", "constriction")
 
 
 def names() -> list[str]:
@@ -49,54 +48,53 @@ def command(name: str) -> list[str]:
     return ["-m", f"experiments.figures.{name}", f"--workdir={Path(f.workdir) / name}", *smoke, *given]
 
 
-def make(name: str) -> dict:
-    """Runs one figure; its name, command, seconds and the end of its messages if it failed."""
-    arguments = command(name)
-    start = time.monotonic()
+def make(name: str) -> str | None:
+    """Runs one figure; the end of its messages if it failed."""
     done = subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, *command(name)],
         cwd=_HERE.parents[1],
         stdout=subprocess.DEVNULL,
         stderr=None if flags.FLAGS.progress else subprocess.PIPE,
         text=True,
         check=False,
     )
-    error = None
-    if done.returncode:
-        error = ((done.stderr or "").strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    seconds = time.monotonic() - start
-    return {"name": name, "command": "python " + shlex.join(arguments), "seconds": seconds, "error": error}
+    if not done.returncode:
+        return None
+    return ((done.stderr or "").strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
-def report(workdir: Path, made: list[dict]) -> str:
-    """One page in Markdown: claims, then every figure with its table."""
-    claims, smoke = [], flags.FLAGS.smoke
-    for line in made:
-        file = workdir / line["name"] / "claims.json"
-        if file.exists() and not line["error"]:
-            claims += [Claim(**claim) for claim in json.loads(file.read_text())]
-    versions = [[package, importlib.metadata.version(package)] for package in _PACKAGES]
+def section(folder: Path) -> list[str]:
+    """One figure, as the files in its folder say."""
+    run = json.loads((folder / "run.json").read_text())
+    name = run["command"].split()[2].removeprefix("experiments.figures.")
+    other = "" if name == folder.name else f" ({folder.name})"
+    versions = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
+    small = " A small version, which shows that everything works and nothing else." if run["smoke"] else ""
     parts = [
-        "# Report",
-        f"Python {platform.python_version()}, {platform.machine()}, {time.strftime('%Y-%m-%d')}."
-        + (" Small versions (--smoke), which show that everything works and nothing else." if smoke else ""),
-        markdown(["package", "version"], versions),
-        "## Claims of the papers",
-        claims_table(claims) if claims else "None of these figures speaks to a claim.",
+        f"## {title(name)}{other}",
+        f"```\n{run['command']}\n```",
+        f"{run['seconds']:.0f} seconds (earlier, interrupted calls not counted) on {run['device']}; "
+        f"{run['date']}, Python {run['python']}, {versions}.{small}",
     ]
-    for line in made:
-        folder = workdir / line["name"]
+    if (folder / "figure.png").exists():
+        parts.append(f"![{folder.name}]({folder.name}/figure.png)")
+    return [*parts, (folder / "table.md").read_text().strip()]
+
+
+def report(workdir: Path, failed: dict[str, str]) -> str:
+    """One page in Markdown of all figures under a directory: claims, then every figure with its table."""
+    folders = sorted(path.parent for path in workdir.glob("*/run.json") if path.parent.name not in failed)
+    claims = [Claim(**c) for folder in folders for c in json.loads((folder / "claims.json").read_text())]
+    parts = ["# Report", "## Claims of the papers"]
+    parts.append(claims_table(claims) if claims else "None of these figures speaks to a claim.")
+    for folder in folders:
+        parts += section(folder)
+    for name, error in failed.items():
         parts += [
-            f"## {title(line['name'])}",
-            f"```\n{line['command']}\n```",
-            f"{line['seconds']:.0f} seconds.",
+            f"## {title(name)}",
+            f"```\npython {shlex.join(command(name))}\n```",
+            f"**Failed**: {error}",
         ]
-        if line["error"]:
-            parts.append(f"**Failed**: {line['error']}")
-            continue
-        if (folder / "figure.png").exists():
-            parts.append(f"![{line['name']}]({line['name']}/figure.png)")
-        parts.append((folder / "table.md").read_text().strip())
     return "\n\n".join(parts) + "\n"
 
 
@@ -104,6 +102,7 @@ def define_flags():
     flags.DEFINE_bool("list", False, "Show names and titles, and do nothing else.")
     flags.DEFINE_bool("all", False, "Make all of them.")
     flags.DEFINE_list("only", [], "Make these.")
+    flags.DEFINE_bool("report", False, "Only write the report of the figures that lie under --workdir.")
     flags.DEFINE_string("workdir", "", "Each figure has a folder under it; report.md lies beside them.")
     flags.DEFINE_bool("smoke", False, "Small versions, to see that everything works.")
     flags.DEFINE_string("pass_on", "", 'Flags for every figure that has them, such as "--seeds=2".')
@@ -118,20 +117,25 @@ def main():
     for name in f.only:
         require_choice("--only", name, names())
     chosen = f.only or (names() if f.all else [])
-    if not chosen:
-        raise ConfigError("nothing to do: give --list, --all or --only=...")
+    if not (chosen or f.report):
+        raise ConfigError("nothing to do: give --list, --all, --only=... or --report")
     if not f.workdir:
         raise ConfigError("--workdir is empty; it must be a directory")
     workdir = Path(f.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    made = []
+    failed = {}
     for name in chosen:
-        made.append(make(name))
-        (workdir / "report.md").write_text(report(workdir, made))
-        state = f"FAILED: {made[-1]['error']}" if made[-1]["error"] else "done"
-        print(f"{name}: {state} in {made[-1]['seconds']:.0f} s", flush=True)
+        start = time.monotonic()
+        error = make(name)
+        if error:
+            failed[name] = error
+        (workdir / "report.md").write_text(report(workdir, failed))
+        state = f"FAILED: {error}" if error else "done"
+        print(f"{name}: {state} in {time.monotonic() - start:.0f} s", flush=True)
+    if not chosen:
+        (workdir / "report.md").write_text(report(workdir, failed))
     print(workdir / "report.md")
-    if any(line["error"] for line in made):
+    if failed:
         sys.exit(1)
 
 

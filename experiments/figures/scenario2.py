@@ -17,7 +17,7 @@ from configs import authors
 from experiments import cli, output
 from experiments.output import Claim
 from experiments.plots import difference, spread, style
-from experiments.runs import accuracies, define_training_flags, mean_of, settings_text, train_all
+from experiments.runs import accuracies, define_training_flags, finished, mean_of, settings_text, train_all
 from experiments.tables import markdown
 
 METHODS = {
@@ -56,14 +56,13 @@ def rows_of(setting: str, update: str, sigma: float, results: dict) -> list[dict
     rows = []
     for name, runs in results.items():
         epsilon = runs[0][-1].get("epsilon", {})
-        finished = all(lines[-1]["round"] == flags.FLAGS.rounds for lines in runs)
         rows.append(
             {
                 "setting": setting,
                 "updates": update,
                 "sigma": sigma,
                 "method": name,
-                "accuracy": accuracies(runs).tolist() if finished else None,
+                "accuracy": accuracies(runs).tolist() if finished(runs).all() else None,
                 "bits": mean_of(runs, "bits_per_coordinate"),
                 "snr": mean_of(runs, "snr"),
                 "released_model": epsilon.get("released_model"),

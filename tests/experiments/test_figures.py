@@ -83,7 +83,8 @@ def test_a_small_figure_leaves_its_files(name, tmp_path, root):
     claims = json.loads((tmp_path / name / "claims.json").read_text())
     assert rows and claims and all(claim["verdict"] in output.VERDICTS for claim in claims)
     report = (tmp_path / "report.md").read_text()
-    assert f"]({name}/figure.png)" in report and claims[0]["claim"] in report and "--smoke" in report
+    assert f"]({name}/figure.png)" in report and claims[0]["claim"] in report and "A small version" in report
+    assert f"-m experiments.figures.{name} --workdir" in report
     assert (tmp_path / name / "table.md").read_text().strip() in report
 
 
@@ -105,7 +106,7 @@ def test_a_figure_that_fails_is_named_and_the_others_are_made(tmp_path, root):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "nothing to do: give --list, --all or --only=..."),
+        ([], "nothing to do: give --list, --all, --only=... or --report"),
         (["--all"], "--workdir is empty"),
         (["--only=gama", "--workdir=x"], "--only is 'gama'; it must be one of"),
     ],
