@@ -13,7 +13,7 @@ import numpy as np
 from cepam_jax import models
 from cepam_jax.config import SERVER_OPTIMIZERS, build_mechanism, knobs_of
 from cepam_jax.data import partition, sources
-from cepam_jax.federated import rounds
+from cepam_jax.federated import evaluation, rounds
 from cepam_jax.federated.aggregators import AGGREGATORS
 from cepam_jax.federated.clients import Images, LocalTraining, make_local_update
 from cepam_jax.federated.devices import ONE_DEVICE, RUNS, Layout
@@ -28,7 +28,7 @@ class Program(NamedTuple):
 
     Attributes:
       initialize: (key, clip norm) -> State.
-      block: (State, Federation, test images, stop), from `rounds.make_block`, jitted; where runs are
+      block: (State, Federation, test images, stop), from `evaluation.make_block`, jitted; where runs are
         spread over devices, of several runs: State, Federation (but for the images) and stop have a leading
         axis, and so have the results.
       coordinates: d, length of an update.
@@ -113,9 +113,9 @@ def _program(fields_text, image_shape, num_classes, backend, layout):
             mesh=mesh,
         )
     )
-    block = rounds.make_block(run_round, rounds.make_evaluate(module, _TEST_BATCH), config.eval_every)
+    block = evaluation.make_block(run_round, evaluation.make_evaluate(module, _TEST_BATCH), config.eval_every)
     if layout.axis == RUNS:
-        block = rounds.make_blocks(block, layout.mesh, layout.together)
+        block = evaluation.make_blocks(block, layout.mesh, layout.together)
     return Program(jax.jit(initialize), jax.jit(block), sum(segments), layout)
 
 

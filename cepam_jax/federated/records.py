@@ -77,7 +77,7 @@ class Record:
 
         Args:
           state: State on the host.
-          metrics, evaluation: of `rounds.make_block`, on the host.
+          metrics, evaluation: of `evaluation.make_block`, on the host.
           coordinates: d of one update.
           seconds: wall time of the block, its evaluation included.
         """

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from cepam_jax import mechanisms
-from cepam_jax.federated import clients, participation, program, rounds
+from cepam_jax.federated import clients, evaluation, participation, program, rounds
 from cepam_jax.federated.aggregators import AGGREGATORS
 from cepam_jax.mechanisms import Knobs
 
@@ -214,7 +214,7 @@ def test_an_invalid_update_stops_before_it_is_averaged(per_chunk, poison):
         return jnp.where(late & (row[0] >= 4) & (jnp.arange(SIZE) == 3), poison, update), loss, scale
 
     _, run, _ = make(per_chunk=per_chunk, local_update=poisoned)
-    block = rounds.make_block(run, lambda params, test: params["w"].sum(), length=5)
+    block = evaluation.make_block(run, lambda params, test: params["w"].sum(), length=5)
     state, metrics, total = block(start(), federation(), None, 5)
     assert int(state.invalid_client) == 4 and int(state.round) == 1
     good, _ = make(per_chunk=per_chunk)[1](start(), federation())
@@ -227,7 +227,7 @@ def test_an_invalid_update_stops_before_it_is_averaged(per_chunk, poison):
 
 def test_a_block_stops_at_the_last_round_without_compiling_again():
     _, run, _ = make()
-    block = jax.jit(rounds.make_block(run, lambda params, test: params["w"].sum(), length=4))
+    block = jax.jit(evaluation.make_block(run, lambda params, test: params["w"].sum(), length=4))
     state, metrics, _ = block(start(), federation(), None, jnp.int32(6))
     assert int(state.round) == 4
     state, metrics, _ = block(state, federation(), None, jnp.int32(6))
@@ -265,7 +265,7 @@ def test_evaluation_counts_every_image_once():
         jnp.array([0.5]),
     )
     for batch_size in (1, 2, 5, 100):
-        loss, accuracy = rounds.make_evaluate(module, batch_size)(None, test)
+        loss, accuracy = evaluation.make_evaluate(module, batch_size)(None, test)
         assert float(accuracy) == pytest.approx(3 / 5)
         assert float(loss) == pytest.approx(
             (3 * np.log1p(np.exp(-2)) + 2 * np.log1p(np.exp(2))) / 5, rel=1e-5
