@@ -40,12 +40,24 @@ def keys_of(seed, client, rotation=0):
 
 
 def demonstration(seed=0):
-    """(true values, 1-bit reports) of 500 users; the range [min, max] is common knowledge."""
+    """(true values, 1-bit reports), each f32[500], of 500 users; the range [min, max] is common knowledge."""
     values = 0.4 + 0.3 * jax.random.normal(jax.random.key(seed), (_USERS,))
     mechanism = mechanisms.binary()
     keys = keys_of(seed, 0)
     message = mechanism.encode(keys, values, Knobs())
-    return np.asarray(values), np.asarray(mechanism.decode(keys.shared, message, Knobs()))
+    return values, mechanism.decode(keys.shared, message, Knobs())
+
+
+def settled(values, reports, tolerance):
+    """int[draws]: the user from whom on the running means of both differ by at most `tolerance`.
+
+    Args:
+      values, reports: [draws, users].
+      tolerance: of the difference.
+    """
+    outside = np.abs(np.cumsum(reports - values, 1) / np.arange(1, values.shape[1] + 1)) > tolerance
+    after_last = values.shape[1] - np.argmax(outside[:, ::-1], 1)
+    return np.where(outside.any(1), after_last, 0)
 
 
 def vectors(clients, d):
@@ -135,9 +147,7 @@ def plot(values, reports, table):
 def claims(values, reports, found) -> list[Claim]:
     """What 1611.00429 bounds, and what the demonstration says."""
     over = [(r["measured"] - 2 * r["standard_error"]) / r["bound"] for r in found]
-    users = np.arange(1, _USERS + 1)
-    gap = np.abs(np.cumsum(reports - values) / users)
-    last = int(np.flatnonzero(gap > 0.05).max(initial=0)) + 1
+    wide, narrow = (np.percentile(settled(values, reports, t), (50, 90)) for t in (0.1, 0.05))
     return [
         Claim(
             "1611.00429",
@@ -149,9 +159,11 @@ def claims(values, reports, found) -> list[Claim]:
         Claim(
             "1610.05492",
             "the running mean of 500 users' 1-bit reports settles after about 200 users",
-            f"within .05 of the mean of the true values from user {last} on; {gap[199]:.3f} off at user 200",
-            "holds" if last <= 250 else "does not hold",
-            "one draw of 500 users; settled means within .05",
+            f"within .1 from user {wide[0]:.0f} on in half of the draws, from {wide[1]:.0f} in nine of ten; "
+            f"within .05 from {narrow[0]:.0f} in half; {len(values)} draws",
+            "holds" if narrow[0] <= 250 else "holds in part" if wide[0] <= 250 else "does not hold",
+            "one bit of a user has a deviation near .8, so the mean of 200 is still some .06 off: 'settled' "
+            "is true of a tolerance of .1, not of .05",
         ),
     ]
 
@@ -159,10 +171,11 @@ def claims(values, reports, found) -> list[Claim]:
 def define_flags():
     output.define_workdir()
     flags.DEFINE_integer("repeats", 200, "Independent repetitions per row of the table.")
+    flags.DEFINE_integer("draws", 1000, "Draws of the 500 users for the claim about them.")
 
 
 def main():
-    values, reports = demonstration()
+    draws = [np.asarray(a) for a in jax.vmap(demonstration)(jnp.arange(flags.FLAGS.draws))]
     found = rows(flags.FLAGS.repeats)
     header = ["quantizer", "levels", "K", "d", "measured", "± standard error", "exact formula", "upper bound"]
     cells = [
@@ -178,8 +191,8 @@ def main():
     text = "Mean squared error of the mean of K vectors of unit norm in d dimensions\n\n" + markdown(
         header, cells
     )
-    output.save(text, found, plot(values, reports, found), claims(values, reports, found))
+    output.save(text, found, plot(draws[0][0], draws[1][0], found), claims(*draws, found))
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, smoke={"repeats": 2})
+    cli.run(main, define_flags, smoke={"repeats": 2, "draws": 20})

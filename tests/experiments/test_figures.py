@@ -41,9 +41,16 @@ def test_mean_estimation_matches_the_formula_and_respects_the_bound(kind, levels
 
 
 def test_the_demonstration_settles():
-    values, reports = mean_estimation.demonstration()
+    values, reports = (np.asarray(a) for a in mean_estimation.demonstration())
     np.testing.assert_allclose(np.unique(np.round(reports, 5)), [values.min(), values.max()], atol=1e-4)
     assert reports.mean() == pytest.approx(values.mean(), abs=0.15)
+
+
+def test_when_running_means_settle():
+    values = np.zeros((3, 4))
+    reports = np.array([[1.0, -1, 0, 0], [1.0, 1, -1, -1], [0, 0, 0, 0]])  # means 1 0 0 0; 1 1 .33 0; 0
+    assert mean_estimation.settled(values, reports, 0.1).tolist() == [1, 3, 0]
+    assert mean_estimation.settled(values, reports, 0.5).tolist() == [1, 2, 0]
 
 
 def test_markdown():
