@@ -76,7 +76,7 @@ def claims_of(data: str, rows, seeds: int) -> list[Claim]:
             f"{data}: at equal epsilon at least as accurate as FedAvg + Gaussian noise at less traffic",
             "points, and part of the traffic: " + "; ".join(found) + f"; {seeds} seeds",
             "does not hold" if worse else "holds",
-            "released model; paired over seeds, three standard errors; CEPAM does not protect from the server",
+            "released model; paired over seeds, three standard errors; no protection from the server",
         )
     ]
 
