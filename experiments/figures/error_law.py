@@ -4,7 +4,7 @@
 
 One update, one million coordinates that are far from Gaussian themselves (a spike at zero, a ramp, a few
 large ones). p-values are of Kolmogorov-Smirnov tests: uniform on [0, 1] if the law is right, so among
-twelve of them one below .05 is nothing.
+ten of them one below .05 is nothing.
 """
 
 import jax
