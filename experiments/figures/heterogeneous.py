@@ -8,12 +8,14 @@ everybody strong, everybody weak, and the weak clients alone.
 
 import numpy as np
 from absl import flags
+from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from cepam_jax import privacy
 from cepam_jax.federated import guarantees
 from configs.common import with_variant
 from experiments import cli, output
+from experiments.plots import style
 from experiments.runs import train_all
 from experiments.tables import markdown
 
@@ -51,6 +53,29 @@ def row(config, name, lines):
 
 
 _ENDS = (("first", 0), ("last", -1))
+
+
+def plot(rows):
+    """Accuracy of every federation, and who is protected how well in it."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names, x = [row["federation"].replace(":", ":\n") for row in rows], np.arange(len(rows))
+    look = {"color": "black", "marker": "o", "linestyle": "none", "capsize": 3}
+    left.errorbar(x, [row["accuracy"] for row in rows], [row["deviation"] for row in rows], **look)
+    left.set(ylabel="test accuracy", ylim=(0, 1))
+    for number, (adversary, shift) in enumerate((("decoded_updates", -0.1), ("released_model", 0.1))):
+        for which, filled in (("first", "full"), ("last", "none")):
+            values = [row[f"{adversary} {which}"] for row in rows]
+            client = "first client" if which == "first" else "last client"
+            look = style(number) | {"linestyle": "none", "markersize": 7, "fillstyle": filled}
+            right.plot(x + shift, values, label=f"{adversary.replace('_', ' ')}, {client}", **look)
+    right.set(ylabel="epsilon of the whole run", yscale="log")
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.set_xticks(x, names, fontsize=8)
+        axes.set_xlim(-0.5, len(rows) - 0.5)
+        axes.grid(alpha=0.3)
+    return figure
 
 
 def define_flags():
@@ -119,7 +144,7 @@ def main():
         f"{base.data.name}, {base.model}, {base.rounds} rounds, {f.seeds} seeds; strong / weak clients; "
         f"delta = {base.privacy.delta:g}, client level, add/remove\n\n"
     )
-    output.save(settings + table, rows)
+    output.save(settings + table, rows, plot(rows))
 
 
 if __name__ == "__main__":
