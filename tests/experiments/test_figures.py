@@ -12,6 +12,7 @@ from cepam_jax.config import validate
 from cepam_jax.mechanisms import lattices as lattice_table
 from configs import authors
 from experiments import output, plots, tables
+from experiments.figures import __main__ as reports
 from experiments.figures import gamma, lattices, mean_estimation, scenario1
 
 
@@ -108,6 +109,33 @@ def test_a_figure_that_fails_is_named_and_the_others_are_made(tmp_path, root):
     report = (tmp_path / "report.md").read_text()
     assert "**Failed**: ConfigError: --size is 100; it must be at least 1000" in report
     assert "](lattices/figure.png)" in report
+
+
+def test_the_report_has_all_folders(tmp_path):
+    """Figures made one by one, the same one in two settings among them."""
+    for folder, data in (("gamma", "mnist"), ("gamma_cifar10", "cifar10")):
+        (tmp_path / folder).mkdir()
+        claim = output.Claim(
+            "2601.10701", f"{data}: large gamma loses nothing", "2 points", "does not hold", ""
+        )
+        run = {
+            "command": f"python -m experiments.figures.gamma --data={data}",
+            "smoke": False,
+            "seconds": 61.2,
+            "date": "2026-01-02",
+            "python": "3.11",
+            "versions": {"jax": "0.10"},
+            "device": "1 x cpu",
+        }
+        (tmp_path / folder / "claims.json").write_text(json.dumps([claim._asdict()]))
+        (tmp_path / folder / "run.json").write_text(json.dumps(run))
+        (tmp_path / folder / "table.md").write_text(f"numbers of {data}\n")
+    text = reports.report(tmp_path, {})
+    assert text.count("## The gamma curve") == 2 and "(gamma_cifar10)" in text
+    assert "61 seconds" in text and "2026-01-02, Python 3.11, jax 0.10." in text
+    for data in ("mnist", "cifar10"):
+        assert f"| {data}: large gamma loses nothing | 2 points | does not hold |" in " ".join(text.split())
+        assert f"figures.gamma --data={data}\n" in text and f"numbers of {data}" in text
 
 
 @pytest.mark.parametrize(
