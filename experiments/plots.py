@@ -38,21 +38,3 @@ def band(axes, x, values, label: str, number: int, marker: bool = False) -> None
         deviation = values.std(0, ddof=1)
         color = STYLES[number % len(STYLES)][0]
         axes.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
-
-
-def spread(values, digits: int = 4) -> str:
-    """Mean and standard deviation over runs, as text."""
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"
-
-
-def difference(first, second) -> tuple[float, float]:
-    """Mean of the paired differences of two sets of runs, in points (hundredths), and its standard error."""
-    d = 100 * (np.asarray(first, float) - np.asarray(second, float))
-    return float(d.mean()), float(d.std(ddof=1) / np.sqrt(len(d))) if len(d) > 1 else float("nan")
-
-
-def points(first, second) -> str:
-    """`difference` as text."""
-    mean, error = difference(first, second)
-    return f"{mean:+.2f}" + ("" if np.isnan(error) else f" ± {error:.2f}")

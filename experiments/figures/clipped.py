@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from cepam_jax.errors import ConfigError
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.plots import difference, points, spread
+from experiments.paired import difference, points, spread
 from experiments.runs import train_all
 from experiments.tables import markdown
 

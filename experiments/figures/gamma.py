@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.plots import band, points, spread, style
+from experiments.paired import points, spread
+from experiments.plots import band, style
 from experiments.runs import (
     accuracies,
     config_of,

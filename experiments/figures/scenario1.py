@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.plots import band, points, spread
+from experiments.paired import points, spread
+from experiments.plots import band
 from experiments.runs import config_of, define_training_flags, settings_text, train_all
 from experiments.tables import markdown
 

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from configs import authors
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.plots import difference, spread, style
+from experiments.paired import p_value, points, spread, verdict
+from experiments.plots import style
 from experiments.runs import accuracies, define_training_flags, finished, mean_of, settings_text, train_all
 from experiments.tables import markdown
 
@@ -78,16 +79,15 @@ def claims_of(setting: str, update: str, sigma: float, rows: list[dict], seeds: 
     ours, noise = by_method["CEPAM Z1"], by_method["Gaussian noise"]
     if ours["accuracy"] is None or noise["accuracy"] is None:
         return []
-    mean, error = difference(ours["accuracy"], noise["accuracy"])
-    worse = mean < (-0.5 if math.isnan(error) else -2 * error)
+    gained = points(ours["accuracy"], noise["accuracy"])
     return [
         Claim(
             "2501.12046",
             f"{setting}, {update}: at equal epsilon as accurate as FedAvg + Gaussian noise, at less traffic",
-            f"{mean:+.2f} ± {error:.2f} points at {ours['bits']:.3f} against {noise['bits']:.0f} bits "
+            f"{gained} points at {ours['bits']:.3f} against {noise['bits']:.0f} bits "
             f"(sigma {sigma:g}); {seeds} seeds",
-            "does not hold" if worse else "holds",
-            "paired over seeds; equal law of the error, so equal accounting but for the server, whom "
+            verdict([p_value(ours["accuracy"], noise["accuracy"])]),
+            "paired t test at 5 %; equal law of the error, so equal accounting but for the server, whom "
             "CEPAM does not protect",
         )
     ]

@@ -11,7 +11,7 @@ import pytest
 from cepam_jax.config import validate
 from cepam_jax.mechanisms import lattices as lattice_table
 from configs import authors
-from experiments import output, plots, tables
+from experiments import output, paired, tables
 from experiments.figures import __main__ as reports
 from experiments.figures import gamma, lattices, mean_estimation, scenario1
 
@@ -169,9 +169,30 @@ def test_the_golden_mean_is_the_smallest_gamma_within_a_point():
 
 
 def test_paired_differences():
-    mean, error = plots.difference([0.5, 0.6, 0.7], [0.4, 0.5, 0.6])
+    mean, error = paired.difference([0.5, 0.6, 0.7], [0.4, 0.5, 0.6])
     assert mean == pytest.approx(10) and error == pytest.approx(0, abs=1e-9)
-    assert plots.points([0.52, 0.6], [0.5, 0.6]) == "+1.00 ± 1.00"
+    assert paired.points([0.52, 0.6], [0.5, 0.6]) == "+1.00 ± 1.00"
+
+
+def test_a_claim_is_rejected_when_it_is_false_and_seldom_when_it_is_true():
+    """Twelve comparisons of five seeds: false alarms within five deviations of 5 %, real losses found."""
+    random = np.random.default_rng(0)
+
+    def rejected(loss):
+        runs = random.normal(0.9, 0.01, (2, 12, 5))
+        runs[0, 0] -= loss
+        chances = [paired.p_value(a, b) for a, b in zip(*runs, strict=True)]
+        return paired.verdict(chances) == "does not hold"
+
+    alarms = sum(rejected(0.0) for _ in range(1000))
+    assert abs(alarms - 50) < 5 * np.sqrt(1000 * 0.05 * 0.95)
+    assert sum(rejected(0.1) for _ in range(100)) > 90
+
+
+def test_single_runs_and_equal_runs_decide_as_they_should():
+    assert paired.verdict([paired.p_value([0.9], [0.1])]) == "not comparable"
+    assert paired.p_value([0.5, 0.6], [0.5, 0.6]) == 1
+    assert paired.p_value([0.4, 0.4], [0.5, 0.5]) == 0 and paired.p_value([0.6, 0.6], [0.5, 0.5]) == 1
 
 
 @pytest.mark.parametrize(
