@@ -77,8 +77,7 @@ def test_every_figure_is_listed_and_has_a_small_version(root):
         assert "smoke=" in text or "SMOKE" in text, f"{name} has no --smoke"
 
 
-@pytest.mark.parametrize("name", ["error_law", "scenario1", "scenario3", "gamma"])
-def test_a_small_figure_leaves_its_files(name, tmp_path, root):
+def test_a_small_figure_leaves_its_files(tmp_path, root, name="gamma"):
     """The others are run with the README's commands."""
     command = ["experiments.figures", f"--only={name}", "--smoke", f"--workdir={tmp_path}", "--noprogress"]
     done = subprocess.run(
@@ -97,7 +96,7 @@ def test_a_small_figure_leaves_its_files(name, tmp_path, root):
 
 
 def test_a_figure_that_fails_is_named_and_the_others_are_made(tmp_path, root):
-    command = ["experiments.figures", "--only=error_law,lattices", f"--workdir={tmp_path}", "--noprogress"]
+    command = ["experiments.figures", "--only=error_law,inversion", f"--workdir={tmp_path}", "--noprogress"]
     done = subprocess.run(
         [sys.executable, "-m", *command, "--smoke", "--pass_on=--size=100"],
         cwd=root,
@@ -108,7 +107,7 @@ def test_a_figure_that_fails_is_named_and_the_others_are_made(tmp_path, root):
     assert done.returncode == 1
     report = (tmp_path / "report.md").read_text()
     assert "**Failed**: ConfigError: --size is 100; it must be at least 1000" in report
-    assert "](lattices/figure.png)" in report
+    assert "](inversion/figure.png)" in report
 
 
 def test_the_report_has_all_folders(tmp_path):
