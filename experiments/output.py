@@ -81,7 +81,7 @@ def save(text: str, rows: list[dict], figure=None, claims: list[Claim] = ()) -> 
     (workdir / "claims.json").write_text(json.dumps([claim._asdict() for claim in claims], indent=2) + "\n")
     (workdir / "run.json").write_text(json.dumps(circumstances(), indent=2) + "\n")
     if figure is not None:
-        figure.savefig(workdir / "figure.png", dpi=150)
+        figure.savefig(workdir / "figure.png", dpi=110)
         figure.savefig(workdir / "figure.pdf")
     print(text + f"\n\n{workdir / ('table.md' if figure is None else 'figure.png')}")
 

@@ -40,9 +40,14 @@ def p_value(first, second, alternative: str = "less") -> float:
     return float(stats.ttest_1samp(d, 0, alternative=alternative).pvalue) if len(d) > 1 else math.nan
 
 
-def verdict(p_values) -> str:
-    """Of a claim that many comparisons could contradict, by Bonferroni's rule at `FALSE_ALARMS`."""
+def verdict(p_values, tests: int | None = None) -> str:
+    """Of a claim that many comparisons could contradict, by Bonferroni's rule at `FALSE_ALARMS`.
+
+    Args:
+      p_values: of the comparisons.
+      tests: comparisons behind this and its sister claims, if they are more.
+    """
     p_values = list(p_values)
     if not p_values or any(map(math.isnan, p_values)):
         return "not comparable"
-    return "does not hold" if min(p_values) < FALSE_ALARMS / len(p_values) else "holds"
+    return "does not hold" if min(p_values) < FALSE_ALARMS / (tests or len(p_values)) else "holds"

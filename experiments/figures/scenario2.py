@@ -2,14 +2,16 @@
 
   python -m experiments.figures.scenario2 --workdir=/tmp/scenario2
 
-Models and both kinds of updates of 2501.12046 (configs/authors.py). Within one of them all private
-methods have the same clip norm and the same deviation of the error, so their epsilons against the same
-adversary are equal (noise + SDQ adds the quantization error to it, JoPEQ shapes it approximately); FedAvg
-and SDQ alone protect nothing.
+Models and both kinds of updates of 2501.12046 (configs/authors.py). Within one of them all Gaussian methods
+have the same clip norm and the same deviation of the error, so their epsilons against the same adversary
+are equal (noise + SDQ adds the quantization error to it, JoPEQ shapes it approximately); FedAvg and SDQ
+alone protect nothing. Laplace noise has b = 10 sigma, as in the papers. Its epsilon needs a clip of the L1 norm;
+the papers clip the L2 norm, and so do two of the methods here, without an epsilon.
 """
 
 import math
 
+import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
@@ -35,12 +37,14 @@ LAPLACE = {
     "Laplace noise": ("noise_laplace", {}),
     "Laplace noise + SDQ": ("noise_laplace_sdq", {}),
     "CEPAM-Laplace Z1": ("cepam_laplace", {}),
+    "Laplace noise, L2 clip": ("noise_laplace", {"mechanism.clip": "l2"}),
+    "CEPAM-Laplace Z1, L2 clip": ("cepam_laplace", {"mechanism.clip": "l2"}),
 }
 SMOKE = {"settings": ["digits-linear"], "updates": ["weights"], "seeds": 2, "rounds": 5}
 
 
 def configs_of(setting: str, update: str, sigma: float) -> dict:
-    """{method: configuration}; Laplace noise has b = 10 sigma, as in the papers, and its own clip."""
+    """{method: configuration}."""
     configs = {}
     for name, (variant, changes) in (METHODS | LAPLACE).items():
         config = authors.get_config(f"{setting}-{update}-{variant}")
@@ -74,7 +78,7 @@ def rows_of(setting: str, update: str, sigma: float, results: dict) -> list[dict
     return rows
 
 
-def claims_of(setting: str, update: str, sigma: float, rows: list[dict], seeds: int) -> list[Claim]:
+def claims_of(setting: str, update: str, sigma: float, rows: list[dict], tests: int) -> list[Claim]:
     by_method = {row["method"]: row for row in rows}
     ours, noise = by_method["CEPAM Z1"], by_method["Gaussian noise"]
     if ours["accuracy"] is None or noise["accuracy"] is None:
@@ -85,35 +89,48 @@ def claims_of(setting: str, update: str, sigma: float, rows: list[dict], seeds: 
             "2501.12046",
             f"{setting}, {update}: at equal epsilon as accurate as FedAvg + Gaussian noise, at less traffic",
             f"{gained} points at {ours['bits']:.3f} against {noise['bits']:.0f} bits "
-            f"(sigma {sigma:g}); {seeds} seeds",
-            verdict([p_value(ours["accuracy"], noise["accuracy"])]),
-            "paired t test at 5 %; equal law of the error, so equal accounting but for the server, whom "
-            "CEPAM does not protect",
+            f"(sigma {sigma:g}); {len(ours['accuracy'])} seeds",
+            verdict([p_value(ours["accuracy"], noise["accuracy"])], tests),
+            f"{tests} paired t tests, together at 5 %; equal law of the error, so equal accounting but for "
+            "the server, whom CEPAM does not protect",
         )
     ]
 
 
 def plot(rows):
+    """Accuracy and bits; methods far below the others, with Laplace noise, are written out."""
     groups = list(dict.fromkeys((row["setting"], row["updates"], row["sigma"]) for row in rows))
-    figure = Figure(figsize=(9, 2.9 * ((len(groups) + 1) // 2) + 0.6), layout="constrained")
+    figure = Figure(figsize=(9, 2.9 * ((len(groups) + 1) // 2) + 0.8), layout="constrained")
     panels = figure.subplots((len(groups) + 1) // 2, min(2, len(groups)), squeeze=False).ravel()
     methods = list(METHODS | LAPLACE)
     for axes, group in zip(panels, groups, strict=False):
-        for row in rows:
-            if (row["setting"], row["updates"], row["sigma"]) == group and row["accuracy"]:
-                number = methods.index(row["method"])
-                look = style(number) | {"linestyle": "none", "markersize": 7}
-                look["fillstyle"] = "none" if number >= 4 else "full"
-                values = row["accuracy"]
-                axes.plot([row["bits"]], [sum(values) / len(values)], label=row["method"], **look)
+        mine = [row for row in rows if (row["setting"], row["updates"], row["sigma"]) == group]
+        mine = [row for row in mine if row["accuracy"]]
+        bottom = min(np.mean(row["accuracy"]) for row in mine if row["method"] in METHODS) - 0.1
+        low = []
+        for row in mine:
+            number, mean = methods.index(row["method"]), np.mean(row["accuracy"])
+            if mean < bottom:
+                low.append(f"{row['method']}: {mean:.2f} at {row['bits']:.2g} bits")
+                continue
+            look = style(number) | {"linestyle": "none", "markersize": 6, "capsize": 2, "elinewidth": 0.8}
+            look["fillstyle"] = "none" if number >= 4 else "full"
+            deviation = np.std(row["accuracy"], ddof=1) if len(row["accuracy"]) > 1 else 0
+            axes.errorbar([row["bits"]], [mean], [deviation], label=row["method"], **look)
+        if low:
+            text = "below:\n" + "\n".join(low)
+            axes.text(0.02, 0.04, text, transform=axes.transAxes, fontsize=7, va="bottom")
         setting, update, sigma = group
         axes.set(title=f"{setting}, {update}, sigma {sigma:g}", xscale="log", ylabel="test accuracy")
         axes.set_xlabel("bits per coordinate")
+        axes.set_ylim(bottom=bottom)
         axes.grid(alpha=0.3)
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    labelled = {}
+    for axes in panels[: len(groups)]:
+        labelled |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
@@ -127,6 +144,7 @@ def define_flags():
 def main():
     f = flags.FLAGS
     rows, claims = [], []
+    tests = len(f.settings) * len(f.updates) * len(f.sigmas)
     for setting in f.settings:
         for update in f.updates:
             for sigma in cli.numbers("sigmas"):
@@ -135,7 +153,7 @@ def main():
                 results = train_all(configs, f.seeds, place, f.progress, keep_failures=True)
                 mine = rows_of(setting, update, sigma, results)
                 rows += mine
-                claims += claims_of(setting, update, sigma, mine, f.seeds)
+                claims += claims_of(setting, update, sigma, mine, tests)
 
     def number(value):
         return "none" if value is None else f"{value:.3g}"
