@@ -5,8 +5,8 @@
 Models and both kinds of updates of 2501.12046 (configs/authors.py). Within one of them all Gaussian methods
 have the same clip norm and the same deviation of the error, so their epsilons against the same adversary
 are equal (noise + SDQ adds the quantization error to it, JoPEQ shapes it approximately); FedAvg and SDQ
-alone protect nothing. Laplace noise has b = 10 sigma, as in the papers. Its epsilon needs a clip of the L1 norm;
-the papers clip the L2 norm, and so do two of the methods here, without an epsilon.
+alone protect nothing. Laplace noise has b = 10 sigma, as in the papers. Its epsilon needs a clip of the L1
+norm; the papers clip the L2 norm, and so do two of the methods here, without an epsilon.
 """
 
 import math
@@ -107,7 +107,7 @@ def plot(rows):
         mine = [row for row in rows if (row["setting"], row["updates"], row["sigma"]) == group]
         mine = [row for row in mine if row["accuracy"]]
         bottom = min(np.mean(row["accuracy"]) for row in mine if row["method"] in METHODS) - 0.1
-        low = []
+        low, ends = [], []
         for row in mine:
             number, mean = methods.index(row["method"]), np.mean(row["accuracy"])
             if mean < bottom:
@@ -116,6 +116,7 @@ def plot(rows):
             look = style(number) | {"linestyle": "none", "markersize": 6, "capsize": 2, "elinewidth": 0.8}
             look["fillstyle"] = "none" if number >= 4 else "full"
             deviation = np.std(row["accuracy"], ddof=1) if len(row["accuracy"]) > 1 else 0
+            ends += [mean - deviation, mean + deviation]
             axes.errorbar([row["bits"]], [mean], [deviation], label=row["method"], **look)
         if low:
             text = "below:\n" + "\n".join(low)
@@ -123,7 +124,8 @@ def plot(rows):
         setting, update, sigma = group
         axes.set(title=f"{setting}, {update}, sigma {sigma:g}", xscale="log", ylabel="test accuracy")
         axes.set_xlabel("bits per coordinate")
-        axes.set_ylim(bottom=bottom)
+        height = max(ends) - min(ends) + 0.005
+        axes.set_ylim(min(ends) - (0.7 if low else 0.1) * height, max(ends) + 0.1 * height)
         axes.grid(alpha=0.3)
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
