@@ -98,7 +98,7 @@ def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
             f"{data}: in between 70-80 % of the traffic saved for 3-5 points",
             f"{text(middle)}; {seeds} seeds",
             "holds" if middle["lost_mean"] <= 5 and middle["traffic"] <= 0.3 else "does not hold",
-            "the smallest gamma that loses at most 5 points; smaller losses and larger savings count as holding",
+            "the smallest gamma that loses at most 5 points; losing less or saving more counts as holding",
         ),
     ]
 
