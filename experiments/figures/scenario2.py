@@ -113,8 +113,9 @@ def plot(rows):
             if mean < bottom:
                 low.append(f"{row['method']}: {mean:.2f} at {row['bits']:.2g} bits")
                 continue
-            look = style(number) | {"linestyle": "none", "markersize": 6, "capsize": 2, "elinewidth": 0.8}
-            look["fillstyle"] = "none" if number >= 4 else "full"
+            look = style(number) | {"linestyle": "none", "capsize": 2, "elinewidth": 0.8}
+            look["fillstyle"] = "full" if row["method"] in METHODS else "none"
+            look["markersize"] = 8 if number < 4 else 5  # those with equal bits lie on each other
             deviation = np.std(row["accuracy"], ddof=1) if len(row["accuracy"]) > 1 else 0
             ends += [mean - deviation, mean + deviation]
             axes.errorbar([row["bits"]], [mean], [deviation], label=row["method"], **look)
