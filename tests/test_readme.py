@@ -19,7 +19,7 @@ SHORT = {
     "experiments.train": ["--config.data.name=digits", "--config.model=linear"],
     "experiments.compare": ["--config.data.name=digits", "--config.model=linear", "--seeds=1"],
     "experiments.figures.lattices": ["--size=2000", "--repeats=1"],
-    "experiments.figures.mean_estimation": ["--repeats=2"],
+    "experiments.figures.mean_estimation": ["--repeats=2", "--draws=20"],
     "experiments.figures.clipped": [
         "--config.data.name=digits",
         "--config.model=linear",
@@ -58,6 +58,18 @@ SHORT = {
         "--repeats=1",
     ],
     "experiments.figures": ["--only=inversion"],
+    "experiments.figures.error_law": ["--size=2000"],
+    "experiments.figures.scenario1": ["--smoke", "--data=digits", "--rounds=4", "--seeds=1", "--gammas=30"],
+    "experiments.figures.scenario2": ["--smoke", "--rounds=2", "--seeds=1"],
+    "experiments.figures.scenario3": [
+        "--smoke",
+        "--data=digits",
+        "--rounds=2",
+        "--partitions=iid,quantity",
+        "--seeds=1",
+    ],
+    "experiments.figures.gamma": ["--smoke", "--rounds=2", "--gammas=1,100"],
+    "experiments.figures.lattice_dimension": ["--smoke", "--rounds=1", "--seeds=1"],
     "experiments.benchmarks.rejection": ["--size=20000", "--repeats=1"],
     "experiments.benchmarks.peers": ["--models=mlp", "--clients=2", "--rounds=1", "--turns=1"],
     "experiments.benchmarks.scale": ["--clients=2", "--models=mlp", "--mechanisms=fedavg", "--chunks=2"],
@@ -90,7 +102,7 @@ def test_python_blocks():
 
 
 def test_commands_are_found_and_ci_runs_the_test_command():
-    assert len(COMMANDS) == 34
+    assert len(COMMANDS) == 42
     found = re.findall(r"^python3 -m venv .* -m pytest$", TEXT, re.M)
     assert len(found) == 1
     assert r"^python3 -m venv .* -m pytest$" in (ROOT / ".ci/run").read_text()
