@@ -52,6 +52,7 @@ def circumstances() -> dict:
     spec = sys.modules["__main__"].__spec__
     program = ["-m", spec.name] if spec else [sys.argv[0]]
     return {
+        "figure": Path(sys.modules["__main__"].__file__).stem,
         "command": "python " + shlex.join([*program, *sys.argv[1:]]),
         "smoke": flags.FLAGS.smoke,
         "seconds": time.monotonic() - _START,

@@ -66,12 +66,11 @@ def make(name: str) -> str | None:
 def section(folder: Path) -> list[str]:
     """One figure, as the files in its folder say."""
     run = json.loads((folder / "run.json").read_text())
-    name = run["command"].split()[2].removeprefix("experiments.figures.")
-    other = "" if name == folder.name else f" ({folder.name})"
+    other = "" if run["figure"] == folder.name else f" ({folder.name})"
     versions = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
     small = " A small version, which shows that everything works and nothing else." if run["smoke"] else ""
     parts = [
-        f"## {title(name)}{other}",
+        f"## {title(run['figure'])}{other}",
         f"```\n{run['command']}\n```",
         f"{run['seconds']:.0f} seconds (earlier, interrupted calls not counted) on {run['device']}; "
         f"{run['date']}, Python {run['python']}, {versions}.{small}",

@@ -118,6 +118,7 @@ def test_the_report_has_all_folders(tmp_path):
             "2601.10701", f"{data}: large gamma loses nothing", "2 points", "does not hold", ""
         )
         run = {
+            "figure": "gamma",
             "command": f"python -m experiments.figures.gamma --data={data}",
             "smoke": False,
             "seconds": 61.2,
