@@ -60,7 +60,11 @@ SHORT = {
     "experiments.figures": ["--only=inversion"],
     "experiments.figures.error_law": ["--size=2000"],
     "experiments.figures.scenario1": ["--smoke", "--data=digits", "--rounds=4", "--seeds=1", "--gammas=30"],
-    "experiments.figures.scenario2": ["--smoke", "--rounds=2", "--seeds=1"],
+    "experiments.figures.scenario2": [
+        "--smoke",
+        "--rounds=2",
+        "--methods=fedavg,Gaussian noise,CEPAM Z1,Laplace noise",
+    ],
     "experiments.figures.scenario3": [
         "--smoke",
         "--data=digits",
@@ -69,7 +73,7 @@ SHORT = {
         "--seeds=1",
     ],
     "experiments.figures.gamma": ["--smoke", "--rounds=2", "--gammas=1,100"],
-    "experiments.figures.lattice_dimension": ["--smoke", "--rounds=1", "--seeds=1"],
+    "experiments.figures.lattice_dimension": ["--smoke", "--rounds=1", "--lattices=Z1,Z2"],
     "experiments.benchmarks.rejection": ["--size=20000", "--repeats=1"],
     "experiments.benchmarks.peers": ["--models=mlp", "--clients=2", "--rounds=1", "--turns=1"],
     "experiments.benchmarks.scale": ["--clients=2", "--models=mlp", "--mechanisms=fedavg", "--chunks=2"],

@@ -37,8 +37,8 @@ LAPLACE = {
     "Laplace noise": ("noise_laplace", {}),
     "Laplace noise + SDQ": ("noise_laplace_sdq", {}),
     "CEPAM-Laplace Z1": ("cepam_laplace", {}),
-    "Laplace noise, L2 clip": ("noise_laplace", {"mechanism.clip": "l2"}),
-    "CEPAM-Laplace Z1, L2 clip": ("cepam_laplace", {"mechanism.clip": "l2"}),
+    "Laplace noise (L2 clip)": ("noise_laplace", {"mechanism.clip": "l2"}),
+    "CEPAM-Laplace Z1 (L2 clip)": ("cepam_laplace", {"mechanism.clip": "l2"}),
 }
 SMOKE = {"settings": ["digits-linear"], "updates": ["weights"], "seeds": 2, "rounds": 5}
 
@@ -46,7 +46,8 @@ SMOKE = {"settings": ["digits-linear"], "updates": ["weights"], "seeds": 2, "rou
 def configs_of(setting: str, update: str, sigma: float) -> dict:
     """{method: configuration}."""
     configs = {}
-    for name, (variant, changes) in (METHODS | LAPLACE).items():
+    for name in flags.FLAGS.methods:
+        variant, changes = (METHODS | LAPLACE)[name]
         config = authors.get_config(f"{setting}-{update}-{variant}")
         config.data.dir = flags.FLAGS.data_dir
         config.rounds = config.eval_every = flags.FLAGS.rounds
@@ -80,8 +81,8 @@ def rows_of(setting: str, update: str, sigma: float, results: dict) -> list[dict
 
 def claims_of(setting: str, update: str, sigma: float, rows: list[dict], tests: int) -> list[Claim]:
     by_method = {row["method"]: row for row in rows}
-    ours, noise = by_method["CEPAM Z1"], by_method["Gaussian noise"]
-    if ours["accuracy"] is None or noise["accuracy"] is None:
+    ours, noise = by_method.get("CEPAM Z1"), by_method.get("Gaussian noise")
+    if not (ours and noise and ours["accuracy"] and noise["accuracy"]):
         return []
     gained = points(ours["accuracy"], noise["accuracy"])
     return [
@@ -106,7 +107,8 @@ def plot(rows):
     for axes, group in zip(panels, groups, strict=False):
         mine = [row for row in rows if (row["setting"], row["updates"], row["sigma"]) == group]
         mine = [row for row in mine if row["accuracy"]]
-        bottom = min(np.mean(row["accuracy"]) for row in mine if row["method"] in METHODS) - 0.1
+        gaussian = [row for row in mine if row["method"] in METHODS] or mine
+        bottom = min((np.mean(row["accuracy"]) for row in gaussian), default=0) - 0.1
         low, ends = [], []
         for row in mine:
             number, mean = methods.index(row["method"]), np.mean(row["accuracy"])
@@ -125,8 +127,9 @@ def plot(rows):
         setting, update, sigma = group
         axes.set(title=f"{setting}, {update}, sigma {sigma:g}", xscale="log", ylabel="test accuracy")
         axes.set_xlabel("bits per coordinate")
-        height = max(ends) - min(ends) + 0.005
-        axes.set_ylim(min(ends) - (0.7 if low else 0.1) * height, max(ends) + 0.1 * height)
+        if ends:
+            height = max(ends) - min(ends) + 0.005
+            axes.set_ylim(min(ends) - (0.7 if low else 0.1) * height, max(ends) + 0.1 * height)
         axes.grid(alpha=0.3)
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
@@ -141,11 +144,13 @@ def define_flags():
     define_training_flags(())
     flags.DEFINE_list("settings", ["mnist-linear", "mnist-mlp", "mnist-cnn2"], "Data and model.")
     flags.DEFINE_list("updates", list(authors.UPDATES), "Kinds of updates.")
+    flags.DEFINE_list("methods", list(METHODS | LAPLACE), "Methods that are compared.")
     flags.DEFINE_list("sigmas", ["0.01"], "Deviations of the error; the clip norm is 1.")
 
 
 def main():
     f = flags.FLAGS
+    cli.choices("methods", METHODS | LAPLACE)
     rows, claims = [], []
     tests = len(f.settings) * len(f.updates) * len(f.sigmas)
     for setting in f.settings:
