@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from cepam_jax.config import validate
 from cepam_jax.errors import ConfigError
 from experiments import cli
+from experiments.paired import spread
 from experiments.runs import train_all
 from experiments.tables import markdown
 
@@ -55,17 +56,16 @@ def configurations(flag, variants, gammas):
 
 def summarize(runs):
     """One row of the table from the metric lines of each seed's run."""
-    accuracy = np.array([lines[-1]["accuracy"] for lines in runs])
+    accuracy = [lines[-1]["accuracy"] for lines in runs]
     bits = np.mean([line["bits_per_coordinate"] for lines in runs for line in lines[1:]])
     seconds = np.median([line["seconds_per_round"] for lines in runs for line in lines[1:]])
-    spread = f" ± {accuracy.std(ddof=1):.4f}" if len(runs) > 1 else ""
-    return [f"{accuracy.mean():.4f}{spread}", f"{bits:.3f}", f"{32 / bits:.0f}x", f"{seconds:.4f}"]
+    return [spread(accuracy), f"{bits:.3f}", f"{32 / bits:.0f}x", f"{seconds:.4f}"]
 
 
 def table(rows, seeds):
     """The summaries under their headings."""
-    spread = f" (mean ± standard deviation, {seeds} seeds)" if seeds > 1 else ""
-    header = ["run", f"test accuracy{spread}", "bits per coordinate", "against float32", "seconds per round"]
+    over = f" (mean ± standard deviation, {seeds} seeds)" if seeds > 1 else ""
+    header = ["run", f"test accuracy{over}", "bits per coordinate", "against float32", "seconds per round"]
     return markdown(header, rows)
 
 

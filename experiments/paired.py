@@ -11,10 +11,15 @@ from scipy import stats
 FALSE_ALARMS = 0.05  # that any of the comparisons behind one claim rejects what is true
 
 
+def deviation(values) -> float:
+    """Standard deviation over runs; 0 for a single one, which has none to show."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 def spread(values, digits: int = 4) -> str:
     """Mean and standard deviation over runs, as text."""
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"
+    after = f" ± {deviation(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{after}"
 
 
 def difference(first, second) -> tuple[float, float]:

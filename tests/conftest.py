@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import tempfile
@@ -7,6 +8,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+WITHOUT_PICTURE = ("server", "updates")
+WITH_CLAIMS = ("error_law", "scenario1", "scenario3", "gamma")
+
+
+def check_figure(name, folder):
+    """What every figure leaves; its claims."""
+    from experiments.output import VERDICTS  # noqa: PLC0415  imports jax, which reads the variables set below
+
+    assert (folder / "table.md").read_text().strip()
+    assert (folder / "data.jsonl").read_text().splitlines()
+    assert json.loads((folder / "run.json").read_text())["figure"] == name
+    claims = json.loads((folder / "claims.json").read_text())
+    assert claims or name not in WITH_CLAIMS
+    assert all(claim["verdict"] in VERDICTS for claim in claims)
+    if name not in WITHOUT_PICTURE:
+        assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / "figure.pdf").exists()
+    return claims
 
 
 def pytest_configure(config):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, check_figure
 
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -94,6 +94,8 @@ def test_command(command, tmp_path, root):
         arguments += ["--config.rounds=1", "--config.eval_every=1"]
     done = subprocess.run([sys.executable, *arguments], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    if arguments[1].startswith("experiments.figures."):
+        check_figure(arguments[1].rpartition(".")[2], tmp_path)
 
 
 def test_python_blocks():

@@ -15,6 +15,7 @@ from cepam_jax import privacy
 from cepam_jax.federated import guarantees
 from configs.common import with_variant
 from experiments import cli, output
+from experiments.paired import deviation
 from experiments.plots import style
 from experiments.runs import train_all
 from experiments.tables import markdown
@@ -41,7 +42,7 @@ def row(config, name, lines):
     return {
         "federation": name,
         "accuracy": accuracy.mean(),
-        "deviation": accuracy.std(ddof=1) if len(accuracy) > 1 else 0.0,
+        "deviation": deviation(accuracy),
         "bits": float(np.mean([line["bits_per_coordinate"] for line in lines])),
         **{
             f"{a} {which}": float(e[i])

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from cepam_jax.errors import require
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.paired import p_value, points, spread, verdict
+from experiments.paired import deviation, p_value, points, spread, verdict
 from experiments.plots import style
 from experiments.runs import accuracies, config_of, define_training_flags, mean_of, settings_text, train_all
 from experiments.tables import markdown
@@ -50,9 +50,9 @@ def plot(rows):
     for number, (data, gamma) in enumerate(groups):
         mine = [row for row in rows if (row["data"], row["gamma"]) == (data, gamma)]
         x, label = [row["dimension"] for row in mine], f"{data}, gamma {gamma:g}"
-        deviation = [np.std(row["accuracy"], ddof=1) if len(row["accuracy"]) > 1 else 0 for row in mine]
+        deviations = [deviation(row["accuracy"]) for row in mine]
         panels[0].errorbar(
-            x, [np.mean(row["accuracy"]) for row in mine], deviation, capsize=2, label=label, **style(number)
+            x, [np.mean(row["accuracy"]) for row in mine], deviations, capsize=2, label=label, **style(number)
         )
         panels[1].plot(x, [row["bits"] for row in mine], label=label, **style(number))
         panels[2].plot(x, [row["seconds"] for row in mine], label=label, **style(number))

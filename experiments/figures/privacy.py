@@ -15,7 +15,7 @@ from cepam_jax.federated import guarantees
 from configs.common import VARIANTS, with_variant
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.paired import p_value, points, verdict
+from experiments.paired import deviation, p_value, points, verdict
 from experiments.runs import train_all
 from experiments.tables import markdown
 
@@ -47,7 +47,7 @@ def row(method: str, target: float, runs) -> dict:
         "epsilon": target,
         "accuracy": accuracy.mean(),
         "accuracies": accuracy.tolist(),
-        "deviation": accuracy.std(ddof=1) if len(accuracy) > 1 else 0.0,
+        "deviation": deviation(accuracy),
         "diverged": diverged,
         "bits": float(np.mean([line["bits_per_coordinate"] for line in last])),
         "server": last[0]["epsilon"]["server"],
@@ -86,9 +86,9 @@ def plot(rows, adversary):
         mine = [row for row in rows if row["method"] == method and row["accuracy"] is not None]
         x = [row["epsilon"] for row in mine]
         style = _STYLES.get(method, "-x")
-        deviation = [row["deviation"] for row in mine]
+        deviations = [row["deviation"] for row in mine]
         left.errorbar(
-            x, [row["accuracy"] for row in mine], deviation, fmt=style, ms=5, capsize=2, label=method
+            x, [row["accuracy"] for row in mine], deviations, fmt=style, ms=5, capsize=2, label=method
         )
         right.plot(x, [row["bits"] for row in mine], style, ms=5, label=method)
     for row in rows:

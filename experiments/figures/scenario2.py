@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from configs import authors
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.paired import p_value, points, spread, verdict
+from experiments.paired import deviation, p_value, points, spread, verdict
 from experiments.plots import style
 from experiments.runs import accuracies, define_training_flags, finished, mean_of, settings_text, train_all
 from experiments.tables import markdown
@@ -118,9 +118,9 @@ def plot(rows):
             look = style(number) | {"linestyle": "none", "capsize": 2, "elinewidth": 0.8}
             look["fillstyle"] = "full" if row["method"] in METHODS else "none"
             look["markersize"] = 8 if number < 4 else 5  # those with equal bits lie on each other
-            deviation = np.std(row["accuracy"], ddof=1) if len(row["accuracy"]) > 1 else 0
-            ends += [mean - deviation, mean + deviation]
-            axes.errorbar([row["bits"]], [mean], [deviation], label=row["method"], **look)
+            half = deviation(row["accuracy"])
+            ends += [mean - half, mean + half]
+            axes.errorbar([row["bits"]], [mean], [half], label=row["method"], **look)
         if low:
             text = "below:\n" + "\n".join(low)
             axes.text(0.02, 0.04, text, transform=axes.transAxes, fontsize=7, va="bottom")

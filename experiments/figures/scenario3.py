@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.paired import p_value, points, spread, verdict
+from experiments.paired import deviation, p_value, points, spread, verdict
 from experiments.plots import style
 from experiments.runs import accuracies, config_of, define_training_flags, mean_of, settings_text, train_all
 from experiments.tables import markdown
@@ -79,10 +79,10 @@ def plot(by_data):
         for number, name in enumerate(names):
             mine = [row for row in rows if row["method"] == name]
             x = np.arange(len(kinds)) + (number - (len(names) - 1) / 2) * 0.14
-            deviation = [np.std(row["accuracy"], ddof=1) if len(row["accuracy"]) > 1 else 0 for row in mine]
+            deviations = [deviation(row["accuracy"]) for row in mine]
             look = style(number) | {"linestyle": "none", "markersize": 5}
             axes.errorbar(
-                x, [np.mean(row["accuracy"]) for row in mine], deviation, capsize=2, label=name, **look
+                x, [np.mean(row["accuracy"]) for row in mine], deviations, capsize=2, label=name, **look
             )
         axes.set_xticks(range(len(kinds)), kinds)
         axes.set(ylabel=f"test accuracy, {data}")

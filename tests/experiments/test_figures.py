@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import check_figure
 
 from cepam_jax.config import validate
 from cepam_jax.mechanisms import lattices as lattice_table
@@ -84,11 +85,7 @@ def test_a_small_figure_leaves_its_files(tmp_path, root, name="gamma"):
         [sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / name / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / name / "figure.pdf").exists()
-    rows = [json.loads(line) for line in (tmp_path / name / "data.jsonl").read_text().splitlines()]
-    claims = json.loads((tmp_path / name / "claims.json").read_text())
-    assert rows and claims and all(claim["verdict"] in output.VERDICTS for claim in claims)
+    claims = check_figure(name, tmp_path / name)
     report = (tmp_path / "report.md").read_text()
     assert f"]({name}/figure.png)" in report and claims[0]["claim"] in report and "A small version" in report
     assert f"-m experiments.figures.{name} --workdir" in report
