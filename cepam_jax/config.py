@@ -56,6 +56,9 @@ FACTORIES = {
 SCALED = ("lrsuq", "split", "sdq", "noise_sdq", "noise_rounding", "jopeq")  # mechanisms that code with scales
 
 
+_SIGMAS = (1e-30, 1e30)  # squares of a few of them still fit into f32
+
+
 def _integer(low, high=None):
     text = f"an integer of at least {low}" + (f" and at most {high}" if high is not None else "")
     return (
@@ -261,11 +264,50 @@ def _combinations(fields):
         "mechanism.per_client.gamma",
         "() where config.privacy.target_epsilon is given with config.privacy.calibrate",
     )
+    yield from _noise_range(fields)
+    yield from _schedule_range(fields)
     yield (
         fields["server.momentum"] == 0 or fields["server.optimizer"] == "sgd",
         "server.momentum",
         "0 unless config.server.optimizer is 'sgd'",
     )
+
+
+def _knob_values(fields, knob: str) -> tuple:
+    """What the clients' knobs are at the start."""
+    return tuple(fields.get(f"mechanism.per_client.{knob}", ())) or (fields[f"mechanism.{knob}"],)
+
+
+def _noise_range(fields):
+    """sigma must be a number that f32 arithmetic can work with."""
+    low, high = _SIGMAS
+    for gamma in _knob_values(fields, "gamma"):
+        sigma = sigma_of_gamma(fields["mechanism.target"], gamma, fields["mechanism.clip_norm"])
+        yield (
+            low <= sigma <= high,
+            "mechanism.per_client.gamma" if fields["mechanism.per_client.gamma"] else "mechanism.gamma",
+            f"such that the noise's deviation, config.mechanism.clip_norm / gamma = {sigma:.3g}, lies "
+            f"between {low:g} and {high:g}",
+        )
+
+
+def _schedule_range(fields):
+    """A schedule goes from 1 to `end` without leaving what lies between, so its end decides."""
+    knob, end = fields["schedule.knob"], fields["schedule.end"]
+    if knob == "none":
+        return
+    allowed, test = FIELDS[f"mechanism.{knob}"]
+    for value in _knob_values(fields, knob):
+        final = round(value * end) if knob in ("bits", "levels") else value * end
+        inside = test(final)
+        if knob == "gamma":
+            sigma = sigma_of_gamma(fields["mechanism.target"], final, fields["mechanism.clip_norm"])
+            inside = inside and _SIGMAS[0] <= sigma <= _SIGMAS[1]
+        yield (
+            inside,
+            "schedule.end",
+            f"such that {knob} = {value:g} times it stays within its range: {allowed} (it becomes {final:g})",
+        )
 
 
 def build_mechanism(settings, shapes: tuple[tuple[int, ...], ...]) -> Mechanism:

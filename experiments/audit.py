@@ -17,7 +17,7 @@ from absl import flags
 from cepam_jax import mechanisms
 from cepam_jax.errors import require
 from cepam_jax.mechanisms import Knobs
-from cepam_jax.privacy import ADVERSARIES, Federation, Phase, audit, epsilon
+from cepam_jax.privacy import ADVERSARIES, Federation, Phase, audit, guaranteed
 from experiments import cli
 from experiments.tables import markdown
 
@@ -34,8 +34,8 @@ def accountant_epsilon(mechanism, knobs, adversary: str, delta: float) -> float:
     laws = [noise.law if noise else None for noise in (about.outsiders, about.server)]
     norm = "l1" if "laplace" in laws else "l2"
     phase = Phase(1, deviation(about.outsiders), deviation(about.server))
-    federation = Federation(*laws, norm, np.ones(1), (phase,), np.ones(1))
-    return epsilon(ADVERSARIES[adversary](federation)[0].event, delta)
+    federation = Federation(*laws, norm, np.ones(1), (phase,), np.ones(1), aggregation="function")
+    return guaranteed(ADVERSARIES[adversary](federation)[0], delta)
 
 
 def canary(mechanism):

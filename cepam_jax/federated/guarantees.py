@@ -1,69 +1,92 @@
 """What a configuration promises to whom: the bridge from a run to `cepam_jax.privacy`."""
 
+import itertools
+
 import numpy as np
 
 from cepam_jax import privacy
 from cepam_jax.config import build_mechanism, knobs_of
+from cepam_jax.errors import ConfigError
+from cepam_jax.federated.aggregators import AGGREGATORS
 from cepam_jax.federated.participation import SCHEDULES, scheduled
+from cepam_jax.privacy import arithmetic
 
 # What no epsilon here accounts for, in every run.
 ALWAYS = (
     "the messages on the wire: even without the shared key their integers, scales and lengths tell more than "
     "a decoded update does; encrypt the link",
-    "noise sampled in 32-bit arithmetic: see 'Randomness' in the README",
+    "metrics.jsonl and what is printed while training: losses, norms and signals of private updates, without "
+    "noise; they are for whoever may see the data",
+    "the mean and deviation of all training pixels, by which images are normalized, computed without noise",
 )
 
 
-def federation_of(config, counts, rounds: int | None = None) -> privacy.Federation:
+def federation_of(config, counts, rounds: int | None = None, coordinates: int = 0) -> privacy.Federation:
     """The facts that privacy depends on, for clients with these numbers of examples.
 
     Args:
       config: valid configuration.
       counts: int[clients], examples of each client.
       rounds: in place of config.rounds.
+      coordinates: of an update, for the size of what 32-bit words leave out; 0: not known.
     """
     rounds = config.rounds if rounds is None else rounds
     about = build_mechanism(config.mechanism, ((1,),)).about
-    knobs = knobs_of(config)
-    clients = config.num_clients
-    if config.schedule.knob == "gamma":
-        # The schedule runs over config.rounds, however many of them are counted here.
-        factor = SCHEDULES[config.schedule.kind](config.schedule.end, config.rounds)
-        change = scheduled({"gamma": factor})
-        phases = tuple(_phase(about, change(knobs, number), clients, 1) for number in range(rounds))
-    else:
-        phases = (_phase(about, knobs, clients, rounds),)
+    aggregator = AGGREGATORS[config.aggregator]
+    clients, counts = config.num_clients, np.asarray(counts)
     example = config.local.example_clip > 0
     per_round = config.clients_per_round or clients
+    if aggregator.public_weights:
+        aggregation, weights = "weighted_sum", aggregator.public_weights(counts)
+    else:
+        aggregation, weights = "function" if aggregator.post_processing else "unstated", np.ones(clients)
     return privacy.Federation(
         outsiders=about.outsiders.law if about.outsiders else None,
         server=about.server.law if about.server else None,
         norm=_norm(config, about),
-        clip=_sensitivity(config, np.asarray(counts)),
-        phases=phases,
-        weights=np.asarray(counts, np.float64) if config.aggregator == "examples" else np.ones(clients),
+        clip=_sensitivity(config, counts),
+        phases=_phases(config, about, rounds),
+        weights=weights,
         # A batch is filled up with another example where one is missing: at example level all is replacement.
         relation="replace" if example else config.privacy.relation,
         sampling="all" if per_round == clients else "fixed",
         per_round=per_round,
         independent_coordinates=config.mechanism.sparsify == "none",
-        not_covered=(*_exposed(config, about), *ALWAYS),
+        aggregation=aggregation,
+        fresh=not config.mechanism.error_feedback,
+        refused=tuple(_refused(config, about, aggregator)),
+        not_covered=(*_exposed(config, about), *ALWAYS, _words(config, about, rounds, coordinates)),
         unit="example" if example else "client",
     )
 
 
-def _phase(about, knobs, clients, rounds):
-    def deviation(noise):
-        if noise is None:
-            return np.zeros(clients)
-        return np.broadcast_to(np.asarray(noise.deviation(knobs), np.float64), (clients,))
+def _phases(config, about, rounds: int) -> tuple[privacy.Phase, ...]:
+    """The noise that every client adds, round by round; rounds of equal noise are one phase."""
+    knobs = knobs_of(config)
+    if config.schedule.knob == "none":
+        return (privacy.Phase(rounds, *_deviations(config, about, knobs)),)
+    # The schedule runs over config.rounds, however many of them are counted here. Any knob may carry noise.
+    factor = SCHEDULES[config.schedule.kind](config.schedule.end, config.rounds)
+    change = scheduled({config.schedule.knob: factor})
+    noise = [_deviations(config, about, change(knobs, number)) for number in range(rounds)]
+    keys = [tuple(map(tuple, pair)) for pair in noise]
+    return tuple(
+        privacy.Phase(len(list(group)), *map(np.array, key)) for key, group in itertools.groupby(keys)
+    )
 
-    return privacy.Phase(rounds, deviation(about.outsiders), deviation(about.server))
+
+def _deviations(config, about, knobs) -> tuple[np.ndarray, np.ndarray]:
+    """(against outsiders, against the server), f64[clients] each."""
+
+    def of(noise):
+        if noise is None:
+            return np.zeros(config.num_clients)
+        return np.broadcast_to(np.asarray(noise.deviation(knobs), np.float64), (config.num_clients,))
+
+    return of(about.outsiders), of(about.server)
 
 
 def _norm(config, about):
-    if about.leaks:  # the support of top-k is not hidden by noise
-        return None
     if config.local.example_clip > 0:
         # One gradient; per-example clipping bounds what one example moves, in L2, and no other norm.
         return "l2"
@@ -76,6 +99,19 @@ def _sensitivity(config, counts):
         repeats = np.ceil(batch / counts)  # of one example in the shuffled, repeated order
         return repeats * config.local.example_clip / batch
     return np.full(len(counts), float(config.mechanism.clip_norm))
+
+
+def _refused(config, about, aggregator):
+    """Why no theorem covers this run, whoever looks; nothing where one does."""
+    if about.leaks:
+        yield "sent without noise: " + ", ".join(about.leaks)
+    if aggregator.refused:
+        yield aggregator.refused
+    if config.mechanism.error_feedback and config.local.example_clip > 0:
+        yield (
+            "error feedback adds what earlier rounds lost, which no clip bounds: one example may move it "
+            "without bound"
+        )
 
 
 def _exposed(config, about):
@@ -93,9 +129,23 @@ def _exposed(config, about):
         yield "the scale of the lattice, computed from the update without noise"
 
 
-def report_text(config, counts, rounds: int | None = None) -> str:
+def _words(config, about, rounds, coordinates) -> str:
+    """What 32-bit arithmetic leaves out, with its size where it is known."""
+    text = "noise sampled in 32-bit arithmetic: see 'Randomness' in the README"
+    if config.mechanism.name not in ("lrsuq", "split") or not about.outsiders or not coordinates:
+        return text
+    blocks = -(-coordinates // about.block) * rounds * (config.clients_per_round or config.num_clients)
+    # A part of the noise that is drawn in another way changes nothing about this part.
+    distance = arithmetic.total_variation(config.mechanism.target, about.block, blocks)
+    return (
+        f"{text}; the radii of LRSUQ's layers follow their law to {distance:.1e} in total variation over all "
+        f"{blocks:,} blocks of the run (delta is {config.privacy.delta:g})"
+    )
+
+
+def report_text(config, counts, rounds: int | None = None, coordinates: int = 0) -> str:
     """The report of `privacy.text` for the whole run, or for its first `rounds`."""
-    return privacy.text(federation_of(config, counts, rounds), config.privacy.delta)
+    return privacy.text(federation_of(config, counts, rounds, coordinates), config.privacy.delta)
 
 
 def epsilons(config, counts, rounds: int) -> dict:
@@ -129,14 +179,31 @@ def calibrated(config, counts):
 
 
 def rounds_within_budget(config, counts) -> int:
-    """How many of config.rounds the budget allows; all without a target."""
+    """How many of config.rounds the budget allows, at least one; all without a target.
+
+    Raises:
+      ConfigError: not even one round keeps to the target, or nothing is guaranteed.
+    """
     settings = config.privacy
     if not settings.target_epsilon:
         return config.rounds
-    return privacy.affordable_rounds(
+    found = privacy.affordable_rounds(
         lambda rounds: federation_of(config, counts, rounds),
         settings.adversary,
         settings.target_epsilon,
         settings.delta,
         config.rounds,
     )
+    if found == 0:
+        first = {
+            row.adversary: row for row in privacy.report(federation_of(config, counts, 1), settings.delta)
+        }
+        row = first[settings.adversary]
+        spent = float(row.epsilon.max())
+        cause = f"gives no guarantee ({row.reason})" if np.isinf(spent) else f"spends epsilon = {spent:.4g}"
+        raise ConfigError(
+            f"config.privacy.target_epsilon is {settings.target_epsilon:g}, but the first round alone "
+            f"{cause} against {settings.adversary}; lower config.mechanism.gamma, raise the target, or set "
+            "config.privacy.calibrate=true, which chooses gamma"
+        )
+    return found

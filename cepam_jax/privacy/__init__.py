@@ -1,18 +1,21 @@
 """Who learns what: events per adversary, accounting, calibration, audits."""
 
-from cepam_jax.privacy.accounting import epsilon, report, text
+from cepam_jax.privacy.accounting import epsilon, guaranteed, report, text
 from cepam_jax.privacy.calibrate import affordable_rounds, expected_bits, gamma_for, sigmas_for
 from cepam_jax.privacy.events import ADVERSARIES, Federation, Guarantee, Phase
+from cepam_jax.privacy.releases import ObservedDraws
 
 __all__ = [
     "ADVERSARIES",
     "Federation",
     "Guarantee",
+    "ObservedDraws",
     "Phase",
     "affordable_rounds",
     "epsilon",
     "expected_bits",
     "gamma_for",
+    "guaranteed",
     "report",
     "sigmas_for",
     "text",

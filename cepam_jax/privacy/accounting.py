@@ -1,4 +1,7 @@
-"""Epsilon of an event, and the report that goes with it. All accounting is `dp_accounting`'s."""
+"""Epsilon of what was released, and the report that goes with it.
+
+The accounting is `dp_accounting`'s, but for draws that an adversary sees: see `releases.ObservedDraws`.
+"""
 
 import functools
 import math
@@ -9,7 +12,9 @@ import numpy as np
 from dp_accounting import pld, rdp
 
 from cepam_jax.errors import require
-from cepam_jax.privacy.events import ADVERSARIES, Federation
+from cepam_jax.privacy import releases
+from cepam_jax.privacy.events import ADVERSARIES, Federation, Guarantee
+from cepam_jax.privacy.releases import ObservedDraws, Release
 
 # Below this noise multiplier a privacy loss distribution takes minutes, and epsilon means nothing: RDP.
 _LEAST_FOR_PLD = 0.5
@@ -26,37 +31,53 @@ def _leaves(event):
 
 
 @functools.lru_cache(maxsize=4096)
-def epsilon(event: dp_accounting.DpEvent, delta: float) -> float:
-    """The least epsilon that the accountants can show for an event.
+def epsilon(release: Release, delta: float) -> float:
+    """The least epsilon that the accountants can show for what was released.
 
-    The events of `events` state the replace relation by halved noise multipliers; so they are accounted for
+    The events of `releases` state the replace relation by halved noise multipliers; so they are accounted for
     under add/remove, but for sampling without replacement, which is accounted for under replace.
 
     Args:
-      event: from `events`.
+      release: from `releases`.
       delta: above 0 and below 1.
 
     Returns:
       epsilon; infinity for a NonPrivateDpEvent.
     """
     require(0 < delta < 1, "delta", delta, "above 0 and below 1")
-    if isinstance(event, dp_accounting.NonPrivateDpEvent):
+    if isinstance(release, ObservedDraws):
+        return _observed(release, delta)
+    if isinstance(release, dp_accounting.NonPrivateDpEvent):
         return math.inf
-    if isinstance(event, dp_accounting.GaussianDpEvent):
-        return float(dp_accounting.get_epsilon_gaussian(event.noise_multiplier, delta))
-    leaves = _leaves(event)
-    replace = "SampledWithoutReplacement" in repr(event)
+    if isinstance(release, dp_accounting.GaussianDpEvent):
+        return float(dp_accounting.get_epsilon_gaussian(release.noise_multiplier, delta))
+    leaves = _leaves(release)
+    replace = "SampledWithoutReplacement" in repr(release)
     relations = dp_accounting.NeighboringRelation
     relation = relations.REPLACE_ONE if replace else relations.ADD_OR_REMOVE_ONE
-    found = [rdp.RdpAccountant(neighboring_relation=relation).compose(event).get_epsilon(delta)]
+    found = [rdp.RdpAccountant(neighboring_relation=relation).compose(release).get_epsilon(delta)]
     pure = all(isinstance(leaf, dp_accounting.LaplaceDpEvent) for leaf, _ in leaves)
     loss = sum(count / leaf.noise_multiplier for leaf, count in leaves)
     if pure:
         found.append(loss)  # the Laplace mechanism is 1/b-DP, and pure guarantees add up
     smallest = min(leaf.noise_multiplier for leaf, _ in leaves)
     if not replace and (smallest >= _LEAST_FOR_PLD or (pure and loss < _MOST_LOSS)):
-        found.append(pld.PLDAccountant(relation).compose(event).get_epsilon(delta))
+        found.append(pld.PLDAccountant(relation).compose(release).get_epsilon(delta))
     return float(min(found))
+
+
+def _observed(draws: ObservedDraws, delta: float) -> float:
+    if draws.law == "gaussian":
+        return releases.observed_gaussian_epsilon(draws, delta)
+    rounds, tail = releases.fewer_rounds(draws, delta / 2)
+    if not rounds:  # but for that chance the client takes no part at all
+        return 0.0
+    return epsilon(releases.composed(draws.law, rounds, draws.halving), delta - tail)
+
+
+def guaranteed(guarantee: Guarantee, delta: float) -> float:
+    """Epsilon of one client: each release bounds it from above, so the least bound holds."""
+    return min(epsilon(release, delta) for release in guarantee.releases)
 
 
 class Row(NamedTuple):
@@ -67,6 +88,7 @@ class Row(NamedTuple):
       epsilon: f64[clients].
       delta, relation, unit: what epsilon refers to.
       reason: why it is infinite, if it is.
+      basis: what it counts on.
     """
 
     adversary: str
@@ -75,25 +97,34 @@ class Row(NamedTuple):
     relation: str
     unit: str
     reason: str
+    basis: str = ""
 
     def text(self) -> str:
         """One line for people."""
-        low, high = float(np.min(self.epsilon)), float(np.max(self.epsilon))
-        if math.isinf(low):
+        lost = int(np.sum(np.isinf(self.epsilon)))
+        if lost == len(self.epsilon):
             return f"{self.adversary}: no guarantee ({self.reason})"
+        if lost:
+            return f"{self.adversary}: no guarantee for {lost} of {len(self.epsilon)} clients ({self.reason})"
+        low, high = float(np.min(self.epsilon)), float(np.max(self.epsilon))
         value = f"{high:.4g}" if low == high else f"{low:.4g} to {high:.4g} over clients"
         relation = self.relation.replace("_", "/")
-        return f"{self.adversary}: epsilon = {value} at delta = {self.delta:g}, {self.unit} level, {relation}"
+        basis = f"; counts on {self.basis}" if self.basis else ""
+        return (
+            f"{self.adversary}: epsilon = {value} at delta = {self.delta:g}, {self.unit} level, "
+            f"{relation}{basis}"
+        )
 
 
 def report(federation: Federation, delta: float) -> list[Row]:
     """Epsilon of every client against every adversary."""
     rows = []
-    for name, events_of in ADVERSARIES.items():
-        guarantees = events_of(federation)
-        values = np.array([epsilon(g.event, delta) for g in guarantees])
+    for name, guarantees_of in ADVERSARIES.items():
+        guarantees = guarantees_of(federation)
+        values = np.array([guaranteed(g, delta) for g in guarantees])
         reason = next((g.reason for g in guarantees if g.reason), "")
-        rows.append(Row(name, values, delta, guarantees[0].relation, federation.unit, reason))
+        basis = next((g.basis for g in guarantees if g.basis), "")
+        rows.append(Row(name, values, delta, guarantees[0].relation, federation.unit, reason, basis))
     return rows
 
 

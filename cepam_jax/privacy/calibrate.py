@@ -8,7 +8,7 @@ from scipy import optimize
 
 from cepam_jax.errors import ConfigError, require
 from cepam_jax.privacy import events
-from cepam_jax.privacy.accounting import epsilon
+from cepam_jax.privacy.accounting import guaranteed
 from cepam_jax.theory import rate
 
 _LOG_RANGE = (-14.0, 14.0)
@@ -16,7 +16,7 @@ _LOG_RANGE = (-14.0, 14.0)
 
 def largest_epsilon(federation: events.Federation, adversary: str, delta: float) -> float:
     """Over clients."""
-    return max({epsilon(g.event, delta) for g in events.ADVERSARIES[adversary](federation)})
+    return max({guaranteed(g, delta) for g in events.ADVERSARIES[adversary](federation)})
 
 
 def gamma_for(
@@ -76,7 +76,9 @@ def sigmas_for(
     def alone(gamma):
         sigma = np.ones(1) * (1 if law == "gaussian" else math.sqrt(2)) / gamma
         phase = events.Phase(rounds, sigma, sigma)
-        return events.Federation(law, None, norm, np.ones(1), (phase,), np.ones(1), relation)
+        return events.Federation(
+            law, None, norm, np.ones(1), (phase,), np.ones(1), relation, aggregation="function"
+        )
 
     gammas = {t: gamma_for(alone, "decoded_updates", t, delta) for t in set(targets.ravel().tolist())}
     unit = 1.0 if law == "gaussian" else math.sqrt(2)

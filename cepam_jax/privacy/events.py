@@ -8,19 +8,34 @@
 Nobody is protected from an eavesdropper who reads the messages themselves: LRSUQ's integers without the
 shared key are no noisy update (an integer other than zero betrays a sign); links must be encrypted.
 
-Every function returns, for each client, a `dp_accounting` event, or a reason why there is none. The rules:
+Every function returns a `Guarantee` for each client: descriptions of what was released, each of them a valid
+upper bound (see `releases`), or the reason why there is none. No guarantee is the default: what states
+nothing about itself, an aggregation rule for instance, has none. The rules:
 
 - The guarantee needs a bound on how far a client moves the result: an L2 clip for Gaussian noise
   (an L1 clip implies one), an L1 clip for Laplace noise.
 - Add/remove: a client's update appears or is replaced by zero, moving the sum by w_k C_k at most. Replace:
-  by another one, 2 w_k C_k. The noise stays: clients without an update still send noise.
-- Against the released model, Gaussian noises of all participants add up: sum_j w_j^2 sigma_j^2. Sums of
-  Laplace noises are not Laplace; a client then counts on its own noise alone, which is a valid bound.
+  by another one, 2 w_k C_k. The noise stays: clients without an update still send noise. Numbers of examples
+  stay as they are; they are taken for public.
+- A client's own noise, fresh in every round and independent of all before it, always counts: whoever sees
+  decoded updates sees an adaptive composition of Gaussian (Laplace) mechanisms, and every other outsider a
+  function of that (post-processing), whatever the aggregation rule, as long as the rule reads nothing of the
+  clients but decoded updates and public facts. z_k = sigma_k / C_k.
+- Against the released model, under a weighted sum with public weights, Gaussian noises of all participants
+  add up: sum_j w_j^2 sigma_j^2. This needs noise that is independent from round to round: where clients
+  remember what was lost of an update, and with it minus its noise, only their own noise counts. Sums of
+  Laplace noises are not Laplace; a client then counts on its own noise alone.
 - Laplace noise on vectors with |x|_1 <= C is dominated by Laplace noise on one coordinate moved by C: for
   Laplace, the trade-off function of a move s1 + s2 is the composition of those of s1 and s2, and group
   privacy composes no worse than a product (Dong, Roth, Su: Gaussian differential privacy, 1905.02383).
-- Sampling clients amplifies privacy only against an adversary who cannot see who took part: the
-  released model's. Fixed-size sampling is accounted for under the replace relation.
+- Where a random part of the clients takes part, a client is seen in n of T rounds only, n binomial. That
+  holds against an adversary who sees all the draws, so against everybody (`releases.ObservedDraws`).
+- Hidden draws amplify more (Wang, Balle, Kasiviswanathan: Subsampled Renyi differential privacy, 1808.00087,
+  theorem 27), but that theorem replaces a client of the drawn subset by any other client, so it holds only
+  where clients cannot be told apart: the same noise, the same weight, the same clip, and the client itself as
+  the unit of privacy (the updates of two clients differ by more than one example moves one of them). And it
+  needs the noise of a drawn subset: under Poisson sampling, where only participants add noise, a round
+  without others has the client's own alone, and without anybody none, which betrays an absence.
 """
 
 from collections.abc import Callable
@@ -29,8 +44,11 @@ from typing import NamedTuple
 import dp_accounting
 import numpy as np
 
+from cepam_jax.privacy.releases import ObservedDraws, Release, composed, halving, sampled_without_replacement
+
 RELATIONS = ("add_remove", "replace")
 SAMPLINGS = ("all", "fixed", "poisson")
+AGGREGATIONS = ("weighted_sum", "function", "unstated")
 
 
 class Phase(NamedTuple):
@@ -55,13 +73,19 @@ class Federation(NamedTuple):
       norm: the norm that is bounded, "l2", "l1" or None.
       clip: f64[clients], its bound; at example level how far one example moves the update.
       phases: the noise over the rounds.
-      weights: f64[clients], of the aggregation, up to a common factor.
+      weights: f64[clients], of the aggregation, up to a common factor; counts under "weighted_sum".
       relation: "add_remove" or "replace".
       sampling: "all" clients every round, "fixed" (per_round drawn without replacement) or "poisson" (each
-        with probability per_round / clients).
+        with probability per_round / clients). Only participants add noise.
       per_round: participants (expected number under "poisson").
       independent_coordinates: whether everybody sends all coordinates. With random masks a client can
         count on its own noise alone.
+      aggregation: how the result depends on the clients: "weighted_sum" of decoded updates with public
+        weights; "function", any function of decoded updates and public facts; "unstated": nothing is known,
+        and nothing is guaranteed.
+      fresh: whether the noise of a round is independent of what was sent in earlier rounds; False where
+        clients remember what was lost.
+      refused: reasons why no theorem covers this federation, whoever looks; empty if one does.
       not_covered: what else reaches the adversary or shapes the result, in words.
       unit: "client" or "example".
     """
@@ -76,45 +100,48 @@ class Federation(NamedTuple):
     sampling: str = "all"
     per_round: int = 0
     independent_coordinates: bool = True
+    aggregation: str = "unstated"
+    fresh: bool = True
+    refused: tuple[str, ...] = ()
     not_covered: tuple[str, ...] = ()
     unit: str = "client"
 
 
 class Guarantee(NamedTuple):
-    """Of one client: an event, or NonPrivateDpEvent and why; and the relation that it holds under."""
+    """Of one client.
 
-    event: dp_accounting.DpEvent
+    Attributes:
+      releases: descriptions of what was released; each bounds epsilon from above, so the least one holds.
+        A NonPrivateDpEvent if there is no guarantee.
+      relation: neighbouring relation that all of them hold under.
+      reason: why there is no guarantee; empty if there is one.
+      basis: what the guarantee counts on, in words.
+    """
+
+    releases: tuple[Release, ...]
     relation: str
     reason: str = ""
+    basis: str = ""
 
 
 def _none(reason: str, federation: Federation) -> list[Guarantee]:
-    lost = Guarantee(dp_accounting.NonPrivateDpEvent(), federation.relation, reason)
+    lost = Guarantee((dp_accounting.NonPrivateDpEvent(),), federation.relation, reason)
     return [lost] * len(federation.clip)
 
 
-def _missing(law: str | None, norm: str | None, who: str) -> str:
+def _missing(law: str | None, federation: Federation, who: str) -> str:
     """Why there is no guarantee, or nothing."""
     if law is None:
         return f"no noise hides the update from {who}"
-    if norm is None:
+    if federation.refused:
+        return "; ".join(federation.refused)
+    if federation.norm is None:
         return "updates are not clipped: one client may move the result without bound"
-    if law == "laplace" and norm != "l1":
+    if law == "laplace" and federation.norm != "l1":
         return "Laplace noise needs an L1 clip, and the clip is L2"
+    if federation.aggregation == "unstated":
+        return "the aggregator states nothing about privacy"
     return ""
-
-
-def _composed(law: str, multipliers, relation: str) -> dp_accounting.DpEvent:
-    """Rounds without sampling. `multipliers`: (rounds, noise over how far one unit moves the result)."""
-    halve = 2.0 if relation == "replace" else 1.0
-    if law == "gaussian":  # a composition of Gaussian mechanisms is one Gaussian mechanism
-        inverse = sum(count * (halve / z) ** 2 for count, z in multipliers)
-        return dp_accounting.GaussianDpEvent(float(inverse**-0.5))
-    events = [
-        dp_accounting.SelfComposedDpEvent(dp_accounting.LaplaceDpEvent(float(z / halve)), count)
-        for count, z in multipliers
-    ]
-    return events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
 
 
 def _scale(law: str, deviation):
@@ -123,39 +150,25 @@ def _scale(law: str, deviation):
 
 
 def _own_noise(federation: Federation, law, deviation_of: Callable, who: str) -> list[Guarantee]:
-    reason = _missing(law, federation.norm, who)
+    """Against whom a client counts on its own noise alone; z_k = sigma_k / C_k."""
+    reason = _missing(law, federation, who)
     if reason:
         return _none(reason, federation)
-    multipliers = [
-        (phase.rounds, _scale(law, np.asarray(deviation_of(phase), np.float64)) / federation.clip)
-        for phase in federation.phases
-    ]
-    return _per_client(federation, lambda k: [(n, z[k]) for n, z in multipliers], law)
-
-
-def _per_client(federation, multipliers_of, law, build=None, relation=None) -> list[Guarantee]:
-    """Builds each distinct event once."""
-    built, found = {}, []
-    relation = relation or federation.relation
-    build = build or (lambda multipliers: _composed(law, multipliers, relation))
-    for k in range(len(federation.clip)):
-        key = tuple((n, float(z)) for n, z in multipliers_of(k))
-        if key not in built:
-            usable = all(z > 0 for _, z in key)
-            event = build(list(key)) if usable else dp_accounting.NonPrivateDpEvent()
-            built[key] = Guarantee(event, relation, "" if usable else "the noise is zero")
-        found.append(built[key])
-    return found
+    of_phase = []
+    for phase in federation.phases:
+        z = _scale(law, np.asarray(deviation_of(phase), np.float64)) / federation.clip
+        of_phase.append((phase.rounds, np.broadcast_to(z, federation.clip.shape)))
+    return _guarantees(federation, law, of_phase, "each client's own noise")
 
 
 def decoded_updates(federation: Federation) -> list[Guarantee]:
-    """Against whoever sees every decoded update, but not the shared randomness: z_k = sigma_k / C_k."""
+    """Against whoever sees every decoded update, but not the shared randomness."""
     who = "whoever sees decoded updates"
     return _own_noise(federation, federation.outsiders, lambda phase: phase.outsiders, who)
 
 
 def colluding_clients(federation: Federation) -> list[Guarantee]:
-    """Against all other clients together, who subtract their own updates and noise: z_k = sigma_k / C_k."""
+    """Against all other clients together, who subtract their own updates and noise."""
     who = "the other clients"
     return _own_noise(federation, federation.outsiders, lambda phase: phase.outsiders, who)
 
@@ -168,47 +181,83 @@ def server(federation: Federation) -> list[Guarantee]:
 def released_model(federation: Federation) -> list[Guarantee]:
     """Against those who see the models alone: z_k = sqrt(sum_j w_j^2 sigma_j^2) / (w_k C_k)."""
     law = federation.outsiders
-    reason = _missing(law, federation.norm, "whoever sees the model")
+    summed = federation.aggregation == "weighted_sum" and federation.fresh
+    alone = federation.sampling == "poisson" or not federation.independent_coordinates
+    if law != "gaussian" or not summed or alone:
+        who = "whoever sees the model"
+        return _own_noise(federation, law, lambda phase: phase.outsiders, who)
+    reason = _missing(law, federation, "whoever sees the model")
     if reason:
         return _none(reason, federation)
     weights, clip = np.asarray(federation.weights, np.float64), federation.clip
-    multipliers = []
+    of_phase = []
     for phase in federation.phases:
-        deviation = np.asarray(phase.outsiders, np.float64)
-        own = _scale(law, deviation) / clip
-        if law == "gaussian" and federation.independent_coordinates:
-            spread = np.square(weights * deviation)
-            total = np.sum(spread)
-            if federation.sampling != "all":  # the client's own noise and that of the quietest others
-                others = federation.per_round - 1 if federation.sampling == "fixed" else 0
-                total = spread + np.sum(np.sort(spread)[:others])
-            own = np.sqrt(total) / (weights * clip)
-        multipliers.append((phase.rounds, np.broadcast_to(own, clip.shape)))
-    of_client = lambda k: [(n, z[k]) for n, z in multipliers]  # noqa: E731
+        spread = np.square(weights * np.asarray(phase.outsiders, np.float64))
+        total = _noise_of_participants(spread, federation)
+        of_phase.append((phase.rounds, np.sqrt(total) / (weights * clip)))
+    basis = "the noise of all participants"
+    hidden = _exchangeable(federation) and federation.sampling == "fixed"
+    return _guarantees(federation, law, of_phase, basis, hidden)
+
+
+def _noise_of_participants(spread: np.ndarray, federation: Federation) -> np.ndarray:
+    """For each client the least variance of the weighted noise in a round in which it takes part.
+
+    Args:
+      spread: f64[clients], w_j^2 sigma_j^2.
+      federation: under fixed-size sampling the others that are drawn may be the quietest.
+    """
     if federation.sampling == "all":
-        return _per_client(federation, of_client, law)
-    return _sampled(federation, of_client, law)
+        return np.full(spread.shape, spread.sum())
+    others, ranks = federation.per_round - 1, np.argsort(np.argsort(spread, kind="stable"), kind="stable")
+    least = np.sort(spread)
+    # Without itself: a client among the quietest makes room for the next one.
+    with_itself, next_one = least[:others].sum(), least[min(others, len(least) - 1)]
+    return spread + np.where(ranks < others, with_itself - spread + next_one, with_itself)
 
 
-def _sampled(federation, of_client, law) -> list[Guarantee]:
+def _exchangeable(federation: Federation) -> bool:
+    """Whether the theorem on hidden draws applies: nothing but its update tells one client from another."""
+
+    def alike(values):
+        return np.ptp(np.asarray(values, np.float64)) == 0
+
+    same_noise = all(alike(phase.outsiders) for phase in federation.phases)
+    same = alike(federation.clip) and alike(federation.weights) and same_noise
+    return bool(federation.unit == "client" and same)
+
+
+def _guarantees(federation, law, of_phase, basis, hidden=False) -> list[Guarantee]:
+    """One Guarantee for each client; equal ones are built once.
+
+    Args:
+      of_phase: [(rounds, z f64[clients])], noise over how far one unit moves the result, given that the
+        client takes part.
+      hidden: whether the draws are hidden and the clients exchangeable.
+    """
+    built, found = {}, []
+    for k in range(len(federation.clip)):
+        multipliers = tuple((rounds, float(z[k])) for rounds, z in of_phase)
+        if multipliers not in built:
+            built[multipliers] = _guarantee(federation, law, multipliers, basis, hidden)
+        found.append(built[multipliers])
+    return found
+
+
+def _guarantee(federation, law, multipliers, basis, hidden) -> Guarantee:
+    relation = federation.relation
+    if not all(z > 0 for _, z in multipliers):
+        return Guarantee((dp_accounting.NonPrivateDpEvent(),), relation, "the noise is zero")
     clients, per_round = len(federation.clip), federation.per_round
-    noise = dp_accounting.GaussianDpEvent if law == "gaussian" else dp_accounting.LaplaceDpEvent
-    if federation.sampling == "fixed" and law == "laplace":
-        # No accountant at hand knows this case: the guarantee without amplification is a valid one.
-        return _per_client(federation, of_client, law)
-
-    def build(multipliers):
-        events = []
-        for count, z in multipliers:
-            if federation.sampling == "poisson":
-                event = dp_accounting.PoissonSampledDpEvent(per_round / clients, noise(z))
-            else:
-                event = dp_accounting.SampledWithoutReplacementDpEvent(clients, per_round, noise(z / 2))
-            events.append(dp_accounting.SelfComposedDpEvent(event, count))
-        return events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
-
-    relation = "replace" if federation.sampling == "fixed" else "add_remove"
-    return _per_client(federation, of_client, law, build, relation)
+    releases = [composed(law, multipliers, halving(relation))]
+    if federation.sampling != "all":
+        chance = per_round / clients
+        releases.append(ObservedDraws(law, chance, multipliers, halving(relation)))
+        basis += " in the rounds it takes part in"
+    if hidden:
+        # Stated for the replace relation, of which a client's update that becomes zero is one case.
+        releases.append(sampled_without_replacement(clients, per_round, multipliers))
+    return Guarantee(tuple(releases), relation, "", basis)
 
 
 ADVERSARIES = {

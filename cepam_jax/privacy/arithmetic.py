@@ -1,0 +1,149 @@
+"""What 32-bit words leave of "exactly": how far the radii of LRSUQ's layers are from their law.
+
+The radius of a layer takes one of some 25 million values (`mechanisms.latents`) instead of a continuum, and
+ends at its 2^-33 quantiles. So the error of a block, uniform on a ball (or cross-polytope) of that radius,
+has a density f' that is a staircase around the target f. Two numbers per law describe the difference, with r
+a norm near the end of the bulk:
+
+  bulk   chi-squared divergence of f' from f where |e| <= r (and of the mass beyond)
+  tail   integral of |f' - f| where |e| > r
+
+For N independent blocks the total variation between all errors and their targets is at most
+
+  N tail + 1/2 sqrt((1 + bulk)^N - 1)
+
+Proof: let f'' be f' inside and c f beyond r, with c such that it is a law. Then TV(f', f'') <= tail: both
+|f' - f| and |c - 1| f have at most that integral beyond r, and a total variation is half an integral. Total
+variations of products add up; the factors 1 + chi^2 of products multiply, and TV <= 1/2 sqrt(chi^2)
+(Tsybakov: Introduction to nonparametric estimation, section 2.4). Rounds that depend on earlier ones are
+products conditionally on the past, so the same holds for a run.
+
+A guarantee (epsilon, delta) of the target law becomes (epsilon, delta + (1 + e^epsilon) times that distance).
+The distance bounds from above what anybody could gain; no attack that uses it is known. It is stated so that
+readers may judge. What it leaves out: dithers and results are 32-bit numbers as well.
+
+`python -m experiments.radius_law` computes the constants.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from cepam_jax.mechanisms import latents
+
+_BITS = 20  # of a folded word's mantissa that name a radius: 8 for the cell, 12 for the position in it
+_OCTAVES = 32
+_POINTS = 4  # per interval between neighbouring radii
+
+
+class Defect(NamedTuple):
+    """Of one law, per block.
+
+    Attributes:
+      bulk, tail: see the module's text.
+      end: r, in units of sigma or b.
+    """
+
+    bulk: float
+    tail: float
+    end: float
+
+    def total_variation(self, blocks: int) -> float:
+        """Bound over so many blocks, at most 1."""
+        product = math.expm1(min(blocks * math.log1p(self.bulk), 700.0))
+        return min(1.0, blocks * self.tail + 0.5 * math.sqrt(product))
+
+
+# By target and coordinates per block.
+DEFECTS = {
+    ("gaussian", 1): Defect(3.72e-14, 2.77e-11, 5.5),
+    ("gaussian", 2): Defect(7.37e-14, 4.87e-11, 5.75),
+    ("gaussian", 3): Defect(1.26e-13, 6.54e-11, 6.0),
+    ("gaussian", 4): Defect(2.09e-13, 7.85e-11, 6.25),
+    ("gaussian", 8): Defect(7.84e-13, 1.37e-10, 6.75),
+    ("laplace", 1): Defect(8.76e-14, 4.64e-11, 17.0),
+    ("laplace", 2): Defect(1.86e-13, 8.24e-11, 19.0),
+    ("laplace", 3): Defect(5.51e-13, 1.02e-10, 22.0),
+    ("laplace", 4): Defect(1.13e-12, 1.46e-10, 22.0),
+    ("laplace", 8): Defect(4.65e-12, 4.51e-10, 22.0),
+}
+
+
+def total_variation(target: str, block: int, blocks: int) -> float:
+    """Bound on the total variation between the errors of `blocks` blocks and their targets; at most 1.
+
+    Args:
+      target: "gaussian" or "laplace".
+      block: coordinates per block.
+      blocks: of all clients and rounds together.
+    """
+    return DEFECTS[target, block].total_variation(blocks)
+
+
+def _radii(target: str, dimension: int):
+    """All radii with their chances, from the largest down, an octave of folded words at a time."""
+    table = latents.radius_table(target, dimension)
+    cells = 1 << 8
+    positions = np.arange(-(1 << 11), 1 << 11, dtype=np.float32)
+
+    def octave(side, number):
+        first = (side * 33 + number) * cells
+        middle, slope = (a[first : first + cells, None] for a in table)
+        radius = (middle + slope * positions).astype(np.float64).ravel()
+        words = 2.0 ** (number - 1)  # in this octave
+        if number == 0:
+            count = np.eye(1, radius.size)[0]  # the word 0, folded to 1/2
+        elif number <= _BITS:
+            count = np.zeros(radius.size)
+            count[(np.arange(int(words)) / words * 2**_BITS).astype(np.int64)] = 1.0
+        else:
+            count = np.full(radius.size, words / 2**_BITS)
+        order = np.argsort(-radius[count > 0], kind="stable")
+        return radius[count > 0][order], count[count > 0][order] / 2.0**32
+
+    yield from (octave(1, number) for number in range(_OCTAVES))
+    yield from (octave(0, number) for number in reversed(range(_OCTAVES)))
+
+
+def _target(target: str, n: int):
+    """(density times the volume of the unit ball, chance of a norm above), as functions of the norm."""
+    if target == "gaussian":
+        scale = 2.0 ** (-n / 2) / math.gamma(n / 2 + 1)
+        return lambda r: scale * np.exp(-r * r / 2), lambda r: special.gammaincc(n / 2, r * r / 2)
+    return lambda r: np.exp(-r) / math.factorial(n), lambda r: special.gammaincc(n, r)
+
+
+def measure(target: str, dimension: int, end: float) -> Defect:
+    """Computes a Defect by integration over all intervals between radii; takes seconds.
+
+    Args:
+      target: "gaussian" or "laplace".
+      dimension: coordinates per block.
+      end: r, of the bulk, in units of sigma or b.
+    """
+    n = dimension
+    density, above = _target(target, n)
+    height, bulk, tail, mass, top = 0.0, 0.0, 0.0, 0.0, None
+    for (radius, chance), (following, _) in itertools.pairwise([*_radii(target, n), (np.zeros(1), 0)]):
+        if top is None:
+            top = radius[0]
+            tail = float(above(top))  # beyond the largest radius there is nothing
+        heights = height + np.cumsum(chance / radius**n)
+        width = np.maximum(radius - np.append(radius[1:], following[0]), 0.0)
+        lower = radius - width
+        for point in range(_POINTS):
+            r = lower + width * (point + 0.5) / _POINTS
+            f = density(r)
+            volume = n * r ** (n - 1) * width / _POINTS
+            inside = r <= end
+            bulk += float(np.sum(((heights - f) ** 2 / f * volume)[inside]))
+            tail += float(np.sum((np.abs(heights - f) * volume)[~inside]))
+            mass += float(np.sum((heights * volume)[~inside]))
+        height = float(heights[-1])
+    # The mass beyond the end, as f'' has it: c times that of the target.
+    beyond = float(above(end))
+    bulk += (mass - beyond) ** 2 / beyond
+    return Defect(bulk, tail, end)
