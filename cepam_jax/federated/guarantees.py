@@ -18,6 +18,7 @@ ALWAYS = (
     "metrics.jsonl and what is printed while training: losses, norms and signals of private updates, without "
     "noise; they are for whoever may see the data",
     "the mean and deviation of all training pixels, by which images are normalized, computed without noise",
+    "other runs on the same data, with other seeds or settings: each of them reveals as much again",
 )
 
 
