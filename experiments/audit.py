@@ -34,7 +34,7 @@ def accountant_epsilon(mechanism, knobs, adversary: str, delta: float) -> float:
     laws = [noise.law if noise else None for noise in (about.outsiders, about.server)]
     norm = "l1" if "laplace" in laws else "l2"
     phase = Phase(1, deviation(about.outsiders), deviation(about.server))
-    federation = Federation(*laws, norm, np.ones(1), (phase,), np.ones(1), aggregation="function")
+    federation = Federation(*laws, norm, np.ones(1), (phase,), np.ones(1), aggregation="function", fresh=True)
     return guaranteed(ADVERSARIES[adversary](federation)[0], delta)
 
 

@@ -1,6 +1,7 @@
 """What a configuration promises to whom: the bridge from a run to `cepam_jax.privacy`."""
 
 import itertools
+import math
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from cepam_jax.config import build_mechanism, knobs_of
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated.aggregators import AGGREGATORS
 from cepam_jax.federated.participation import SCHEDULES, scheduled
+from cepam_jax.federated.program import steps_of
 from cepam_jax.privacy import arithmetic
 
 # What no epsilon here accounts for, in every run.
@@ -18,7 +20,9 @@ ALWAYS = (
     "metrics.jsonl and what is printed while training: losses, norms and signals of private updates, without "
     "noise; they are for whoever may see the data",
     "the mean and deviation of all training pixels, by which images are normalized, computed without noise",
-    "other runs on the same data, with other seeds or settings: each of them reveals as much again",
+    "other runs on the same data: each reveals as much again, and runs with equal seeds share their noise, "
+    "which their difference lacks",
+    "the seeds: 32-bit numbers, in config.json; whoever knows or guesses them has all noise",
 )
 
 
@@ -41,7 +45,7 @@ def federation_of(config, counts, rounds: int | None = None, coordinates: int = 
         aggregation, weights = "weighted_sum", aggregator.public_weights(counts)
     else:
         aggregation, weights = "function" if aggregator.post_processing else "unstated", np.ones(clients)
-    return privacy.Federation(
+    federation = privacy.Federation(
         outsiders=about.outsiders.law if about.outsiders else None,
         server=about.server.law if about.server else None,
         norm=_norm(config, about),
@@ -54,11 +58,15 @@ def federation_of(config, counts, rounds: int | None = None, coordinates: int = 
         per_round=per_round,
         independent_coordinates=config.mechanism.sparsify == "none",
         aggregation=aggregation,
+        summable=about.summable,
+        # FedNova's server multiplies by the participants' mean step weight, which betrays them.
+        hidden=not config.local.normalize or np.ptp(steps_of(config, counts)) == 0,
         fresh=not config.mechanism.error_feedback,
         refused=tuple(_refused(config, about, aggregator)),
-        not_covered=(*_exposed(config, about), *ALWAYS, _words(config, about, rounds, coordinates)),
         unit="example" if example else "client",
     )
+    words = _words(config, about, federation, coordinates)
+    return federation._replace(not_covered=(*_exposed(config, about), *ALWAYS, words))
 
 
 def _phases(config, about, rounds: int) -> tuple[privacy.Phase, ...]:
@@ -124,24 +132,61 @@ def _exposed(config, about):
         yield "weights by inverse error, computed from the updates without noise"
     if config.local.steps_by_size or config.local.normalize:
         yield "numbers of local steps, which follow from the sizes of the clients' data"
-    if config.mechanism.quantize == "weights":
+    if config.partition.kind != "iid":
+        yield "which client holds which example: it follows from all labels or sizes, and is taken as given"
+    if config.mechanism.quantize == "weights" and config.local.example_clip == 0:
         yield "weights in place of updates: nothing bounds them"
     if config.mechanism.name == "sdq" and config.mechanism.rate == "bits":
         yield "the scale of the lattice, computed from the update without noise"
 
 
-def _words(config, about, rounds, coordinates) -> str:
+def _words(config, about, federation, coordinates) -> str:
     """What 32-bit arithmetic leaves out, with its size where it is known."""
     text = "noise sampled in 32-bit arithmetic: see 'Randomness' in the README"
-    if config.mechanism.name not in ("lrsuq", "split") or not about.outsiders or not coordinates:
+    if not about.outsiders or federation.norm is None:
         return text
-    blocks = -(-coordinates // about.block) * rounds * (config.clients_per_round or config.num_clients)
-    # A part of the noise that is drawn in another way changes nothing about this part.
-    distance = arithmetic.total_variation(config.mechanism.target, about.block, blocks)
+    law, layered = about.outsiders.law, config.mechanism.name in ("lrsuq", "split")
+    block = about.block if config.mechanism.name == "lrsuq" else 1
+    end = arithmetic.ADDITIVE_ENDS[law]
+    if layered:
+        end = arithmetic.layers_end(law, about.block)
+    if config.mechanism.name == "split":  # the ends of both parts add up
+        share = config.mechanism.share
+        end = arithmetic.ADDITIVE_ENDS[law] * math.sqrt(share) + end * math.sqrt(1 - share)
+    chance = _chance_beyond(law, block, end, federation)
+    delta = config.privacy.delta
+    unit = "deviations" if law == "gaussian" else "times its scale b"
+    text += (
+        f"; it ends at {end:.2f} {unit}, and an update that lies on one coordinate leaves that range with "
+        f"probability {chance:.1e} over the run"
+    )
+    if chance > delta:
+        text += (
+            f", more than delta = {delta:g}: the epsilons against colluding_clients and decoded_updates are "
+            "those of noise without end"
+        )
+    if not layered or not coordinates:
+        return text
+    padded = 1 << (coordinates - 1).bit_length() if config.mechanism.rotate else coordinates
+    rounds = sum(phase.rounds for phase in federation.phases)
+    blocks = -(-padded // about.block) * rounds * (config.clients_per_round or config.num_clients)
+    distance = arithmetic.total_variation(law, about.block, blocks)
     return (
         f"{text}; the radii of LRSUQ's layers follow their law to {distance:.1e} in total variation over all "
-        f"{blocks:,} blocks of the run (delta is {config.privacy.delta:g})"
+        f"{blocks:,} blocks of the run, which may cost 1 + e^epsilon times as much delta"
     )
+
+
+def _chance_beyond(law, block, end, federation) -> float:
+    """Of the least protected client over all rounds, if it takes part in all of them."""
+    halve = privacy.halving(federation.relation if federation.fresh else "replace")
+    scale = 1.0 if law == "gaussian" else math.sqrt(0.5)
+    total = np.zeros(len(federation.clip))
+    for phase in federation.phases:
+        with np.errstate(divide="ignore"):
+            shift = halve * federation.clip / (scale * np.asarray(phase.outsiders, np.float64))
+        total += phase.rounds * arithmetic.beyond(law, block, end, np.minimum(shift, 1e3))
+    return float(min(1.0, total.max()))
 
 
 def report_text(config, counts, rounds: int | None = None, coordinates: int = 0) -> str:

@@ -119,6 +119,9 @@ class About(NamedTuple):
       sensitivity: the norm that is bounded where that noise comes in, "l2", "l1" or None. A rotation
         keeps the L2 norm alone; an L1 bound implies the same L2 bound.
       leaks: what is sent without noise, in words.
+      summable: whether noises of clients add up in a sum of their decoded updates: what comes after the noise
+        is linear, or adds an error that is independent of what entered. Rounding is neither: it may remove
+        the noise of a client altogether.
     """
 
     name: str
@@ -133,6 +136,7 @@ class About(NamedTuple):
     server: Noise | None = None
     sensitivity: str | None = None
     leaks: tuple[str, ...] = ()
+    summable: bool = False
 
 
 class Code(NamedTuple):

@@ -133,22 +133,26 @@ def chain(*steps: Transform | Mechanism) -> Mechanism:
 
 
 def _protection(transforms, last: About):
-    """(outsiders, server, sensitivity) of a chain: a later clip does not bound what noise hides."""
-    outsiders, server, norm, frozen = None, None, None, False
+    """(outsiders, server, sensitivity, summable) of a chain: a later clip bounds nothing that noise hides."""
+    outsiders, server, norm, frozen, after = None, None, None, False, []
     for step in transforms:
         if step.about.server and not frozen:
             outsiders, server, frozen = step.about.outsiders, step.about.server, True
-        elif not frozen:
+        elif frozen:
+            after.append(step.about)
+        else:
             norm = step.about.clip or norm
             norm = "l2" if step.mixes and norm else norm
     if frozen:
-        return outsiders, server, norm
-    return last.outsiders, last.server, last.sensitivity or norm
+        # A law of its own is that of an error independent of x; a clip has none, but is not linear.
+        linear = all(about.law != "other" and about.clip is None for about in [*after, last])
+        return outsiders, server, norm, linear
+    return last.outsiders, last.server, last.sensitivity or norm, last.summable
 
 
 def _about(transforms, last: About) -> About:
     abouts = [step.about for step in transforms]
-    outsiders, server, sensitivity = _protection(transforms, last)
+    outsiders, server, sensitivity, summable = _protection(transforms, last)
     laws = {about.law for about in [*abouts, last]} - {"none"}
     return About(
         name="+".join([step.name for step in transforms if step.name] + [last.name]),
@@ -163,4 +167,5 @@ def _about(transforms, last: About) -> About:
         server=server,
         sensitivity=sensitivity,
         leaks=sum((about.leaks for about in [*abouts, last]), ()),
+        summable=summable,
     )

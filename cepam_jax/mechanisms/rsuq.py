@@ -160,6 +160,7 @@ def lrsuq(
             randomness=("shared",),
             knobs=("sigma", *sized.knobs),
             outsiders=Noise(target, lambda knobs: knobs.sigma),
+            summable=True,
         ),
         code=Code(
             "lattice",

@@ -3,7 +3,7 @@
 from cepam_jax.privacy.accounting import epsilon, guaranteed, report, text
 from cepam_jax.privacy.calibrate import affordable_rounds, expected_bits, gamma_for, sigmas_for
 from cepam_jax.privacy.events import ADVERSARIES, Federation, Guarantee, Phase
-from cepam_jax.privacy.releases import ObservedDraws
+from cepam_jax.privacy.releases import ObservedDraws, halving
 
 __all__ = [
     "ADVERSARIES",
@@ -16,6 +16,7 @@ __all__ = [
     "expected_bits",
     "gamma_for",
     "guaranteed",
+    "halving",
     "report",
     "sigmas_for",
     "text",

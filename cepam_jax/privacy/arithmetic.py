@@ -1,9 +1,14 @@
-"""What 32-bit words leave of "exactly": how far the radii of LRSUQ's layers are from their law.
+"""What 32-bit words leave of "exactly": where noise ends, and how far LRSUQ's radii are from their law.
 
-The radius of a layer takes one of some 25 million values (`mechanisms.latents`) instead of a continuum, and
-ends at its 2^-33 quantiles. So the error of a block, uniform on a ball (or cross-polytope) of that radius,
-has a density f' that is a staircase around the target f. Two numbers per law describe the difference, with r
-a norm near the end of the bulk:
+**Where noise ends.** Every sampler of 32-bit words has a bounded range. An update as long as its clip, all on
+one coordinate, may land where the update zero never does; `beyond` is the probability. At strong privacy it
+is nothing; from a gamma of some 3 on (1 for additive Gaussian noise) it exceeds a delta of 1e-5, and then an
+epsilon at that delta is one of noise without end.
+
+**Radii.** The radius of a layer takes one of some 25 million values (`mechanisms.latents`) instead of a
+continuum, and ends at its 2^-33 quantiles. So the error of a block, uniform on a ball (or cross-polytope) of
+that radius, has a density f' that is a staircase around the target f. Two numbers per law describe the
+difference, with r a norm near the end of the bulk:
 
   bulk   chi-squared divergence of f' from f where |e| <= r (and of the mass beyond)
   tail   integral of |f' - f| where |e| > r
@@ -18,19 +23,20 @@ variations of products add up; the factors 1 + chi^2 of products multiply, and T
 (Tsybakov: Introduction to nonparametric estimation, section 2.4). Rounds that depend on earlier ones are
 products conditionally on the past, so the same holds for a run.
 
-A guarantee (epsilon, delta) of the target law becomes (epsilon, delta + (1 + e^epsilon) times that distance).
-The distance bounds from above what anybody could gain; no attack that uses it is known. It is stated so that
-readers may judge. What it leaves out: dithers and results are 32-bit numbers as well.
+A guarantee (epsilon, delta) of the target law becomes (epsilon, delta + (1 + e^epsilon) times that distance):
+what anybody could gain at most, a bound that is far from what the attack above gains. What it leaves out:
+dithers and results are 32-bit numbers as well.
 
 `python -m experiments.radius_law` computes the constants.
 """
 
+import functools
 import itertools
 import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 from cepam_jax.mechanisms import latents
 
@@ -81,6 +87,38 @@ def total_variation(target: str, block: int, blocks: int) -> float:
       blocks: of all clients and rounds together.
     """
     return DEFECTS[target, block].total_variation(blocks)
+
+
+# Where noise ends, in standard deviations (Gaussian) or in units of b (Laplace): of `jax.random.normal` and
+# `laplace` on the nearer side, and the largest radii of LRSUQ's layers by coordinates per block.
+ADDITIVE_ENDS = {"gaussian": 5.22, "laplace": 15.53}
+
+
+@functools.cache
+def layers_end(target: str, block: int) -> float:
+    """Largest norm of LRSUQ's error in a block, in units of sigma or b."""
+    return float(latents.radius_table(target, block).middle.max())
+
+
+def beyond(target: str, block: int, end: float, shift) -> np.ndarray:
+    """Probability that noise moved along one coordinate leaves the range of noise that is not.
+
+    Args:
+      target: "gaussian" or "laplace".
+      block: coordinates whose norm is bounded.
+      end: of that norm, in units of sigma or b.
+      shift: f64[...], how far the noise is moved, in the same units.
+
+    Returns:
+      f64[...], of one round; for Laplace noise in blocks an upper bound.
+    """
+    shift = np.asarray(shift, np.float64)
+    if target == "laplace":
+        far = shift >= end
+        one = 0.5 * np.exp(np.minimum(shift - end, 0.0))
+        several = stats.gamma(block).sf(np.maximum(end - shift, 0.0))
+        return np.where(far, 1.0, one if block == 1 else several)
+    return stats.ncx2.sf(end**2, block, shift**2)
 
 
 def _radii(target: str, dimension: int):

@@ -34,13 +34,15 @@ def gamma_for(
       ConfigError: no noise reaches the target; says why.
     """
     require(target > 0, "target epsilon", target, "positive")
-    reasons = {g.reason for g in events.ADVERSARIES[adversary](federation_of(1.0))} - {""}
+    # Where the noise is largest: another part of the error may take over what gamma leaves.
+    quiet = federation_of(math.exp(_LOG_RANGE[0]))
+    reasons = {g.reason for g in events.ADVERSARIES[adversary](quiet)} - {""}
     if reasons:
         raise ConfigError(f"no gamma gives an epsilon against {adversary}: {reasons.pop()}")
 
     def excess(log_gamma):
         found = largest_epsilon(federation_of(math.exp(log_gamma)), adversary, delta)
-        return math.log(max(found, 1e-12)) - math.log(target)
+        return min(math.log(max(found, 1e-12)), 1e3) - math.log(target)
 
     low, high = _LOG_RANGE
     if excess(low) > 0:
@@ -77,7 +79,7 @@ def sigmas_for(
         sigma = np.ones(1) * (1 if law == "gaussian" else math.sqrt(2)) / gamma
         phase = events.Phase(rounds, sigma, sigma)
         return events.Federation(
-            law, None, norm, np.ones(1), (phase,), np.ones(1), relation, aggregation="function"
+            law, None, norm, np.ones(1), (phase,), np.ones(1), relation, aggregation="function", fresh=True
         )
 
     gammas = {t: gamma_for(alone, "decoded_updates", t, delta) for t in set(targets.ravel().tolist())}

@@ -22,9 +22,12 @@ nothing about itself, an aggregation rule for instance, has none. The rules:
   function of that (post-processing), whatever the aggregation rule, as long as the rule reads nothing of the
   clients but decoded updates and public facts. z_k = sigma_k / C_k.
 - Against the released model, under a weighted sum with public weights, Gaussian noises of all participants
-  add up: sum_j w_j^2 sigma_j^2. This needs noise that is independent from round to round: where clients
-  remember what was lost of an update, and with it minus its noise, only their own noise counts. Sums of
-  Laplace noises are not Laplace; a client then counts on its own noise alone.
+  add up: sum_j w_j^2 sigma_j^2. This needs a mechanism that leaves the noise in the sum (rounding after the
+  noise may remove it), and noise that is independent from round to round: where clients remember what was
+  lost of an update, and with it minus its noise, only their own noise counts. Sums of Laplace noises are not
+  Laplace; a client then counts on its own noise alone.
+- A memory is added before the clip, so a client without an update still sends what it remembers, clipped: as
+  far as 2 C_k from what it sends with one, under either relation.
 - Laplace noise on vectors with |x|_1 <= C is dominated by Laplace noise on one coordinate moved by C: for
   Laplace, the trade-off function of a move s1 + s2 is the composition of those of s1 and s2, and group
   privacy composes no worse than a product (Dong, Roth, Su: Gaussian differential privacy, 1905.02383).
@@ -32,8 +35,9 @@ nothing about itself, an aggregation rule for instance, has none. The rules:
   holds against an adversary who sees all the draws, so against everybody (`releases.ObservedDraws`).
 - Hidden draws amplify more (Wang, Balle, Kasiviswanathan: Subsampled Renyi differential privacy, 1808.00087,
   theorem 27), but that theorem replaces a client of the drawn subset by any other client, so it holds only
-  where clients cannot be told apart: the same noise, the same weight, the same clip, and the client itself as
-  the unit of privacy (the updates of two clients differ by more than one example moves one of them). And it
+  where clients cannot be told apart: the same noise, the same weight, the same clip, the same public factors
+  of the result, and the client itself as the unit of privacy (the updates of two clients differ by more than
+  one example moves one of them). And it
   needs the noise of a drawn subset: under Poisson sampling, where only participants add noise, a round
   without others has the client's own alone, and without anybody none, which betrays an absence.
 """
@@ -44,11 +48,15 @@ from typing import NamedTuple
 import dp_accounting
 import numpy as np
 
+from cepam_jax.errors import require, require_choice
 from cepam_jax.privacy.releases import ObservedDraws, Release, composed, halving, sampled_without_replacement
 
 RELATIONS = ("add_remove", "replace")
 SAMPLINGS = ("all", "fixed", "poisson")
 AGGREGATIONS = ("weighted_sum", "function", "unstated")
+LAWS = (None, "gaussian", "laplace")
+NORMS = (None, "l2", "l1")
+UNITS = ("client", "example")
 
 
 class Phase(NamedTuple):
@@ -83,6 +91,8 @@ class Federation(NamedTuple):
       aggregation: how the result depends on the clients: "weighted_sum" of decoded updates with public
         weights; "function", any function of decoded updates and public facts; "unstated": nothing is known,
         and nothing is guaranteed.
+      summable: whether a client's noise stays in the sum, whatever the mechanism does after it was added.
+      hidden: whether nothing public but the model depends on who was drawn.
       fresh: whether the noise of a round is independent of what was sent in earlier rounds; False where
         clients remember what was lost.
       refused: reasons why no theorem covers this federation, whoever looks; empty if one does.
@@ -101,7 +111,9 @@ class Federation(NamedTuple):
     per_round: int = 0
     independent_coordinates: bool = True
     aggregation: str = "unstated"
-    fresh: bool = True
+    summable: bool = False
+    hidden: bool = False
+    fresh: bool = False
     refused: tuple[str, ...] = ()
     not_covered: tuple[str, ...] = ()
     unit: str = "client"
@@ -115,13 +127,50 @@ class Guarantee(NamedTuple):
         A NonPrivateDpEvent if there is no guarantee.
       relation: neighbouring relation that all of them hold under.
       reason: why there is no guarantee; empty if there is one.
-      basis: what the guarantee counts on, in words.
+      bases: what each release counts on, in words.
     """
 
     releases: tuple[Release, ...]
     relation: str
     reason: str = ""
-    basis: str = ""
+    bases: tuple[str, ...] = ("",)
+
+
+def check(federation: Federation) -> None:
+    """Checks every field, so that nothing is accounted for as something else.
+
+    Raises:
+      ConfigError: names the field, its value and what is allowed.
+    """
+    clients = len(np.atleast_1d(federation.clip))
+    for name, choices in (
+        ("relation", RELATIONS),
+        ("sampling", SAMPLINGS),
+        ("aggregation", AGGREGATIONS),
+        ("unit", UNITS),
+    ):
+        require_choice(name, getattr(federation, name), choices)
+    for name, choices in (("outsiders", LAWS), ("server", LAWS), ("norm", NORMS)):
+        require(getattr(federation, name) in choices, name, getattr(federation, name), f"one of {choices}")
+    _check_numbers("clip", federation.clip, clients, positive=True)
+    _check_numbers("weights", federation.weights, clients, positive=True)
+    require(len(federation.phases) > 0, "phases", federation.phases, "at least one")
+    for phase in federation.phases:
+        whole = isinstance(phase.rounds, (int, np.integer)) and phase.rounds >= 1
+        require(whole, "rounds of a phase", phase.rounds, "a whole number of at least 1")
+        _check_numbers("outsiders of a phase", phase.outsiders, clients, positive=False)
+        _check_numbers("server of a phase", phase.server, clients, positive=False)
+    if federation.sampling != "all":
+        inside = 0 < federation.per_round <= clients
+        require(inside, "per_round", federation.per_round, f"above 0 and at most {clients}, the clients")
+
+
+def _check_numbers(name, values, clients, positive):
+    values = np.asarray(values, np.float64)
+    require(values.shape == (clients,), f"shape of {name}", values.shape, f"({clients},), one per client")
+    least = values.min()
+    fits = np.isfinite(values).all() and (least > 0 if positive else least >= 0)
+    require(bool(fits), name, values.tolist(), "finite and " + ("positive" if positive else "not negative"))
 
 
 def _none(reason: str, federation: Federation) -> list[Guarantee]:
@@ -130,7 +179,8 @@ def _none(reason: str, federation: Federation) -> list[Guarantee]:
 
 
 def _missing(law: str | None, federation: Federation, who: str) -> str:
-    """Why there is no guarantee, or nothing."""
+    """Why there is no guarantee, or nothing; ConfigError for a federation that is none."""
+    check(federation)
     if law is None:
         return f"no noise hides the update from {who}"
     if federation.refused:
@@ -181,7 +231,7 @@ def server(federation: Federation) -> list[Guarantee]:
 def released_model(federation: Federation) -> list[Guarantee]:
     """Against those who see the models alone: z_k = sqrt(sum_j w_j^2 sigma_j^2) / (w_k C_k)."""
     law = federation.outsiders
-    summed = federation.aggregation == "weighted_sum" and federation.fresh
+    summed = federation.aggregation == "weighted_sum" and federation.fresh and federation.summable
     alone = federation.sampling == "poisson" or not federation.independent_coordinates
     if law != "gaussian" or not summed or alone:
         who = "whoever sees the model"
@@ -196,7 +246,7 @@ def released_model(federation: Federation) -> list[Guarantee]:
         total = _noise_of_participants(spread, federation)
         of_phase.append((phase.rounds, np.sqrt(total) / (weights * clip)))
     basis = "the noise of all participants"
-    hidden = _exchangeable(federation) and federation.sampling == "fixed"
+    hidden = federation.hidden and _exchangeable(federation) and federation.sampling == "fixed"
     return _guarantees(federation, law, of_phase, basis, hidden)
 
 
@@ -249,15 +299,19 @@ def _guarantee(federation, law, multipliers, basis, hidden) -> Guarantee:
     if not all(z > 0 for _, z in multipliers):
         return Guarantee((dp_accounting.NonPrivateDpEvent(),), relation, "the noise is zero")
     clients, per_round = len(federation.clip), federation.per_round
-    releases = [composed(law, multipliers, halving(relation))]
+    halve = halving(relation if federation.fresh else "replace")
+    if not federation.fresh:
+        basis += ", and on nothing that memories hold"
+    releases = [composed(law, multipliers, halve)]
+    bases = [basis]
     if federation.sampling != "all":
-        chance = per_round / clients
-        releases.append(ObservedDraws(law, chance, multipliers, halving(relation)))
-        basis += " in the rounds it takes part in"
+        releases.append(ObservedDraws(law, per_round / clients, multipliers, halve))
+        bases.append(f"{basis}, and on the rounds without the client")
     if hidden:
         # Stated for the replace relation, of which a client's update that becomes zero is one case.
         releases.append(sampled_without_replacement(clients, per_round, multipliers))
-    return Guarantee(tuple(releases), relation, "", basis)
+        bases.append(f"{basis}, and on nobody knowing who was drawn")
+    return Guarantee(tuple(releases), relation, "", tuple(bases))
 
 
 ADVERSARIES = {

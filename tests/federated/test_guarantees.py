@@ -1,6 +1,7 @@
 """What a run claims, and what it refuses to claim."""
 
 import math
+import re
 
 import dp_accounting
 import jax
@@ -169,12 +170,57 @@ def test_every_schedule_meets_every_law_and_draw(variant, knob, per_round):
     assert found["decoded_updates"] >= found["released_model"] > 0
 
 
+def test_noise_that_rounding_may_remove_is_not_counted():
+    """Rounded to a coarse step the others send nothing: 5.05 printed for them, at least 6.09 in truth."""
+    fields = {"num_clients": 50, "rounds": 1, "mechanism.gamma": 8.0, "mechanism.step": 1.0}
+    rounded = config_of("noise_gaussian_rounding", **fields)
+    found = guarantees.epsilons(rounded, np.full(50, 10), 1)
+    assert found["released_model"] == found["decoded_updates"] > 6.09
+    dithered = config_of("noise_gaussian_sdq", **fields)
+    assert guarantees.epsilons(dithered, np.full(50, 10), 1)["released_model"] == pytest.approx(
+        5.05, rel=0.01
+    )
+
+
+@pytest.mark.parametrize(("normalize", "printed"), [(False, 0.561), (True, 4.438)])
+def test_step_weights_betray_who_was_drawn(normalize, printed):
+    """FedNova's factor tells whether the one large client was drawn, so its draws count as seen."""
+    fields = {
+        "num_clients": 1000,
+        "clients_per_round": 10,
+        "rounds": 80,
+        "privacy.relation": "replace",
+        "mechanism.gamma": 1.0,
+        "local.steps_by_size": True,
+        "local.normalize": normalize,
+    }
+    counts = np.r_[1500, np.full(999, 100)]
+    found = guarantees.epsilons(config_of(**fields), counts, 80)["released_model"]
+    assert found == pytest.approx(printed, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("variant", "gamma", "chance"),
+    [("noise_gaussian", 2.0, 6.5e-4), ("noise_laplace", 8.0, 2.65e-4), ("cepam_gaussian", 4.0, 1.28e-3)],
+)
+def test_an_update_beyond_the_noises_range_is_counted(variant, gamma, chance):
+    """The chances of an attack on the real mechanisms: an update on one coordinate that zero never reaches."""
+    config = config_of(variant, rounds=1, **{"mechanism.gamma": gamma})
+    text = guarantees.report_text(config, COUNTS)
+    found = float(re.search(r"probability (\S+) over the run", text)[1])
+    assert found == pytest.approx(chance, rel=0.05)
+    assert "more than delta = 1e-05" in text
+    quiet = guarantees.report_text(config_of(variant, rounds=1, **{"mechanism.gamma": 0.5}), COUNTS)
+    assert "over the run" in quiet and "more than delta" not in quiet
+
+
 def test_the_size_of_what_32_bits_leave_out_is_stated():
     text = guarantees.report_text(config_of(rounds=80), COUNTS, coordinates=25_818)
     blocks = 25_818 * 80 * 10
     distance = arithmetic.total_variation("gaussian", 1, blocks)
     assert f"to {distance:.1e} in total variation over all {blocks:,} blocks" in text
-    assert "(delta is 1e-05)" in text
+    rotated = guarantees.report_text(config_of(**{"mechanism.rotate": True}), COUNTS, coordinates=25_818)
+    assert f"over all {32_768 * 4 * 10:,} blocks" in rotated  # padded to a power of two
     plain = guarantees.report_text(config_of("noise_gaussian"), COUNTS, coordinates=25_818)
     assert "32-bit arithmetic" in plain and "total variation" not in plain
 

@@ -1,6 +1,6 @@
 """A federation small enough to be attacked: the real round, with updates that an adversary has chosen.
 
-The first client sends a canary of the largest allowed norm in every round, or (in the neighbouring world)
+The first client sends a canary as long as the clip allows in every round, or (in the neighbouring world)
 zero or minus the canary. The others send markers, each on a coordinate of its own, which tell the adversary
 who took part.
 """
@@ -86,7 +86,8 @@ def lower_bound(config, counts, trials: int, markers: float = 1.0, coordinates: 
       coordinates: d of an update, at least as many as clients if there are markers.
     """
     run = _run(config, np.asarray(counts), markers, coordinates)
-    canary = jnp.zeros(coordinates).at[0].set(config.mechanism.clip_norm)
+    # Far beyond the clip: what a memory adds does not turn it.
+    canary = jnp.zeros(coordinates).at[0].set(100 * config.mechanism.clip_norm)
     replaced = guarantees.federation_of(config, counts).relation == "replace"
     score = functools.partial(_score, config, counts, markers)
     with_canary = score(run(jnp.arange(trials), canary))

@@ -25,6 +25,9 @@ def federation(sigma, clients=10, rounds=1, law="gaussian", norm="l2", **changes
         "phases": (Phase(rounds, sigma, 0 * sigma),),
         "weights": np.ones(clients),
         "aggregation": "weighted_sum",
+        "summable": True,
+        "hidden": True,
+        "fresh": True,
     }
     return Federation(**(fields | changes))
 
@@ -97,6 +100,8 @@ def test_hidden_draws_amplify_only_against_the_released_model():
         {"phases": (Phase(20, np.r_[1.0, np.full(999, 3.0)], np.zeros(1000)),)},
         {"aggregation": "function"},
         {"fresh": False},
+        {"hidden": False},
+        {"summable": False},
         {"independent_coordinates": False},
     ],
 )
@@ -199,7 +204,10 @@ def test_what_states_nothing_has_no_guarantee():
     silent = federation(1.0)._replace(aggregation="unstated")
     for adversary in ("released_model", "colluding_clients", "decoded_updates"):
         assert np.isinf(epsilons(silent, adversary)).all()
-    assert Federation("gaussian", None, "l2", np.ones(1), (), np.ones(1)).aggregation == "unstated"
+    phase = Phase(1, np.ones(1), np.zeros(1))
+    plain = Federation("gaussian", None, "l2", np.ones(1), (phase,), np.ones(1))
+    assert not (plain.summable or plain.hidden or plain.fresh)
+    assert np.isinf(epsilons(plain, "decoded_updates")).all()
     refused = federation(1.0, server="gaussian", refused=("the reason",))
     assert all("no guarantee (the reason)" in row.text() for row in privacy.report(refused, DELTA))
 
@@ -217,6 +225,55 @@ def test_noise_that_comes_back_counts_once():
     remembering = federation(0.1, 200, 40, relation="replace", fresh=False)
     own = privacy.epsilon(dp_accounting.GaussianDpEvent(0.1 / 2 / math.sqrt(40)), DELTA)
     np.testing.assert_allclose(epsilons(remembering, "released_model"), own)
+    # Without an update a client still sends its memory, clipped: 2 C apart, whatever the relation.
+    absent = remembering._replace(relation="add_remove")
+    np.testing.assert_allclose(epsilons(absent, "released_model"), own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"sampling": "poisson", "per_round": 20}, "per_round is 20; it must be above 0 and at most 10"),
+        ({"sampling": "fixed"}, "per_round is 0; it must be above 0"),
+        ({"sampling": "fixed", "per_round": 11}, "per_round is 11"),
+        ({"relation": "replace_one"}, "relation is 'replace_one'"),
+        ({"outsiders": "Gaussian"}, "outsiders is 'Gaussian'"),
+        ({"norm": "linf"}, "norm is 'linf'"),
+        ({"unit": "Example"}, "unit is 'Example'"),
+        ({"aggregation": "sum"}, "aggregation is 'sum'"),
+        ({"phases": (Phase(-4, np.ones(10), np.zeros(10)),)}, "rounds of a phase is -4"),
+        ({"phases": ()}, "phases is .*; it must be at least one"),
+        ({"phases": (Phase(1, np.full(10, np.nan), np.zeros(10)),)}, "finite and not negative"),
+        ({"weights": np.zeros(10)}, "weights is .*; it must be finite and positive"),
+        ({"weights": np.ones(9)}, "shape of weights is .9,."),
+        ({"clip": -np.ones(10)}, "clip is .*; it must be finite and positive"),
+    ],
+)
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_what_is_no_federation_is_refused(adversary, changes, text):
+    """Each of these printed an epsilon, of something else than was asked."""
+    fed = federation(1.0, server="gaussian")._replace(**changes)
+    with pytest.raises(ConfigError, match=text):
+        ADVERSARIES[adversary](fed)
+
+
+def test_many_kinds_of_rounds_are_rounded_up():
+    """Hidden draws under a schedule: sixty kinds of rounds counted as six, each with its least noise."""
+    phases = tuple(Phase(1, np.full(200, 2.0 + 0.02 * t), np.zeros(200)) for t in range(60))
+    fed = federation(1.0, 200, sampling="fixed", per_round=10, relation="replace")._replace(phases=phases)
+    release = ADVERSARIES["released_model"](fed)[0].releases[-1]
+    assert len(release.events) == 6 and sum(part.count for part in release.events) == 60
+    loudest, quietest = (federation(s, 200, 60, sampling="fixed", per_round=10) for s in (3.2, 2.0))
+    least, most = (ADVERSARIES["released_model"](f)[0].releases[-1] for f in (loudest, quietest))
+    assert privacy.epsilon(least, DELTA) < privacy.epsilon(release, DELTA) < privacy.epsilon(most, DELTA)
+
+
+def test_the_report_says_what_the_least_bound_counts_on():
+    hidden = federation(3.0, 1000, 20, sampling="fixed", per_round=10, relation="replace")
+    text = privacy.text(hidden, DELTA)
+    assert "counts on the noise of all participants, and on nobody knowing who was drawn" in text
+    assert "decoded_updates: epsilon = " in text and "and on the rounds without the client" in text
+    assert "replace: a client's update, or any other in its place" in text
 
 
 def test_some_clients_without_a_guarantee_are_counted():

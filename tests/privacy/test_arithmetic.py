@@ -3,6 +3,8 @@
 import itertools
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -53,3 +55,28 @@ def test_the_bound_grows_with_the_blocks_and_ends_at_one():
     found = [arithmetic.total_variation("gaussian", 1, 10**k) for k in range(16)]
     assert all(a < b or b == 1 for a, b in itertools.pairwise(found))
     assert found[-1] == 1 and found[0] < 1e-6 and math.isfinite(sum(found))
+
+
+@pytest.mark.parametrize("law", ["gaussian", "laplace"])
+def test_additive_noise_ends_where_it_is_said_to(law):
+    """From the ends of the uniform numbers that `jax.random` makes noise of."""
+    highest = np.float32(1 - 2.0**-23) * np.float32(2) - np.float32(1)  # of (-1, 1)
+    tail = (1 - float(highest)) / 2
+    end = stats.norm.isf(tail) if law == "gaussian" else -math.log(2 * tail)
+    assert arithmetic.ADDITIVE_ENDS[law] <= end * 1.03
+    draw = {"gaussian": jax.random.normal, "laplace": jax.random.laplace}[law]
+    drawn = draw(jax.random.key(0), (2_000_000,))
+    assert float(jnp.abs(drawn).max()) < 1.1 * arithmetic.ADDITIVE_ENDS[law]
+
+
+def test_beyond_is_the_mass_outside():
+    random = np.random.default_rng(0)
+    e = random.normal(size=(400_000, 8))
+    e[:, 0] += 2.5
+    outside = np.mean((e**2).sum(1) > 4.0**2)
+    assert arithmetic.beyond("gaussian", 8, 4.0, 2.5) == pytest.approx(outside, abs=5e-3)
+    one = random.laplace(size=400_000) + 3
+    assert arithmetic.beyond("laplace", 1, 5.0, 3.0) == pytest.approx(np.mean(one > 5), abs=4e-3)
+    assert arithmetic.beyond("laplace", 2, 5.0, 3.0) >= np.mean(
+        np.abs(random.laplace(size=(400_000, 2)) + [3, 0]).sum(1) > 5
+    )
