@@ -204,7 +204,7 @@ def test_step_weights_betray_who_was_drawn(normalize, printed):
     [("noise_gaussian", 2.0, 6.5e-4), ("noise_laplace", 8.0, 2.65e-4), ("cepam_gaussian", 4.0, 1.28e-3)],
 )
 def test_an_update_beyond_the_noises_range_is_counted(variant, gamma, chance):
-    """The chances of an attack on the real mechanisms: an update on one coordinate that zero never reaches."""
+    """The chances of an attack on the real mechanisms: an update on one coordinate, where zero never is."""
     config = config_of(variant, rounds=1, **{"mechanism.gamma": gamma})
     text = guarantees.report_text(config, COUNTS)
     found = float(re.search(r"probability (\S+) over the run", text)[1])
