@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
@@ -451,3 +452,14 @@ def test_64_bit_jax_gives_the_same_lines(tmp_path, finished, root):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert timeless(json.loads(done.stdout)) == timeless(finished[1])
+
+
+def test_frozen_configurations_and_numbers_of_numpy_train(tmp_path, finished):
+    frozen = ml_collections.FrozenConfigDict(small())
+    assert timeless(training.train(frozen, tmp_path / "a", progress=False)) == timeless(finished[1])
+    loose = ml_collections.ConfigDict(small().to_dict(), type_safe=False)
+    loose.rounds, loose.mechanism.gamma = np.int64(6), np.float32(100)
+    loose.mechanism.per_client.gamma = np.full(10, 100.0, np.float32)
+    (lines,) = training.train_many([loose], [tmp_path / "b"], progress=False)
+    assert timeless(lines) == timeless(finished[1])
+    assert json.loads((tmp_path / "b/config.json").read_text())["rounds"] == 6
