@@ -1,69 +1,297 @@
-"""Checkpoints by orbax, and the check that a work directory belongs to this configuration."""
+"""Checkpoints by orbax, each with digests of all that it holds.
 
+  checkpoints/<round>/default/       the state, as orbax writes it
+  checkpoints/<round>/metrics.jsonl  the lines of the run up to this round
+  checkpoints/<round>/record.json    the configuration, digests of state and lines, and one of the record
+
+A directory of the first release has no lines and no record: its states are taken as they are.
+"""
+
+import contextlib
+import functools
+import hashlib
 import json
 import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from cepam_jax.errors import CheckpointMismatchError
+from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError
+
+KEPT = 2  # the newest, and one more in case that one is damaged
+_STATE, _LINES, _RECORD = "default", "metrics.jsonl", "record.json"
+_FIRST_RELEASE = "_CHECKPOINT_METADATA"  # stands beside the state where the first release wrote it
+
+
+class Checkpoint(NamedTuple):
+    """What a run goes on from.
+
+    Attributes:
+      round: rounds done.
+      state: host arrays, in the structure of the template.
+      lines: text of metrics.jsonl up to this round.
+      damaged: (round, what is wrong) of every newer checkpoint, newest first.
+    """
+
+    round: int
+    state: Any
+    lines: str
+    damaged: tuple[tuple[int, str], ...] = ()
 
 
 class Checkpoints:
-    """The last two checkpoints of a run; a kill at any moment leaves a complete one."""
+    """The last two checkpoints of a run; a kill at any moment leaves them complete.
+
+    Args:
+      directory: of the checkpoints alone; made by the first `save`.
+    """
 
     def __init__(self, directory: Path):
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(
-            Path(directory).absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=2,
-                enable_async_checkpointing=False,
-                # This process alone reads and writes: no barrier with others, who never come here.
-                create=False,
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    primary_host=jax.process_index(),
-                    active_processes={jax.process_index()},
-                    barrier_sync_key_prefix="checkpoints",
-                ),
-            ),
+        self._directory = Path(directory).absolute()
+
+    def rounds(self) -> list[int]:
+        """Rounds of which there is a checkpoint, in increasing order."""
+        if not self._directory.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in self._directory.iterdir() if entry.name.isdecimal())
+
+    def config(self) -> dict | None:
+        """The configuration that the newest intact record holds; None if there is none."""
+        for number in reversed(self.rounds()):
+            with contextlib.suppress(CheckpointDamagedError):
+                record = self._record(number)
+                if record is not None:
+                    return record["config"]
+        return None
+
+    def newest(
+        self, template: Any, lines_of: Callable[[int], str | None] = lambda number: None
+    ) -> Checkpoint | None:
+        """The newest intact checkpoint; None if there are none at all.
+
+        Args:
+          template: a State with the shapes and types that are expected.
+          lines_of: round -> complete text of metrics.jsonl up to it, or None; for checkpoints of the first
+            release, which hold no lines.
+
+        Raises:
+          CheckpointDamagedError: there are checkpoints, and all are damaged.
+        """
+        damaged = []
+        for number in reversed(self.rounds()):
+            try:
+                return self._load(number, template, lines_of)._replace(damaged=tuple(damaged))
+            except CheckpointDamagedError as error:
+                damaged.append((number, str(error)))
+        if not damaged:
+            return None
+        what = "; ".join(f"of round {number}: {why}" for number, why in damaged)
+        raise CheckpointDamagedError(
+            f"no checkpoint under {self._directory} is intact ({what}). Nothing was changed. Put an "
+            f"intact copy there, or delete {self._directory.parent} to train again from the beginning."
         )
 
-    def restore(self, template: Any) -> Any | None:
-        """The newest state, in the structure of `template`; None if there is none yet."""
-        step = self._manager.latest_step()
-        if step is None:
+    def set_aside(self, number: int) -> Path:
+        """Renames the checkpoint of a round, which is damaged; returns where it is now."""
+        for attempt in range(1, 1000):
+            aside = self._directory / f"damaged_{number}{f'_{attempt}' if attempt > 1 else ''}"
+            if not aside.exists():
+                break
+        os.replace(self._directory / str(number), aside)
+        return aside
+
+    def save(self, number: int, state: Any, config: dict, lines: str) -> None:
+        """Writes the checkpoint of a round, and removes those before the last two.
+
+        Args:
+          number: rounds done.
+          state: host arrays.
+          config: nested dictionary of plain values.
+          lines: text of metrics.jsonl up to this round.
+
+        Raises:
+          OSError: it could not be written; earlier checkpoints are as before.
+        """
+        if number in self.rounds():
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        unfinished = self._directory / f"unfinished_{number}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            with _plain_path(unfinished) as path:
+                _orbax().save(path / _STATE, args=ocp.args.StandardSave(state))
+        except OSError:
+            raise
+        except Exception as error:  # whatever orbax and tensorstore make of a disk that is full
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise OSError(f"the checkpoint of round {number} cannot be written: {why}") from error
+        record = {"round": number, "config": config, "state": digest(state), "lines": _sha256(lines)}
+        record["record"] = _sha256(_canonical(record))
+        write(unfinished / _LINES, lines)
+        write(unfinished / _RECORD, json.dumps(record, indent=2) + "\n")
+        os.replace(unfinished, self._directory / str(number))
+        _sync(self._directory)
+        for old in self.rounds()[:-KEPT]:
+            shutil.rmtree(self._directory / str(old))
+
+    def clean(self) -> None:
+        """Removes what a killed process left half written."""
+        if self._directory.is_dir():
+            for entry in self._directory.iterdir():
+                if entry.name.startswith("unfinished_") or ".orbax-checkpoint-tmp" in entry.name:
+                    shutil.rmtree(entry, ignore_errors=True)
+
+    def _record(self, number) -> dict | None:
+        """The record of a round's checkpoint; None where the first release wrote it."""
+        folder = self._directory / str(number)
+        if (folder / _FIRST_RELEASE).exists() and not (folder / _RECORD).exists():
             return None
+        try:
+            record = json.loads((folder / _RECORD).read_bytes())
+            intact = record.pop("record") == _sha256(_canonical(record)) and record["round"] == number
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise CheckpointDamagedError(f"{_RECORD} cannot be read") from error
+        if not intact:
+            raise CheckpointDamagedError(f"{_RECORD} was altered")
+        return record
+
+    def _load(self, number, template, lines_of):
+        record = self._record(number)
+        if record is None:
+            lines = lines_of(number)
+            if lines is None:
+                raise CheckpointDamagedError("the lines of metrics.jsonl up to there are not complete")
+        else:
+            path = self._directory / str(number) / _LINES
+            lines = path.read_bytes().decode(errors="replace") if path.is_file() else ""
+            if _sha256(lines) != record["lines"]:
+                raise CheckpointDamagedError(f"its {_LINES} was altered")
+        state = self._state(number, template)
+        if record is not None and digest(state) != record["state"]:
+            raise CheckpointDamagedError("its state was altered")
+        if int(state.round) != number:
+            raise CheckpointDamagedError(f"its state is that of round {int(state.round)}")
+        return Checkpoint(number, state, lines)
+
+    def _state(self, number, template):
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
-
-    def save(self, step: int, state: Any) -> None:
-        """Writes the state of round `step`; returns when it is on the disk."""
-        if step != self._manager.latest_step():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
-            self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        self._manager.close()
+        try:
+            with _plain_path(self._directory / str(number)) as path:
+                found = _orbax().restore(path / _STATE, args=ocp.args.StandardRestore(shapes))
+            return jax.tree.map(np.asarray, found)
+        except Exception as error:  # damage shows in many ways; the cause is kept
+            raise CheckpointDamagedError(f"its state cannot be read ({type(error).__name__})") from error
 
 
-def claim(workdir: Path, config: dict, may_change: tuple[str, ...]) -> None:
-    """Writes the configuration into a new work directory, or checks it against the one there.
+@functools.lru_cache(maxsize=1)
+def _orbax() -> ocp.Checkpointer:
+    """Writes and reads states in this process alone, without a barrier with others, who never come here."""
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix="checkpoints",
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+@contextlib.contextmanager
+def _plain_path(folder: Path) -> Iterator[Path]:
+    """The folder by a name that orbax can handle: it takes brackets, stars and backslashes for patterns."""
+    if not re.search(r"[][*?\\{}]", str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="cepam_jax_") as temporary:
+        alias = Path(temporary, "workdir")
+        alias.symlink_to(folder, target_is_directory=True)
+        yield alias
+
+
+def digest(state: Any) -> str:
+    """SHA-256 of the names, types, shapes and bytes of a tree's arrays."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array = np.asarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(tree: dict) -> str:
+    return json.dumps(tree, sort_keys=True)
+
+
+def write(path: Path, text: str) -> None:
+    """Replaces a file's text; whoever looks, and a kill at any moment, finds the old or the new one."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.read_bytes() == text.encode():
+            return
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _sync(folder: Path) -> None:
+    """Waits until renames in a folder are on the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def check_claim(workdir: Path, config: dict, may_change: tuple[str, ...], store: Checkpoints) -> str:
+    """Checks that a work directory is new, or that of the same run; writes nothing.
 
     Args:
       workdir: of the run.
       config: nested dictionary.
       may_change: fields that do not alter rounds already done.
+      store: its checkpoints, which hold the configuration too, in case config.json is lost or altered.
+
+    Returns:
+      What is wrong with config.json and will be mended by writing it again, in words; "" if nothing is.
 
     Raises:
       CheckpointMismatchError: names the first field that differs from the run in the directory.
+      CheckpointDamagedError: config.json is lost or cannot be read, and no checkpoint holds a configuration.
     """
     path = Path(workdir) / "config.json"
-    if path.exists():
-        before = flatten(json.loads(path.read_text()))
-        now = flatten(config)
+    saved = store.config()
+    found, wrong = [] if saved is None else [saved], ""
+    try:
+        claimed = json.loads(path.read_bytes())
+        if isinstance(claimed, dict):
+            found.append(claimed)
+        else:
+            wrong = "is not an object"
+    except FileNotFoundError:
+        wrong = "is lost" if store.rounds() else ""
+    except ValueError as error:
+        wrong = f"is not JSON ({error})"
+    if wrong and not found:
+        raise CheckpointDamagedError(
+            f"{path} {wrong}, and no checkpoint says which run this directory holds. Put an intact copy "
+            f"there, or delete {workdir} to train again from the beginning."
+        )
+    now = flatten(config)
+    for before in map(flatten, found):
         for field in sorted(before.keys() | now.keys()):
             old, new = before.get(field, "absent"), now.get(field, "absent")
             if field not in may_change and old != new:
@@ -71,9 +299,7 @@ def claim(workdir: Path, config: dict, may_change: tuple[str, ...]) -> None:
                     f"{workdir} holds a run with config.{field} = {old!r}, this one has {new!r}. "
                     f"Use another --workdir, or delete that one to start over."
                 )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(temporary, path)
+    return wrong and f"config.json {wrong}; it is written again"
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:

@@ -1,6 +1,7 @@
 """What a configuration may contain: checked before anything is loaded or compiled."""
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -73,8 +74,13 @@ def _real(test, text):
     return text, lambda v: isinstance(v, Real) and not isinstance(v, bool) and test(v)
 
 
-_POSITIVE = _real(lambda v: 0 < v < math.inf, "a positive number")
-_NOT_NEGATIVE = _real(lambda v: 0 <= v < math.inf, "a number of at least 0")
+_LEAST, _MOST = (float(limit) for limit in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+_RANGE = f"{_LEAST:.2g} and {_MOST:.2g}, which 32-bit floats hold"
+_POSITIVE = _real(lambda v: _LEAST <= v <= _MOST, f"a positive number (between {_RANGE})")
+_NOT_NEGATIVE = _real(
+    lambda v: v == 0 or _LEAST <= v <= _MOST, f"a number of at least 0 (0, or between {_RANGE})"
+)
+_COUNT = _integer(1, 2**31 - 1)  # counted in 32-bit integers
 _SEED = _integer(0, 2**32 - 1)
 _BOOLEAN = ("True or False", lambda v: isinstance(v, bool))
 _UNIT = _real(lambda v: 0 < v <= 1, "a number above 0 and at most 1")
@@ -90,18 +96,22 @@ def _per_client(test):
     )
 
 
-def _choice(names):
-    names = sorted(names)
-    return "one of " + ", ".join(map(repr, names)), lambda v: isinstance(v, str) and v in names
+def _choice(names, *more):
+    """One of the names in a registry (or of `more`), as it is when asked: forks add to it at any time."""
+
+    def allowed():
+        return "one of " + ", ".join(map(repr, sorted((*names, *more))))
+
+    return allowed, lambda v: isinstance(v, str) and (v in names or v in more)
 
 
 FIELDS = {
-    "rounds": _integer(1),
-    "eval_every": _integer(1),
-    "num_clients": _integer(1),
-    "clients_per_round": _integer(0),
-    "clients_per_chunk": _integer(0),
-    "devices": _integer(0),
+    "rounds": _COUNT,
+    "eval_every": _COUNT,
+    "num_clients": _COUNT,
+    "clients_per_round": _integer(0, 2**31 - 1),
+    "clients_per_chunk": _integer(0, 2**31 - 1),
+    "devices": _integer(0, 2**31 - 1),
     "model": _choice(MODELS),
     "aggregator": _choice(AGGREGATORS),
     "wire": _BOOLEAN,
@@ -109,11 +119,11 @@ FIELDS = {
     "data.dir": ("a path", lambda v: isinstance(v, str)),
     "partition.kind": _choice(KINDS),
     "partition.alpha": _POSITIVE,
-    "partition.shards_per_client": _integer(1),
+    "partition.shards_per_client": _COUNT,
     "partition.exponent": _NOT_NEGATIVE,
     "local.update_kind": _choice(UPDATES),
-    "local.steps": _integer(1),
-    "local.batch_size": _integer(1),
+    "local.steps": _COUNT,
+    "local.batch_size": _COUNT,
     "local.learning_rate": _POSITIVE,
     "local.momentum": _BELOW_ONE,
     "local.sampling": _choice(SAMPLINGS),
@@ -137,10 +147,10 @@ FIELDS = {
     "mechanism.rounding": _choice(ROUNDINGS),
     "mechanism.threshold": _choice(THRESHOLDS),
     "mechanism.granularity": _choice(GRANULARITIES),
-    "mechanism.clip": _choice(("none", *NORMS)),
+    "mechanism.clip": _choice(NORMS, "none"),
     "mechanism.clip_norm": _POSITIVE,
     "mechanism.rotate": _BOOLEAN,
-    "mechanism.sparsify": _choice(("none", *SPARSIFIERS)),
+    "mechanism.sparsify": _choice(SPARSIFIERS, "none"),
     "mechanism.fraction": _UNIT,
     "mechanism.error_feedback": _BOOLEAN,
     "mechanism.quantize": _choice(("updates", "weights")),
@@ -164,6 +174,32 @@ FIELDS = {
 }
 
 
+def plain(config: Mapping | ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy of a configuration (frozen or not, or a nested dictionary) with plain Python values.
+
+    NumPy scalars become Python's, and arrays of one axis tuples: what JSON can hold, and what hashes.
+    """
+    if not isinstance(config, (Mapping, ml_collections.ConfigDict)):
+        raise ConfigError(f"config is {config!r}; it must be a ConfigDict, as configs/common.py makes it")
+    found = ml_collections.ConfigDict()
+    for name, value in config.items():
+        nested = isinstance(value, (Mapping, ml_collections.ConfigDict))
+        found[name] = plain(value) if nested else _plain_value(value)
+    return found
+
+
+def _plain_value(value):
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return tuple(value.tolist())
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_plain_value, value))
+    if isinstance(value, Real) and not isinstance(value, (int, float)):
+        return float(value)  # fractions and the like
+    return value
+
+
 def flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Dotted field names and values."""
     fields = {}
@@ -181,10 +217,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: names the field, its value and what is allowed.
     """
-    fields = flat(config)
+    fields = flat(plain(config))
     for name in fields.keys() - FIELDS.keys():
         raise ConfigError(f"config.{name} is not a field; there are: {', '.join(sorted(FIELDS))}")
-    for name, (allowed, test) in FIELDS.items():
+    for name, (text, test) in FIELDS.items():
+        allowed = text() if callable(text) else text
         if name not in fields:
             raise ConfigError(f"config.{name} is missing; it must be {allowed}")
         require(test(fields[name]), f"config.{name}", fields[name], allowed)
@@ -245,6 +282,11 @@ def _combinations(fields):
         fields["mechanism.name"] != "split" or fields["mechanism.target"] == "gaussian",
         "mechanism.target",
         "'gaussian' where config.mechanism.name is 'split': a Laplace law has no Laplace part",
+    )
+    yield (
+        fields["local.steps"] * fields["local.batch_size"] < 2**31,
+        "local.steps",
+        f"below 2**31 / config.local.batch_size = {2**31 // fields['local.batch_size']:,}",
     )
     examples = fields["local.example_clip"] > 0
     yield (

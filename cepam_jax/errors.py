@@ -14,8 +14,12 @@ class DataNotPreparedError(RuntimeError):
     """A data set is not on this machine and cannot be read."""
 
 
+class DatasetError(ValueError):
+    """A data set's arrays do not fit together; it would be trained on wrong pairs, or not at all."""
+
+
 class NonFiniteUpdateError(FloatingPointError):
-    """A client produced a NaN or infinite update; it was not averaged."""
+    """A client's update, its decoded update or the new model was NaN or infinite; it was not applied."""
 
 
 class WireError(ValueError):
@@ -23,7 +27,28 @@ class WireError(ValueError):
 
 
 class CheckpointMismatchError(RuntimeError):
-    """The work directory belongs to a run with another configuration."""
+    """The work directory belongs to a run with another configuration, or to a longer one."""
+
+
+class CheckpointDamagedError(RuntimeError):
+    """What the work directory holds was altered or cut short, and nothing intact is left to go on from."""
+
+
+class WorkdirInUseError(RuntimeError):
+    """Another process trains in this work directory."""
+
+
+# What a user can mend without reading the code: binaries print these as one line.
+EXPECTED = (
+    CheckpointDamagedError,
+    CheckpointMismatchError,
+    ConfigError,
+    DataNotPreparedError,
+    DatasetError,
+    NonFiniteUpdateError,
+    WireError,
+    WorkdirInUseError,
+)
 
 
 def require(condition: bool, field: str, value: Any, allowed: str) -> None:

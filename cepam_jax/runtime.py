@@ -53,11 +53,11 @@ def keep_compiled() -> None:
     """
     if jax.config.jax_compilation_cache_dir:
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cepam_jax" / _machine()
     try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cepam_jax" / _machine()
         cache.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # a home that cannot be written to costs time, nothing else
+    except (OSError, RuntimeError):
+        return  # a home that does not exist or cannot be written to costs time, nothing else
     jax.config.update("jax_compilation_cache_dir", str(cache))
     # By default only what took a second is kept: most of our programs take less, but there are many.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -20,7 +20,8 @@ def get_config(name="mnist-mlp-weights-cepam_gaussian"):
     parts = name.split("-")
     allowed = (DATA, MODELS, UPDATES, tuple(common.VARIANTS))
     if len(parts) != len(allowed):
-        raise ValueError(f"setting is {name!r}; it must be data-model-updates-variant")
+        choices = "-".join("(" + "|".join(names) + ")" for names in allowed)
+        raise ValueError(f"setting is {name!r}; it must be data-model-updates-variant: {choices}")
     for part, choices in zip(parts, allowed, strict=True):
         if part not in choices:
             raise ValueError(f"setting is {name!r}: {part!r} must be one of {', '.join(choices)}")

@@ -1,22 +1,22 @@
 """What the experiment binaries share: devices, compiled programs kept, errors as one line."""
 
+import contextlib
+import os
+import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cepam_jax import runtime
-from cepam_jax.errors import (
-    CheckpointMismatchError,
-    ConfigError,
-    DataNotPreparedError,
-    NonFiniteUpdateError,
-    WireError,
-    require_choice,
-)
+from cepam_jax.errors import EXPECTED, ConfigError, require_choice
 
-_EXPECTED = (CheckpointMismatchError, ConfigError, DataNotPreparedError, NonFiniteUpdateError, WireError)
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as a cluster sends it before it kills."""
 
 
 def numbers(flag: str, kind: type = float) -> list:
@@ -78,26 +78,79 @@ def run(
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         logging.set_verbosity(logging.ERROR)  # libraries' notes would tear the progress bar
         f = flags.FLAGS
-        try:
+        with _one_line():
             if smoke and f.smoke:
                 _apply(smoke)
+            if "workdir" in f and f.workdir:
+                f.workdir = _usable(f.workdir)
             runtime.start(f.cpu_devices, f.distributed, f.coordinator, f.num_processes, f.process_id)
             main()
-        except OSError as error:
-            if "Configuration is not available" not in str(error):
-                raise
-            print(f"ConfigError: {str(error).splitlines()[-1].strip()}", file=sys.stderr)
-            sys.exit(1)
-        except _EXPECTED as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            sys.exit(1)
+            sys.stdout.flush()
 
-    def parse(argv):
-        try:
-            return app.parse_flags_with_usage(argv)
-        except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown field
-            hint = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace("'", "").split())
-            print(f"ConfigError: no such configuration field: {hint}", file=sys.stderr)
-            sys.exit(1)
+    app.run(guarded, flags_parser=_parse)
 
-    app.run(guarded, flags_parser=parse)
+
+def _parse(argv):
+    """absl's parser; what it and ml_collections say in pages, in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown field
+        hint = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace("'", "").split())
+        _end(f"ConfigError: no such configuration field: {hint}", 1)
+    except flags.Error as error:
+        if "Traceback" not in str(error):
+            return app.parse_flags_with_usage(argv)  # says it again, and how to get help
+        flag = re.search(r"flag (--\w+=.*?): ", str(error))
+        cause = next(line for line in reversed(str(error).splitlines()) if line.strip())
+        cause = re.sub(r"^[\w.]+(Error|Exception): ", "", cause.strip())
+        _end(f"ConfigError: {flag[1] if flag else 'a flag'}: {cause}", 1)
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """What a user caused ends with one line: their mistakes, their system's refusals, Ctrl-C and SIGTERM."""
+
+    def terminate(number, frame):
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what follows takes a moment
+        what, code = ("Terminated", 143) if isinstance(stop, _Terminated) else ("Interrupted", 130)
+        _end(f"{what}. {' '.join(getattr(stop, '__notes__', ()))}", code)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except EXPECTED as error:
+        _end(f"{type(error).__name__}: {error}", 1)
+    except OSError as error:
+        if "Configuration is not available" in str(error):
+            _end(f"ConfigError: {str(error).splitlines()[-1].strip()}", 1)
+        _end(f"{type(error).__name__}: {error}", 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(text: str, code: int) -> None:
+    print(text.strip(), file=sys.stderr)
+    sys.exit(code)
+
+
+def _usable(workdir: str) -> str:
+    """The path with ~ as the home directory; refused now where results could not be written later."""
+    try:
+        path = Path(workdir).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"--workdir is {workdir!r}: {error}") from error
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError(f"--workdir is {workdir!r}; it must be a directory, and {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"--workdir is {workdir!r}; it must be one that can be written to, and {there} cannot"
+        )
+    return str(path)

@@ -8,6 +8,7 @@ or seeds alone are compiled once and, where there are several devices (--cpu_dev
 spread over them.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from cepam_jax.config import validate
 from cepam_jax.errors import ConfigError
 from experiments import cli
 from experiments.paired import spread
-from experiments.runs import train_all
+from experiments.runs import mean_of, train_all
 from experiments.tables import markdown
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "File, without a variant.")
@@ -57,9 +58,16 @@ def configurations(flag, variants, gammas):
 def summarize(runs):
     """One row of the table from the metric lines of each seed's run."""
     accuracy = [lines[-1]["accuracy"] for lines in runs]
-    bits = np.mean([line["bits_per_coordinate"] for lines in runs for line in lines[1:]])
+    if not any(lines[1:] for lines in runs):  # not one round: the privacy budget allowed none
+        return [spread(accuracy), "", "", ""]
+    bits = mean_of(runs, "bits_per_coordinate")
     seconds = np.median([line["seconds_per_round"] for lines in runs for line in lines[1:]])
-    return [spread(accuracy), f"{bits:.3f}", f"{32 / bits:.0f}x", f"{seconds:.4f}"]
+    return [
+        spread(accuracy),
+        f"{bits:.3f}",
+        "" if math.isnan(bits) else f"{32 / bits:.0f}x",
+        f"{seconds:.4f}",
+    ]
 
 
 def table(rows, seeds):
@@ -78,7 +86,7 @@ def plot(results, path):
         accuracy = np.array([[line["accuracy"] for line in lines] for lines in runs])
         mean, std = accuracy.mean(0), accuracy.std(0, ddof=1 if len(runs) > 1 else 0)
         rounds = [line["round"] for line in runs[0]]
-        sent = np.mean([[line.get("uplink_bits", 0) for line in lines] for lines in runs], axis=0)
+        sent = np.mean([[line.get("uplink_bits") or 0 for line in lines] for lines in runs], axis=0)
         megabytes = np.cumsum(sent) / 8e6
         for axes, x in ((by_round, rounds), (by_data, megabytes)):
             # The untrained model of round 0 would only flatten the rest.

@@ -1,6 +1,11 @@
+import contextlib
+import ctypes
+import gc
 import json
 import os
+import resource
 import shutil
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -28,6 +33,70 @@ def check_figure(name, folder):
         assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / "figure.pdf").exists()
     return claims
+
+
+# A worker beyond this frees its compiled programs: each keeps several MB, and thousands are compiled.
+MEMORY = 1.2 * 2**30
+_at_least = [MEMORY]
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def free() -> None:
+    """Lets go of every compiled program, and of what the project keeps for the next call."""
+    import jax  # noqa: PLC0415  after the variables are set below
+
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("cepam_jax", "experiments"):
+            for value in list(vars(module).values()):
+                if callable(getattr(value, "cache_clear", None)):
+                    value.cache_clear()
+    jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc keeps what was freed, unless it is asked
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """After a test that left a worker large. Programs that are needed again come from the cache on disk."""
+    yield
+    if "jax" in sys.modules and Path("/proc/self/statm").exists() and resident() > _at_least[0]:
+        free()
+        _at_least[0] = max(
+            MEMORY, resident() + MEMORY / 4
+        )  # what is alive would not be freed by asking again
+
+
+def pytest_addoption(parser):
+    parser.addoption("--memory", action="store_true", help="Say how large each worker grew.")
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak"] = _peak()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    _peaks[node.gateway.id] = getattr(node, "workeroutput", {}).get("peak", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("--memory"):
+        peaks = _peaks or {"this process": _peak()}
+        text = ", ".join(f"{name} {peak / 2**30:.2f} GB" for name, peak in sorted(peaks.items()))
+        terminalreporter.write_line(f"peak memory: {text}")
+
+
+_peaks = {}
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def pytest_configure(config):

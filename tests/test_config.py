@@ -1,12 +1,18 @@
+import fractions
+import json
 import pathlib
 import re
 import subprocess
 import sys
 import tomllib
 
+import ml_collections
+import numpy as np
 import pytest
 
-from cepam_jax.config import FIELDS, flat, sigma_of_gamma, validate
+from cepam_jax import models
+from cepam_jax.config import FIELDS, flat, plain, sigma_of_gamma, validate
+from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError
 from configs import cifar10, common, digits, fashion_mnist, mnist
 
@@ -39,6 +45,22 @@ def test_unknown_variant():
         ("mechanism.gamma", 0.0, "config.mechanism.gamma is 0.0; it must be a positive number"),
         ("mechanism.gamma", -1.0, "config.mechanism.gamma is -1.0"),
         ("mechanism.gamma", float("nan"), "config.mechanism.gamma is nan"),
+        (
+            "mechanism.gamma",
+            1e50,
+            "config.mechanism.gamma is 1e+50; it must be a positive number (between 1.2e-38",
+        ),
+        ("mechanism.clip_norm", 1e-40, "config.mechanism.clip_norm is 1e-40"),
+        (
+            "local.proximal",
+            1e39,
+            "config.local.proximal is 1e+39; it must be a number of at least 0 (0, or betw",
+        ),
+        (
+            "mechanism.per_client.gamma",
+            (np.float32("nan"),) * 30,
+            "config.mechanism.per_client.gamma is (nan, ",
+        ),
         ("mechanism.per_client.gamma", (1.0, 2.0), "one number for each of config.num_clients = 30"),
         ("mechanism.per_client.gamma", (0.0,) * 30, "config.mechanism.per_client.gamma is"),
         ("mechanism.per_client.bits", (9,) * 30, "config.mechanism.per_client.bits is"),
@@ -92,6 +114,48 @@ def test_impossible_combinations():
         del config.model
     with pytest.raises(ConfigError, match="config.model is missing"):
         validate(config)
+
+
+def test_what_is_registered_later_may_be_chosen(monkeypatch):
+    """By name, also after this module was imported; and what is not there is refused with all names."""
+    for registry, field in ((sources.SOURCES, "data.name"), (models.MODELS, "model")):
+        config = mnist.get_config()
+        config.update_from_flattened_dict({field: "registered_later"})
+        with pytest.raises(ConfigError, match=f"config.{field} is 'registered_later'; it must be one of '"):
+            validate(config)
+        monkeypatch.setitem(registry, "registered_later", None)
+        validate(config)
+        config.update_from_flattened_dict({field: "another"})
+        with pytest.raises(ConfigError, match="'registered_later'"):
+            validate(config)
+
+
+def numpy_config():
+    """A valid configuration full of NumPy's numbers."""
+    config = ml_collections.ConfigDict(digits.get_config().to_dict(), type_safe=False)
+    config.mechanism.gamma, config.rounds, config.wire = np.float32(50), np.int64(3), np.bool_(True)
+    config.local.learning_rate = fractions.Fraction(1, 4)
+    config.mechanism.per_client.gamma = np.linspace(1, 10, 10, dtype=np.float32)
+    config.mechanism.per_client.bits = tuple(np.arange(10) % 8 + 1)
+    return config
+
+
+def test_numbers_of_numpy_and_frozen_configurations_become_plain():
+    config = plain(numpy_config())
+    validate(numpy_config())
+    fields = json.loads(config.to_json())
+    assert fields["mechanism"]["gamma"] == 50 and fields["rounds"] == 3 and fields["wire"] is True
+    assert fields["mechanism"]["per_client"]["gamma"] == list(range(1, 11))
+    assert fields["local"]["learning_rate"] == 0.25
+    allowed = (bool, int, float, str, tuple)
+    assert {type(value) for value in flat(config).values()} <= set(allowed)
+    frozen = ml_collections.FrozenConfigDict(digits.get_config())
+    validate(frozen)
+    assert plain(frozen).to_json() == plain(digits.get_config()).to_json()
+    assert type(plain(frozen)) is ml_collections.ConfigDict
+    validate(digits.get_config().to_dict())
+    with pytest.raises(ConfigError, match="config is 3; it must be a ConfigDict"):
+        validate(3)
 
 
 def test_gamma_is_clip_norm_over_noise_scale():

@@ -1,5 +1,8 @@
 """Which client holds which example. Every example belongs to exactly one client."""
 
+import importlib
+import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,10 +139,21 @@ def summary(table: np.ndarray) -> str:
     )
 
 
+def _figure():
+    """matplotlib's Figure, also where a notebook's variable names a backend that is not installed here."""
+    try:
+        importlib.import_module("matplotlib")
+    except ValueError:
+        # The backend is for windows; nothing here opens one. What a failed import leaves behind goes with it.
+        del os.environ["MPLBACKEND"]
+        for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+            del sys.modules[name]
+    return importlib.import_module("matplotlib.figure").Figure  # slow to import, and not needed to train
+
+
 def plot(table: np.ndarray, path: Path) -> None:
     """Draws the label histogram of every client as a heat map (PNG)."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  slow to import, and not needed to train
-
+    Figure = _figure()
     clients, classes = table.shape
     figure = Figure(figsize=(5, min(10, 2 + 0.16 * clients)), layout="constrained")
     axes = figure.subplots()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cepam_jax.errors import DataNotPreparedError, require_choice
+from cepam_jax.errors import DataNotPreparedError, DatasetError, require_choice
 
 TFDS_SETS = ("mnist", "fashion_mnist", "cifar10")
 
@@ -49,16 +49,82 @@ def load(name: str, data_dir: str = "") -> Dataset:
 
     Raises:
       ConfigError: unknown name.
+      DatasetError: its arrays are not as `Dataset` says.
       DataNotPreparedError: the data set is not under data_dir; the message says how to get it.
     """
     require_choice("data.name", name, SOURCES)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return _load(name, str(Path(data_dir).expanduser()))
+    try:
+        data_dir = str(Path(data_dir).expanduser())
+    except RuntimeError:
+        pass  # no home: no data there either, and some data sets need none
+    return _load(name, SOURCES[name], data_dir)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name, data_dir):
-    return SOURCES[name](data_dir)
+def _load(name, source, data_dir):
+    try:
+        return _checked(source(data_dir))
+    except DatasetError as error:
+        raise DatasetError(f"data set {name!r}: {error}") from error
+
+
+def _checked(data):
+    """The Dataset in the types that the round expects.
+
+    Raises:
+      DatasetError: names what does not fit.
+    """
+    if not isinstance(data, Dataset):
+        raise DatasetError(f"its function returned a {type(data).__name__}; it must return a sources.Dataset")
+    for split in ("train", "test"):
+        images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+        _check_split(split, images, labels)
+        if images.shape[1:] != data.train_images.shape[1:]:
+            raise DatasetError(
+                f"test_images are {images.shape[1:]} large, train_images {data.train_images.shape[1:]}; "
+                f"they must be alike"
+            )
+        outside = np.flatnonzero((labels < 0) | (labels >= data.num_classes))
+        if outside.size:
+            raise DatasetError(
+                f"{split}_labels[{outside[0]}] is {labels[outside[0]]}; labels must be from 0 to "
+                f"num_classes - 1 = {data.num_classes - 1}"
+            )
+    channels = data.train_images.shape[3:]
+    for name in ("mean", "std"):
+        values = np.asarray(getattr(data, name))
+        if values.shape != channels or not np.isfinite(values).all():
+            raise DatasetError(f"{name} is {values.tolist()}; it must be one finite number per channel")
+    if (np.asarray(data.std) <= 0).any():
+        raise DatasetError(
+            f"std is {np.asarray(data.std).tolist()}; it must be positive: models see (pixel/255 - mean)/std "
+            f"and a channel whose pixels are all equal tells nothing"
+        )
+    return data._replace(
+        train_labels=np.asarray(data.train_labels, np.int32),
+        test_labels=np.asarray(data.test_labels, np.int32),
+        num_classes=int(data.num_classes),
+        mean=np.asarray(data.mean, np.float32),
+        std=np.asarray(data.std, np.float32),
+    )
+
+
+def _check_split(split, images, labels):
+    """DatasetError unless images and labels are arrays of the right types, shapes and equal length."""
+    for name, array, kind, axes in (
+        (f"{split}_images", images, np.uint8, "[examples, height, width, channels]"),
+        (f"{split}_labels", labels, np.integer, "[examples]"),
+    ):
+        wanted = ("uint8" if kind is np.uint8 else "integers") + axes
+        shape = f"{getattr(array, 'dtype', type(array).__name__)}{list(getattr(array, 'shape', ()))}"
+        fits = isinstance(array, np.ndarray) and np.issubdtype(array.dtype, kind)
+        if not fits or array.ndim != axes.count(",") + 1:
+            raise DatasetError(f"{name} are {shape}; they must be a NumPy array {wanted}")
+        if not array.size:
+            raise DatasetError(f"{name} are empty: {shape}")
+    if len(images) != len(labels):
+        raise DatasetError(f"there are {len(images)} {split}_images and {len(labels)} {split}_labels")
 
 
 def register(load):
@@ -68,7 +134,13 @@ def register(load):
 
 
 def dataset(train_images, train_labels, test_images, test_labels) -> Dataset:
-    """A Dataset of images uint8[examples, height, width, channels] and integer labels."""
+    """A Dataset of images uint8[examples, height, width, channels] and integer labels.
+
+    Raises:
+      DatasetError: they are not of these types and shapes, or not as many.
+    """
+    _check_split("train", train_images, train_labels)
+    _check_split("test", test_images, test_labels)
     scaled = train_images.reshape(-1, train_images.shape[-1])
     # Integer moments: exact, and no f64 copy of all pixels.
     counts = [np.bincount(channel, minlength=256) for channel in scaled.T]

@@ -89,7 +89,7 @@ def choose_batches(key, count, capacity: int, settings: LocalTraining):
     number = settings.steps * settings.batch_size
     shape = (settings.steps, settings.batch_size)
     if settings.sampling == "replacement":
-        return jax.random.randint(key, shape, 0, count)
+        return jax.random.randint(key, shape, 0, count, jnp.int32)
     slots = jnp.arange(capacity, dtype=jnp.uint32)
     order, _ = counter.words(counter.stream(key, _BATCHES), 0, slots)
     padding = (slots >= count.astype(jnp.uint32)).astype(jnp.int32)

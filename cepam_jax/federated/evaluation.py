@@ -88,7 +88,7 @@ def make_evaluate(module: Any, batch_size: int) -> Callable:
             real = slot < number
             return carry + jnp.stack([jnp.sum(jnp.where(real, a, 0)) for a in (loss, right)]), None
 
-        totals, _ = jax.lax.scan(add, jnp.zeros(2), slots)
+        totals, _ = jax.lax.scan(add, jnp.zeros(2, jnp.float32), slots)
         return totals[0] / number, totals[1] / number
 
     return evaluate

@@ -44,7 +44,8 @@ class Program(NamedTuple):
 def program(config: ml_collections.ConfigDict, image_shape, num_classes: int, layout: Layout = ONE_DEVICE):
     """The Program of a valid configuration; the same object for configurations that can share it.
 
-    Runs that differ only in data, seeds, gamma, clip norm or the number of rounds share one.
+    Runs that differ only in data, seeds, gamma, clip norm or the number of rounds (from eval_every on) share
+    one.
 
     Args:
       config: valid configuration.
@@ -52,12 +53,17 @@ def program(config: ml_collections.ConfigDict, image_shape, num_classes: int, la
       num_classes: of the data.
       layout: what is spread over the devices.
     """
-    return _program(shared_fields(config), tuple(image_shape), num_classes, jax.default_backend(), layout)
+    builder = models.MODELS.get(config.model)  # registered anew it is another model
+    return _program(
+        shared_fields(config), tuple(image_shape), num_classes, jax.default_backend(), layout, builder
+    )
 
 
 def shared_fields(config: ml_collections.ConfigDict) -> str:
     """What runs must have in common to share one Program, as text."""
     fields = json.loads(config.to_json())
+    # A block of more rounds than the run has would only be skipped through.
+    fields["eval_every"] = min(config.eval_every, config.rounds)
     for name in ("seeds", "partition", "privacy", "data", "devices", *open_fields(config)):
         fields.pop(name, None)
     for name in ("gamma", "step", "bits", "levels", "fraction", "clip_norm", "per_client"):
@@ -72,7 +78,8 @@ def open_fields(config) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=16)
-def _program(fields_text, image_shape, num_classes, backend, layout):
+def _program(fields_text, image_shape, num_classes, backend, layout, builder):
+    del builder
     config = ml_collections.ConfigDict(json.loads(fields_text))
     module = models.build(config.model, num_classes)
     shapes = jax.eval_shape(lambda key: models.initialize(module, key, image_shape), jax.random.key(0))
@@ -89,7 +96,7 @@ def _program(fields_text, image_shape, num_classes, backend, layout):
 
     def initialize(key, clip_norm):
         params = models.initialize(module, key, image_shape)
-        memory = jnp.zeros((config.num_clients, sum(segments))) if remembers else None
+        memory = jnp.zeros((config.num_clients, sum(segments)), jnp.float32) if remembers else None
         scale = None
         if "scale" in mechanism.about.knobs:  # before anything is known: the clip norm, spread evenly
             octaves = jnp.log2(clip_norm / math.sqrt(sum(segments)))

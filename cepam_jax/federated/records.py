@@ -1,21 +1,26 @@
 """What one run leaves on the disk, line by line, and what it finds there when it is continued."""
 
+import json
 import math
+import os
+import sys
 from pathlib import Path
 
-import jax
 import numpy as np
+import tqdm
 
 from cepam_jax import checkpoints
 from cepam_jax.data import partition
+from cepam_jax.errors import CheckpointMismatchError
 from cepam_jax.federated import guarantees
 from cepam_jax.federated.devices import broadcast, is_main
 from cepam_jax.federated.program import open_fields
-from cepam_jax.metrics import MetricsFile
+from cepam_jax.locks import Lock
+from cepam_jax.metrics import MetricsFile, lines_up_to, parse
 
 
 class Record:
-    """One run's work directory, opened; only process 0 reads and writes it.
+    """One run's work directory, opened and locked; only process 0 reads and writes it.
 
     Attributes:
       config: as it is carried out (calibrated to a privacy target).
@@ -24,6 +29,7 @@ class Record:
       lines: of metrics.jsonl so far; in other processes than 0, those of this call.
       last: the round after which the run ends.
       failure: the error that ended the run early, or None.
+      workdir: its directory.
     """
 
     def __init__(self, asked: dict, config, split, data, initial, workdir: Path):
@@ -38,24 +44,63 @@ class Record:
           workdir: of this run alone.
 
         Raises:
-          CheckpointMismatchError: workdir belongs to another configuration.
+          CheckpointMismatchError: workdir belongs to another configuration, or the run there is longer.
+          CheckpointDamagedError: nothing intact is left there.
+          WorkdirInUseError: another process trains there.
+          OSError: it cannot be written to.
         """
-        self.config, self.split, self.failure = config, split, None
+        self.config, self.split, self.failure, self.workdir = config, split, None, workdir
         self.last = guarantees.rounds_within_budget(config, split.counts)
         self.state, self.lines = initial, []
-        self._store = self._file = None
+        self._asked, self._warned = asked, False
+        self._store = self._file = self._lock = None
         if is_main():
             workdir.mkdir(parents=True, exist_ok=True)
-            checkpoints.claim(workdir, asked, open_fields(config))
-            _describe(data, split, workdir)
-            text = guarantees.report_text(config, split.counts, self.last)
-            (workdir / "privacy.txt").write_text(text + "\n")
-            self._store = checkpoints.Checkpoints(workdir / "checkpoints")
-            restored = self._store.restore(initial)
-            self.state = initial if restored is None else jax.tree.map(np.asarray, restored)
-            self._file = MetricsFile(workdir / "metrics.jsonl")
-            self.lines = self._file.resume(self.done)
+            self._lock = Lock(workdir)
+            try:
+                self._restore(data, initial)
+            except BaseException:
+                self.close()
+                raise
         self.state = broadcast(self.state)
+
+    def _restore(self, data, initial):
+        """Checks everything before anything is written; then mends, says what, and goes on."""
+        workdir, config = self.workdir, self.config
+        self._store = checkpoints.Checkpoints(workdir / "checkpoints")
+        path = workdir / "metrics.jsonl"
+        before = path.read_bytes().decode(errors="replace") if path.exists() else ""
+        mended = [checkpoints.check_claim(workdir, self._asked, open_fields(config), self._store)]
+        found = self._store.newest(initial, lambda number: lines_up_to(before, number, config.eval_every))
+        if found is not None and found.round > self.last:
+            raise CheckpointMismatchError(
+                f"{workdir} holds a run of {found.round} rounds, this one ends after {self.last}"
+                + (f" of {config.rounds} (its privacy budget)" if self.last < config.rounds else "")
+                + f". Ask for at least {found.round}, or use another --workdir; nothing was changed."
+            )
+        self._store.clean()
+        if found is not None:
+            self.state = found.state
+            for number, why in found.damaged:
+                aside = self._store.set_aside(number)
+                mended.append(
+                    f"the checkpoint of round {number} is damaged ({why}), now {aside.name}; "
+                    f"the run goes on from round {found.round}"
+                )
+        checkpoints.write(workdir / "config.json", json.dumps(self._asked, indent=2) + "\n")
+        _describe(data, self.split, workdir)
+        text = "no round is trained: nothing is released"
+        if self.last:
+            text = guarantees.report_text(config, self.split.counts, self.last)
+        checkpoints.write(workdir / "privacy.txt", text + "\n")
+        self._file = MetricsFile(path)
+        lines = found.lines if found else lines_up_to(before, 0, 1) or ""
+        if found is None and len(parse(before)) > 2:  # one line may be there before the first checkpoint is
+            mended.append("its checkpoints are lost; the run begins again, from round 0")
+        mended.append(self._file.resume(lines))
+        self.lines = parse(lines)
+        for what in filter(None, mended):
+            say(f"{workdir}: {what}")
 
     @property
     def done(self) -> int:
@@ -66,6 +111,11 @@ class Record:
     def open(self) -> bool:
         """Whether rounds remain."""
         return self.failure is None and self.done < self.last
+
+    @property
+    def untouched(self) -> bool:
+        """Whether not even the untrained model was evaluated."""
+        return not self.lines
 
     def start(self, evaluation) -> None:
         """Notes the untrained model's (loss, accuracy)."""
@@ -88,20 +138,32 @@ class Record:
         line["epsilon"] = guarantees.epsilons(self.config, self.split.counts, self.done)
         self._add(line)
         if self._store:
-            self._store.save(self.done, state)
+            self._store.save(self.done, state, self._asked, self._file.text)
 
     def _add(self, line):
         self.lines.append(line)
         if self._file:
             self._file.append(line)
+            if line["loss"] is None and not self._warned:
+                self._warned = True
+                say(
+                    f"{self.workdir}: the test loss after round {line['round']} is NaN or infinite, though "
+                    f"the model is finite: its outputs overflow, and the accuracy means little"
+                )
 
     def close(self) -> None:
-        if self._store:
-            self._store.close()
+        """Lets other processes in; may be called twice."""
+        if self._lock:
+            self._lock.release()
+
+
+def say(text: str) -> None:
+    """One line on standard error, beside whatever bar is there."""
+    tqdm.tqdm.write(text, file=sys.stderr)
 
 
 def summarize(metrics, evaluation, last_round: int, ran: int, coordinates: int, seconds: float) -> dict:
-    """One line of metrics.jsonl.
+    """One line of metrics.jsonl; None (null) for every number that is NaN or infinite.
 
     Args:
       metrics: RoundMetrics of a block, leading axis rounds.
@@ -112,10 +174,10 @@ def summarize(metrics, evaluation, last_round: int, ran: int, coordinates: int, 
       seconds: wall time of the block, its evaluation included.
     """
     total = {name: float(np.sum(np.asarray(v, np.float64))) for name, v in metrics._asdict().items()}
-    return {
+    line = {
         "round": last_round,
         **_evaluation(evaluation),
-        "train_loss": _finite(total["train_loss"] / ran),
+        "train_loss": total["train_loss"] / ran,
         "bits_per_coordinate": total["bits"] / ran / coordinates,
         "uplink_bits": total["bits"],
         **({"uplink_bytes": total["bytes"]} if total["bytes"] else {}),
@@ -125,26 +187,31 @@ def summarize(metrics, evaluation, last_round: int, ran: int, coordinates: int, 
         "seconds": seconds,
         "seconds_per_round": seconds / ran,
     }
+    return {name: _finite(value) for name, value in line.items()}
 
 
 def _evaluation(evaluation):
     loss, accuracy = map(float, evaluation)
-    return {"loss": _finite(loss), "accuracy": accuracy}
+    return {"loss": _finite(loss), "accuracy": _finite(accuracy)}
 
 
 def _finite(value):
-    return value if math.isfinite(value) else None
+    return value if value is None or math.isfinite(value) else None
 
 
 def progress_text(line: dict) -> str:
     """The figures beside the progress bar."""
-    snr = "inf" if line["snr"] is None else f"{line['snr']:.2g}"
+
+    def number(name, form, missing="nan"):
+        return missing if line[name] is None else format(line[name], form)
+
     found = line.get("epsilon", {}).get("released_model")
     epsilon = "" if found is None else f", epsilon {found:.3g} (released model)"
-    loss = "nan" if line["loss"] is None else f"{line['loss']:.3f}"
     return (
-        f"loss {loss}, accuracy {line['accuracy']:.3f}, {line['bits_per_coordinate']:.3f} bits/coordinate, "
-        f"norm {line['update_norm']:.3g}->{line['clipped_norm']:.3g}, SNR {snr}{epsilon}"
+        f"loss {number('loss', '.3f')}, accuracy {number('accuracy', '.3f')}, "
+        f"{number('bits_per_coordinate', '.3f')} bits/coordinate, "
+        f"norm {number('update_norm', '.3g')}->{number('clipped_norm', '.3g')}, "
+        f"SNR {number('snr', '.2g', 'inf')}{epsilon}"
     )
 
 
@@ -154,4 +221,6 @@ def _describe(data, split, workdir):
     if not picture.exists():
         table = partition.histogram(data.train_labels, split, data.num_classes)
         (workdir / "partition.txt").write_text(partition.summary(table) + "\n")
-        partition.plot(table, picture)
+        unfinished = workdir / "partition.tmp.png"
+        partition.plot(table, unfinished)
+        os.replace(unfinished, picture)

@@ -40,8 +40,9 @@ class State(NamedTuple):
       params: pytree of f32, the global model.
       server: state of the server optimizer.
       round: int32[], rounds done.
-      invalid_client: int32[], -1, or the client whose update was NaN or infinite. The round that met
-        it was not applied: `round` and `params` are those before it.
+      invalid_client: int32[], -1, or the client whose update could not be averaged (the first of them), with
+        the cause in the upper bits: `failure` takes it apart. The round that met it was not applied: `round`
+        and `params` are those before it.
       memory: f32[clients, d], what each client's messages have lost so far; None without error
         feedback. Takes the memory of that many updates.
       scale: int32[tensors], scales of the last aggregated update, for coders whose scales are public;
@@ -170,6 +171,36 @@ def public_scales(mean, segments, sigmas, family, per_round):
 
 _VALID = np.int32(2**31 - 1)  # where the number of an invalid client would be
 
+# Causes, in the order in which the first is reported; without one an invalid client is its number alone.
+LOCAL, MECHANISM, MODEL = "local update", "mechanism", "model"
+_CAUSES = (LOCAL, MECHANISM, MODEL)
+_CLIENT_BITS = 28
+
+
+def failure(code) -> tuple[int, str]:
+    """Why a round was not applied, from `State.invalid_client`.
+
+    Args:
+      code: int32[], not negative.
+
+    Returns:
+      The client, and the cause: LOCAL, its update was NaN or infinite before it was encoded; MECHANISM, its
+      update was finite, what the server decoded was not; MODEL, all decoded updates were finite, and the
+      server's step led to a model that is not (then the client means nothing).
+    """
+    return int(code) % 2**_CLIENT_BITS, _CAUSES[int(code) >> _CLIENT_BITS]
+
+
+def _coded(client, cause):
+    return client + np.int32(_CAUSES.index(cause) << _CLIENT_BITS)
+
+
+def _finite(tree):
+    """Whether all floating-point leaves are finite, bool[]."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
+
+
 # Updates with so many coordinates pass through the mechanism one after another, even where their clients
 # trained under one vmap: one of them keeps every device busy, and messages, decoded updates and what
 # lies between them take the memory of one client.
@@ -204,7 +235,7 @@ def make_round(plan: Plan) -> Callable:
         return update, loss, step_weight
 
     def send(state, federation, knobs, client, here, trained):
-        """What one client's update adds to the sums; its number if invalid; what was lost."""
+        """What one client's update adds to the sums; why not, or _VALID; what was lost."""
         update, loss, step_weight = trained
         _, keys = client_keys(federation, state.round, client)
         knobs = jax.tree.map(lambda knob: knob[client], knobs)._replace(scale=state.scale)
@@ -215,7 +246,8 @@ def make_round(plan: Plan) -> Callable:
             message, size = transmit(mechanism, keys.shared, message, knobs, state.round, client)
         decoded = mechanism.decode(keys.shared, message, knobs) - base
         clipped = mechanism.reference(base + update, knobs) - base
-        valid = jnp.isfinite(update).all() & jnp.isfinite(decoded).all()
+        code = jnp.where(jnp.isfinite(decoded).all(), _VALID, _coded(client, MECHANISM))
+        code = jnp.where(jnp.isfinite(update).all(), code, client)
         error = jnp.square(decoded - clipped)
         count = federation.counts[client].astype(jnp.float32)
         weight = here * plan.aggregator.weigh(count, tensor_means(error))
@@ -231,7 +263,7 @@ def make_round(plan: Plan) -> Callable:
         )
         sums = _Sums(per_coordinate(weight) * decoded, weight, jnp.mean(weight) * step_weight, metrics)
         lost = None if state.memory is None else update - decoded
-        return sums, jnp.where(valid, _VALID, client), lost
+        return sums, code, lost
 
     def add(carry, sums, invalid):
         return jax.tree.map(jnp.add, carry[0], sums), jnp.minimum(carry[1], invalid)
@@ -260,7 +292,7 @@ def make_round(plan: Plan) -> Callable:
         flat = ravel_pytree(state.params)[0]
         start = _Sums(
             jnp.zeros_like(flat),
-            jnp.zeros((tensors,) if plan.aggregator.per_tensor else ()),
+            jnp.zeros((tensors,) if plan.aggregator.per_tensor else (), jnp.float32),
             jnp.float32(0),
             RoundMetrics(*[jnp.float32(0)] * len(RoundMetrics._fields)),
         )
@@ -286,6 +318,8 @@ def make_round(plan: Plan) -> Callable:
     else:
         run_clients = over_clients
 
+    broken = _coded(np.int32(0), MODEL)
+
     def run_round(state: State, federation: Federation):
         number = state.round
         draw = jax.random.fold_in(jax.random.fold_in(federation.training_key, number), _NO_CLIENT)
@@ -294,7 +328,7 @@ def make_round(plan: Plan) -> Callable:
         slots = chunks * devices * per_chunk
         fill = slots - per_round  # the last chunk is filled up with weight 0
         clients = jnp.pad(clients, (0, fill), mode="edge").reshape(chunks, devices * per_chunk)
-        here = jnp.pad(jnp.ones(per_round), (0, fill)).reshape(chunks, devices * per_chunk)
+        here = jnp.pad(jnp.ones(per_round, jnp.float32), (0, fill)).reshape(chunks, devices * per_chunk)
         unravel = ravel_pytree(state.params)[1]
         (sums, invalid), memory = run_clients(state, federation, knobs, clients, here)
         step_weight = sums.steps / jnp.mean(sums.weight)
@@ -315,6 +349,7 @@ def make_round(plan: Plan) -> Callable:
             if state.scale is None
             else public_scales(mean, plan.segments, knobs.sigma, mechanism.code.family, per_round),
         )
+        invalid = jnp.where((invalid == _VALID) & ~_finite((after.params, after.server)), broken, invalid)
         failed = invalid < _VALID
         state = jax.tree.map(lambda a, b: jnp.where(failed, b, a), after, state)
         state = state._replace(invalid_client=jnp.where(failed, invalid, state.invalid_client))

@@ -2,7 +2,7 @@
 
 import functools
 import json
-import sys
+import math
 import time
 from pathlib import Path
 
@@ -12,13 +12,13 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from cepam_jax.config import validate
+from cepam_jax.config import plain, validate
 from cepam_jax.data import sources
 from cepam_jax.errors import NonFiniteUpdateError, require
-from cepam_jax.federated import devices, guarantees
+from cepam_jax.federated import devices, guarantees, rounds
 from cepam_jax.federated import program as programs
 from cepam_jax.federated.devices import CLIENTS, RUNS, Layout
-from cepam_jax.federated.records import Record, progress_text
+from cepam_jax.federated.records import Record, progress_text, say
 
 
 def train(
@@ -26,12 +26,13 @@ def train(
 ) -> list[dict]:
     """Trains, or continues where an earlier call with the same workdir was stopped.
 
-    Writes under workdir: config.json, partition.txt, partition.png, privacy.txt, metrics.jsonl, checkpoints/.
-    The clients of a round are spread over `config.devices` devices.
+    Writes under workdir: config.json, partition.txt, partition.png, privacy.txt, metrics.jsonl, lock.json,
+    checkpoints/. The clients of a round are spread over `config.devices` devices. Everything is computed in
+    32 bits, also where JAX_ENABLE_X64 is set.
 
     Args:
-      config: as `configs/common.py` defines it.
-      workdir: directory of this run alone; created if needed.
+      config: as `configs/common.py` defines it, frozen or not.
+      workdir: directory of this run alone; created if needed; a leading ~ is the home directory.
       progress: show a progress bar on standard error.
       label: stands before the bar; by default data set and mechanism.
 
@@ -41,11 +42,20 @@ def train(
     Raises:
       ConfigError: before anything is loaded or compiled.
       DataNotPreparedError: within seconds.
-      CheckpointMismatchError: workdir belongs to another configuration.
-      NonFiniteUpdateError: a client's update was NaN or infinite; the checkpoint before it stays.
+      DatasetError: the data set's arrays do not fit together.
+      CheckpointMismatchError: workdir belongs to another configuration, or to a run of more rounds.
+      CheckpointDamagedError: workdir holds nothing intact to go on from.
+      WorkdirInUseError: another process trains there.
+      NonFiniteUpdateError: a client's update, its decoded update or the new model was NaN or infinite; the
+        checkpoint before it stays.
+      OSError: workdir cannot be written to.
+      KeyboardInterrupt: by Ctrl-C; a note on it says what was saved, and the same call continues there.
     """
+    config, workdir = plain(config), Path(workdir).expanduser()
     validate(config)
-    return _train([config], [workdir], progress, label, Layout(CLIENTS, devices.count(config.devices)))[0]
+    with jax.enable_x64(False):
+        layout = Layout(CLIENTS, devices.count(config.devices))
+        return _train([config], [workdir], progress, label, layout)[0]
 
 
 def train_many(
@@ -78,11 +88,21 @@ def train_many(
     Raises:
       As `train`; NonFiniteUpdateError only after the other runs of the sweep were finished.
     """
-    runs, different = len(configs), len({Path(workdir).absolute() for workdir in workdirs})
+    workdirs = [Path(workdir).expanduser() for workdir in workdirs]
+    configs = [plain(config) for config in configs]
+    runs, different = len(configs), len({workdir.resolve() for workdir in workdirs})
     require(runs == len(workdirs), "number of workdirs", len(workdirs), f"{runs}, one per run")
     require(runs == different, "number of different workdirs", different, f"{runs}, one per run")
+    require(
+        labels is None or runs == len(labels), "number of labels", len(labels or ()), f"{runs}, one per run"
+    )
     for config in configs:
         validate(config)
+    with jax.enable_x64(False):
+        return _train_groups(configs, workdirs, progress, labels, together, keep_failures)
+
+
+def _train_groups(configs, workdirs, progress, labels, together, keep_failures):
     groups: dict = {}
     for number, config in enumerate(configs):
         alone = number if jax.process_count() > 1 else None
@@ -108,7 +128,8 @@ def train_many(
 
 
 @functools.lru_cache(maxsize=2)
-def _images(name, data_dir, layout):
+def _images(name, data_dir, source, layout):
+    del source  # registered anew it is another data set
     data = sources.load(name, data_dir)
     return tuple(devices.put(part, layout.mesh) for part in programs.images(data))
 
@@ -121,13 +142,20 @@ def _train(configs, workdirs, progress, label, layout, keep_failures=False):
     records: list[Record] = []
     try:
         for config, workdir in zip(configs, workdirs, strict=True):
-            records.append(_open(compiled, config, data, Path(workdir)))
-        running = [record for record in records if record.open]
+            records.append(_open(compiled, config, data, workdir))
+        running = [record for record in records if record.open or record.untouched]
+        for record in records:
+            if record not in running:
+                record.close()  # of hundreds of finished runs nothing need stay open
         if running:
             # The pixels stay the same: one copy on the devices for all calls.
-            images = _images(first.data.name, first.data.dir, layout._replace(together=1))
+            source = sources.SOURCES[first.data.name]
+            images = _images(first.data.name, first.data.dir, source, layout._replace(together=1))
             name = label or f"{first.data.name} {first.mechanism.name}"
             _run(compiled, running, images, progress and devices.is_main(), name)
+    except KeyboardInterrupt as error:
+        error.add_note(_where(records, len(configs)))
+        raise
     finally:
         for record in records:
             record.close()
@@ -135,6 +163,20 @@ def _train(configs, workdirs, progress, label, layout, keep_failures=False):
     if failures and not keep_failures:
         raise failures[0]
     return [record.lines for record in records]
+
+
+def _where(records, runs) -> str:
+    """Where interrupted runs stand."""
+    if runs > 1:
+        finished = sum(not record.open for record in records)
+        under = f"{records[0].workdir} and others" if records else "their work directories"
+        return f"{finished} of {runs} runs were finished, the others are saved in {under}; repeat to continue"
+    if not records:
+        return "Nothing was trained yet"
+    record = records[0]
+    return (
+        f"{record.workdir} holds the run up to round {record.done} of {record.last}; repeat to continue there"
+    )
 
 
 def _open(compiled, config, data, workdir):
@@ -181,7 +223,7 @@ def _run(compiled, records, images, progress, label):
         if record.last < record.config.rounds:
             target = f"epsilon = {record.config.privacy.target_epsilon:g}"
             note = f"the privacy budget of {target} ends after round {record.last} of {record.config.rounds}"
-            tqdm.tqdm.write(note, file=sys.stderr)
+            say(note)
     train_images, test = images
     federation = place(_federations(records))._replace(data=train_images)
 
@@ -226,17 +268,66 @@ def _note(record, state, metrics, evaluation, coordinates, seconds):
     if int(state.invalid_client) < 0:
         record.add(state, metrics, evaluation, coordinates, seconds)
         return
-    record.failure = NonFiniteUpdateError(
-        f"client {int(state.invalid_client)} sent a NaN or infinite update in round "
-        f"{int(state.round) + 1}; it was not averaged. The checkpoint of round {record.done} is intact. "
-        f"Lower config.local.learning_rate (now {record.config.local.learning_rate}) or clip updates."
+    record.failure = NonFiniteUpdateError(_why(record, state))
+
+
+def _why(record, state) -> str:
+    """What was not finite in the round after `state`, and what to change."""
+    client, cause = rounds.failure(state.invalid_client)
+    number, config = int(state.round) + 1, record.config
+    rate = f"Lower config.local.learning_rate (now {config.local.learning_rate:g})"
+    kept = (
+        f"the checkpoint of round {record.done} is intact"
+        if record.done
+        else "nothing was saved before round 1"
     )
+    if cause == rounds.MECHANISM:
+        settings = config.mechanism
+        return (
+            f"the update of client {client} in round {number} was finite, but config.mechanism.name = "
+            f"{settings.name!r} cannot code it: what it decodes to is NaN or infinite, and was not averaged; "
+            f"{kept}. {_within_range(settings, client)}"
+        )
+    if cause == rounds.MODEL:
+        server = f"config.server.learning_rate (now {config.server.learning_rate:g})"
+        return (
+            f"the global model became NaN or infinite in round {number}, from updates that were finite; "
+            f"the round was not applied, {kept}. {rate}, or {server}, or clip updates "
+            f"(config.mechanism.clip, now {config.mechanism.clip!r})."
+        )
+    advice = f"{rate}."
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
+        advice = "The global model was NaN or infinite before: train again from the beginning. " + advice
+    return (
+        f"client {client} sent a NaN or infinite update in round {number}: its local training diverged; it "
+        f"was not averaged, {kept}. {advice}"
+    )
+
+
+def _within_range(settings, client) -> str:
+    """How to bring finite updates into the range of a mechanism."""
+    gamma = settings.per_client.gamma[client] if settings.per_client.gamma else settings.gamma
+    changes = []
+    if settings.name in ("jopeq", "noise_rounding", "noise_sdq") or _sets_scale(settings, "step"):
+        changes.append(f"make config.mechanism.step larger (now {settings.step:g})")
+    if settings.name in ("lrsuq", "split", "noise") or _sets_scale(settings, "sigma"):
+        changes.append(f"make config.mechanism.gamma smaller (now {gamma:g})")
+    if settings.clip == "none":
+        changes += ["clip updates (config.mechanism.clip, now 'none')", "lower config.local.learning_rate"]
+    else:
+        changes.append(f"choose another config.mechanism.clip_norm (now {settings.clip_norm:g})")
+    return f"To bring updates into its range {', or '.join(changes)}."
+
+
+def _sets_scale(settings, rate) -> bool:
+    return settings.name == "sdq" and settings.rate == rate
 
 
 def _progress(records) -> str:
     if len(records) == 1:
         lines = records[0].lines
         return progress_text(lines[-1]) if len(lines) > 1 else ""
-    accuracy = [record.lines[-1]["accuracy"] for record in records if record.lines]
+    last = [record.lines[-1]["accuracy"] for record in records if record.lines]
+    accuracy = [value for value in last if value is not None] or [math.nan]
     failed = sum(record.failure is not None for record in records)
     return f"accuracy {min(accuracy):.3f} to {max(accuracy):.3f}" + (f", {failed} failed" if failed else "")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cepam_jax.data import sources
-from cepam_jax.errors import ConfigError, DataNotPreparedError
+from cepam_jax.errors import ConfigError, DataNotPreparedError, DatasetError
 
 
 def test_digits_are_embedded():
@@ -54,3 +54,115 @@ def test_unreadable_data_is_named(tmp_path):
 def test_unknown_name():
     with pytest.raises(ConfigError, match=r"data.name is 'imagenet'; it must be one of 'cifar10'"):
         sources.load("imagenet")
+
+
+GOOD = {
+    "train_images": np.arange(6 * 4, dtype=np.uint8).reshape(6, 2, 2, 1),
+    "train_labels": np.array([0, 1, 2, 0, 1, 2]),
+    "test_images": np.arange(2 * 4, dtype=np.uint8).reshape(2, 2, 2, 1),
+    "test_labels": np.array([2, 1]),
+}
+
+WRONG = {
+    "fewer labels": (
+        {"train_labels": GOOD["train_labels"][:5]},
+        "there are 6 train_images and 5 train_labels",
+    ),
+    "more labels": ({"test_labels": np.arange(3)}, "there are 2 test_images and 3 test_labels"),
+    "one-hot labels": (
+        {"train_labels": np.eye(6, 3, dtype=int)},
+        "train_labels are int64[6, 3]; they must be",
+    ),
+    "negative labels": ({"test_labels": np.array([0, -1])}, "test_labels[1] is -1; labels must be from 0 to"),
+    "unknown labels": (
+        {"test_labels": np.array([0, 3])},
+        "test_labels[1] is 3; labels must be from 0 to num_",
+    ),
+    "float labels": (
+        {"train_labels": np.ones(6)},
+        "train_labels are float64[6]; they must be a NumPy array int",
+    ),
+    "labels in a list": (
+        {"test_labels": [0, 1]},
+        "test_labels are list[]; they must be a NumPy array integers",
+    ),
+    "float images": (
+        {"train_images": np.ones((6, 2, 2, 1))},
+        "train_images are float64[6, 2, 2, 1]; they must",
+    ),
+    "NaN": (
+        {"test_images": np.full((2, 2, 2, 1), np.nan)},
+        "test_images are float64[2, 2, 2, 1]; they must be",
+    ),
+    "no channels": (
+        {"train_images": GOOD["train_images"][..., 0]},
+        "must be a NumPy array uint8[examples, hei",
+    ),
+    "an empty split": (
+        {"test_images": GOOD["test_images"][:0], "test_labels": np.arange(0)},
+        "are empty: uint8",
+    ),
+    "no pixels": (
+        {"train_images": np.ones((6, 0, 2, 1), np.uint8)},
+        "train_images are empty: uint8[6, 0, 2, 1]",
+    ),
+    "other sizes": (
+        {"test_images": np.ones((2, 3, 2, 1), np.uint8)},
+        "test_images are (3, 2, 1) large, train_im",
+    ),
+    "constant pixels": (
+        {"train_images": np.ones((6, 2, 2, 1), np.uint8)},
+        "std is [0.0]; it must be positive",
+    ),
+}
+
+
+def registered(monkeypatch, load, name="of_a_fork"):
+    monkeypatch.setattr(sources, "SOURCES", {**sources.SOURCES})
+    load.__name__ = name
+    sources.register(load)
+    return name
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_registered_data_set_is_checked(case, monkeypatch):
+    changes, message = WRONG[case]
+    name = registered(monkeypatch, lambda directory: sources.dataset(**{**GOOD, **changes}))
+    with pytest.raises(DatasetError) as error:
+        sources.load(name)
+    assert str(error.value).startswith("data set 'of_a_fork': ") and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": np.array([np.nan])}, "mean is [nan]; it must be one finite number per channel"),
+        ({"std": np.ones(3)}, "std is [1.0, 1.0, 1.0]; it must be one finite number per channel"),
+        ({"num_classes": 2}, "train_labels[2] is 2; labels must be from 0 to num_classes - 1 = 1"),
+        ({"train_labels": np.arange(5)}, "there are 6 train_images and 5 train_labels"),
+    ],
+)
+def test_a_data_set_put_together_by_hand_is_checked_too(changes, message, monkeypatch):
+    name = registered(monkeypatch, lambda directory: sources.dataset(**GOOD)._replace(**changes))
+    with pytest.raises(DatasetError) as error:
+        sources.load(name)
+    assert message in str(error.value)
+    nothing = registered(monkeypatch, lambda directory: None, "nothing")
+    with pytest.raises(DatasetError, match="'nothing': its function returned a NoneType; it must return"):
+        sources.load(nothing)
+
+
+def test_a_good_one_passes_in_the_types_that_the_round_expects(monkeypatch):
+    name = registered(monkeypatch, lambda directory: sources.dataset(**GOOD)._replace(mean=np.zeros(1)))
+    data = sources.load(name)
+    assert [array.dtype for array in data[:4]] == [np.uint8, np.int32] * 2
+    assert data.mean.dtype == data.std.dtype == np.float32 and data.num_classes == 3
+
+
+def test_a_data_set_registered_anew_is_loaded_anew(monkeypatch):
+    name = registered(monkeypatch, lambda directory: sources.dataset(**GOOD))
+    before = sources.load(name)
+    assert sources.load(name) is before
+    shorter = {**GOOD, "test_images": GOOD["test_images"][:1], "test_labels": np.array([1])}
+    registered(monkeypatch, lambda directory: sources.dataset(**shorter))
+    assert len(sources.load(name).test_labels) == 1

@@ -1,6 +1,5 @@
 """Runs of the real binaries on the embedded data set."""
 
-import json
 import random
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 
 from cepam_jax.errors import CheckpointMismatchError, NonFiniteUpdateError
 from cepam_jax.federated import program, training
-from cepam_jax.metrics import MetricsFile, read_lines
+from cepam_jax.metrics import read_lines
 from configs import common, digits
 
 TIMES = ("seconds", "seconds_per_round")
@@ -163,17 +162,3 @@ def test_a_diverging_client_is_named(tmp_path):
     config = small("fedavg", **{"local.learning_rate": 1e30})
     with pytest.raises(NonFiniteUpdateError, match=r"client 0 sent .* in round 1; .*local.learning_rate"):
         training.train(config, tmp_path, progress=False)
-
-
-def test_half_a_line_and_lines_beyond_the_checkpoint_are_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"round": 0}\n{"round": 2}\n{"round": 4}\n{"rou')
-    file = MetricsFile(path)
-    assert [line["round"] for line in file.read()] == [0, 2, 4]
-    file.resume(2)
-    file.append({"round": 4, "again": True})
-    assert [json.loads(text) for text in path.read_text().splitlines()] == [
-        {"round": 0},
-        {"round": 2},
-        {"round": 4, "again": True},
-    ]

@@ -1,0 +1,465 @@
+"""What a run finds in its work directory, intact or not, and what it makes of it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from cepam_jax import checkpoints, locks
+from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError, ConfigError, WorkdirInUseError
+from cepam_jax.federated import guarantees, records, training
+from cepam_jax.metrics import MetricsFile, lines_up_to, parse, read_lines
+from configs import digits
+
+TIMES = ("seconds", "seconds_per_round")
+
+
+def small(**changes):
+    config = digits.get_config()
+    changes = {"model": "linear", "rounds": 6, "eval_every": 2, "local.steps": 2, **changes}
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def train(workdir, **changes):
+    return training.train(small(**changes), workdir, progress=False)
+
+
+def timeless(lines):
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of 6 rounds, to be copied; its lines."""
+    place = tmp_path_factory.mktemp("finished") / "run"
+    return place, train(place)
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def content(folder):
+    """The text or bytes of every file under a folder, but for the lock."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != locks.NAME)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def as_first_release(run):
+    """Makes of a work directory what the first release left: no records, no lines beside the states."""
+    for step in (run / "checkpoints").iterdir():
+        (step / "record.json").unlink()
+        (step / "metrics.jsonl").unlink()
+        (step / "_CHECKPOINT_METADATA").write_text("{}")
+
+
+def largest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip(path, position=0.5):
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * position)] ^= 1
+    path.write_bytes(bytes(data))
+
+
+DAMAGES = {
+    "a byte of the state": lambda step: flip(largest(step / "default")),
+    "half a state": lambda step: os.truncate(largest(step / "default"), 300),
+    "an empty state": lambda step: [os.truncate(path, 0) for path in step.rglob("*.ocdbt")],
+    "no state": lambda step: shutil.rmtree(step / "default"),
+    "a byte of the record": lambda step: flip(step / "record.json"),
+    "no record": lambda step: (step / "record.json").unlink(),
+    "a byte of the lines": lambda step: flip(step / "metrics.jsonl"),
+    "nothing at all": lambda step: [shutil.rmtree(step), step.mkdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_from_a_damaged_checkpoint_the_run_goes_on_from_the_intact_one(damage, run, finished, capsys):
+    DAMAGES[damage](run / "checkpoints/6")
+    assert timeless(train(run)) == timeless(finished[1])
+    said = capsys.readouterr().err
+    assert "the checkpoint of round 6 is damaged (" in said
+    assert "now damaged_6; the run goes on from round 4" in said and len(said.splitlines()) == 1
+    assert (run / "checkpoints/damaged_6").is_dir()  # nothing is deleted
+    assert timeless(read_lines(run / "metrics.jsonl")) == timeless(finished[1])
+    assert train(run) == read_lines(run / "metrics.jsonl")  # finished, and intact
+    assert not capsys.readouterr().err
+
+
+def test_every_flipped_byte_is_seen(run, finished):
+    """Of the newest checkpoint's files, a hundred bytes: the result is the same, or the damage is found."""
+    template = template_of(finished[0])
+    store = checkpoints.Checkpoints(run / "checkpoints")
+    whole = store.newest(template)
+    files = [
+        path for path in sorted((run / "checkpoints/6").rglob("*")) if path.stat().st_size and path.is_file()
+    ]
+    found = 0
+    for number in range(100):
+        path = files[number % len(files)]
+        before = path.read_bytes()
+        flip(path, (number + 0.5) / 100)
+        after = store.newest(template)
+        found += after.round == 4
+        if after.round == 6:
+            assert checkpoints.digest(after.state) == checkpoints.digest(whole.state)
+            assert after.lines == whole.lines
+        path.write_bytes(before)
+    assert found > 20
+
+
+def template_of(place):
+    from cepam_jax.federated import program  # noqa: PLC0415
+
+    compiled = program.program(small(), (8, 8, 1), 10)
+    return jax.tree.map(np.asarray, compiled.initialize(jax.random.key(0), np.float32(1)))
+
+
+def test_with_all_checkpoints_damaged_nothing_is_changed(run):
+    for step in (run / "checkpoints").iterdir():
+        flip(largest(step / "default"))
+    before = content(run)
+    with pytest.raises(CheckpointDamagedError) as error:
+        train(run)
+    for words in (
+        "of round 6: its state",
+        "of round 4: its state",
+        str(run),
+        "delete",
+        "Nothing was changed",
+    ):
+        assert words in str(error.value)
+    assert content(run) == before
+
+
+def test_directories_of_the_first_release_are_continued(run, finished, capsys):
+    as_first_release(run)
+    assert train(run) == finished[1]
+    longer = train(run, rounds=8)
+    assert longer[:4] == finished[1] and longer[-1]["round"] == 8
+    assert not capsys.readouterr().err
+
+
+def test_lines_of_the_first_release_that_reach_the_older_checkpoint_alone(run, finished, capsys):
+    as_first_release(run)
+    metrics = run / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:3]))  # up to round 4
+    assert timeless(train(run)) == timeless(finished[1])
+    assert "the lines of metrics.jsonl up to there are not complete" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [None, "", '{"round": 0}\n', '{"round": 0}\n{"round": 6}\n{"rou', "[]\n3\n"])
+def test_lines_of_the_first_release_that_reach_no_checkpoint(run, text):
+    as_first_release(run)
+    (run / "metrics.jsonl").unlink()
+    if text is not None:
+        (run / "metrics.jsonl").write_text(text)
+    before = content(run)
+    with pytest.raises(
+        CheckpointDamagedError, match="the lines of metrics.jsonl up to there are not complete"
+    ):
+        train(run)
+    assert content(run) == before
+
+
+WRONG_LINES = {
+    "cut": lambda text: text[:1500],
+    "cut to whole lines": lambda text: "".join(text.splitlines(keepends=True)[:2]),
+    "deleted": lambda text: None,
+    "emptied": lambda text: "",
+    "edited": lambda text: text.replace('"accuracy": 0.', '"accuracy": 0.9'),
+    "without round": lambda text: text.replace('"round"', '"around"'),
+    "no objects": lambda text: "[1, 2]\n3\nnull\n",
+    "another run's": lambda text: '{"round": 0, "loss": 1.0, "accuracy": 0.5}\n',
+}
+
+
+@pytest.mark.parametrize("change", WRONG_LINES)
+def test_lines_that_disagree_with_the_checkpoint_are_written_again(change, run, finished, capsys):
+    metrics = run / "metrics.jsonl"
+    before = metrics.read_text()
+    wrong = WRONG_LINES[change](before)
+    if wrong is None:
+        metrics.unlink()
+    else:
+        metrics.write_text(wrong)
+    assert train(run) == finished[1]
+    assert metrics.read_text() == before
+    assert "metrics.jsonl was " in (said := capsys.readouterr().err) and str(run) in said
+    aside = run / "metrics.damaged.jsonl"
+    kept = wrong is not None and not before.startswith(
+        wrong
+    )  # a part of the lines is no evidence of anything
+    assert aside.exists() == kept and (not kept or aside.read_text() == wrong)
+
+
+def test_half_a_line_and_lines_beyond_the_checkpoint_are_dropped_without_a_word(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"round": 0}\n{"round": 2}\n{"round": 4}\n{"rou')
+    assert [line["round"] for line in read_lines(path)] == [0, 2, 4]
+    file = MetricsFile(path)
+    assert not file.resume(lines_up_to(path.read_text(), 2, 2))
+    file.append({"round": 4, "again": True})
+    assert file.text == path.read_text() == '{"round": 0}\n{"round": 2}\n{"round": 4, "again": true}\n'
+
+
+def test_only_lines_with_rounds_are_lines():
+    assert parse('{"round": 0}\n{"round": true}\n') == [{"round": 0}]
+    for text in ("", '{"round": 1}\n', '{"round": 0}\n{"round": 0}\n', '{"round": 0}\n{}\n{"round": 2}\n'):
+        assert lines_up_to(text, 2, 2) is None
+    skipped = '{"round": 0}\n{"round": 2}\n{"round": 6}\n'
+    assert lines_up_to(skipped, 6, 2) is None and lines_up_to(skipped, 6, 4) == skipped
+
+
+def test_lost_checkpoints_are_said(run, finished, capsys):
+    shutil.rmtree(run / "checkpoints")
+    assert timeless(train(run)) == timeless(finished[1])
+    assert "its checkpoints are lost; the run begins again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "null", "3", '"a"', b"\xff\xfe"])
+def test_config_json_is_written_again_from_an_equal_configuration(text, run, finished, capsys):
+    path = run / "config.json"
+    before = path.read_bytes()
+    path.unlink()
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(CheckpointMismatchError, match="config.mechanism.gamma = 100.0, this one has 50.0"):
+        train(run, **{"mechanism.gamma": 50.0})
+    assert train(run) == finished[1] and path.read_bytes() == before
+    assert "config.json is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [None, "", "[]"])
+def test_without_any_configuration_nothing_is_continued(text, run):
+    as_first_release(run)
+    path = run / "config.json"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    before = content(run)
+    with pytest.raises(CheckpointDamagedError, match="no checkpoint says which run this directory holds"):
+        train(run)
+    assert content(run) == before
+
+
+def test_a_copied_config_json_does_not_open_another_run(run, tmp_path):
+    train(tmp_path / "other", **{"mechanism.gamma": 50.0, "rounds": 2})
+    shutil.copy(tmp_path / "other/config.json", run / "config.json")
+    with pytest.raises(CheckpointMismatchError, match="config.mechanism.gamma = 100.0, this one has 50.0"):
+        train(run, **{"mechanism.gamma": 50.0})
+
+
+def test_fewer_rounds_than_were_done_are_refused_before_anything_is_written(run):
+    before = content(run)
+    with pytest.raises(CheckpointMismatchError, match="holds a run of 6 rounds, this one ends after 2"):
+        train(run, rounds=2)
+    assert content(run) == before
+
+
+def test_a_smaller_budget_than_was_spent_is_refused_too(run, monkeypatch):
+    """As if a later release counted a round's privacy for more."""
+    before = content(run)
+    monkeypatch.setattr(guarantees, "rounds_within_budget", lambda config, counts: 4)
+    with pytest.raises(CheckpointMismatchError, match=r"ends after 4 of 6 \(its privacy budget\)"):
+        train(run)
+    assert content(run) == before
+
+
+def test_a_run_of_no_rounds_is_evaluated_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(guarantees, "rounds_within_budget", lambda config, counts: 0)
+    lines = train(tmp_path)
+    assert [line["round"] for line in lines] == [0]
+    assert train(tmp_path) == lines == read_lines(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a*?", "back\\slash", "{x}", "sp ace", "ü"])
+def test_any_name_of_a_work_directory_can_be_continued(name, tmp_path):
+    first = train(tmp_path / name, rounds=4)
+    assert train(tmp_path / name, rounds=6)[:3] == first
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    train("~/run", rounds=2)
+    assert (tmp_path / "run/metrics.jsonl").exists() and not (tmp_path / "~").exists()
+
+
+def holder(workdir):
+    """Another process that holds a work directory until it is killed."""
+    code = (
+        "import sys, time; from cepam_jax.locks import Lock; "
+        "lock = Lock(sys.argv[1]); print('held', flush=True); time.sleep(100)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(workdir)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_two_processes_in_one_directory(run, finished, tmp_path):
+    before = content(run)
+    process = holder(run)
+    try:
+        message = rf"{run} is in use by process {process.pid} on \S+, since 20"
+        with pytest.raises(WorkdirInUseError, match=message.replace("[", "\\[")):
+            train(run, rounds=8)
+        with pytest.raises(WorkdirInUseError, match=message):
+            training.train_many([small(), small()], [tmp_path / "free", run], progress=False)
+        assert content(run) == before
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert train(run) == finished[1]  # a lock does not outlive its process
+    assert training.train_many([small(), small(rounds=8)], [tmp_path / "free", run], progress=False)
+
+
+def test_a_failure_lets_go_of_the_directory(run):
+    with pytest.raises(CheckpointMismatchError):
+        train(run, rounds=2)
+    train(run)
+
+
+def test_without_locks_the_run_says_so(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    train(tmp_path, rounds=2)
+    assert "has no locks (Operation not supported)" in capsys.readouterr().err
+
+
+def test_more_locks_than_files_may_be_open(tmp_path):
+    code = (
+        "import resource, sys, pathlib; from cepam_jax.locks import Lock\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (60, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "places = [pathlib.Path(sys.argv[1], str(n)) for n in range(100)]\n"
+        "[place.mkdir() for place in places]\n"
+        "print(len([Lock(place) for place in places]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "100\n", done.stderr
+
+
+def test_ctrl_c_in_python_says_where_the_run_is_and_loses_nothing(tmp_path, monkeypatch, finished):
+    def interrupted(self, *arguments):
+        add(self, *arguments)
+        raise KeyboardInterrupt
+
+    add = records.Record.add
+    monkeypatch.setattr(records.Record, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        train(tmp_path / "run")
+    assert stop.value.__notes__ == [
+        f"{tmp_path / 'run'} holds the run up to round 2 of 6; repeat to continue there"
+    ]
+    with pytest.raises(KeyboardInterrupt) as stop:
+        training.train_many([small(), small(rounds=2)], [tmp_path / "run", tmp_path / "b"], progress=False)
+    assert "0 of 2 runs were finished" in stop.value.__notes__[0]
+    monkeypatch.undo()
+    assert timeless(train(tmp_path / "run")) == timeless(finished[1])
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(run, finished, monkeypatch):
+    """ENOSPC, from orbax in the words of tensorstore, and from our own files."""
+
+    class Full:
+        def save(self, *_, **__):
+            raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device\nmore")
+
+        def restore(self, *arguments, **named):
+            return real.restore(*arguments, **named)
+
+    real = checkpoints._orbax()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_orbax", Full)
+        with pytest.raises(
+            OSError, match="the checkpoint of round 8 cannot be written: .*No space left on device$"
+        ):
+            train(run, rounds=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left on device"):
+            train(run, rounds=10)
+    longer = train(run, rounds=10)
+    assert longer[:4] == finished[1] and [line["round"] for line in longer] == [0, 2, 4, 6, 8, 10]
+    assert sorted(os.listdir(run / "checkpoints")) == ["10", "8"]  # nothing half written is left
+
+
+def test_a_file_in_place_of_the_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        train(tmp_path / "file")
+
+
+def test_blocks_are_no_longer_than_the_run(tmp_path, finished):
+    """Rounds up to a far evaluation cost nothing; the limits of 32-bit counters are said."""
+    lines = train(tmp_path / "a", eval_every=2**31 - 1)
+    assert [line["round"] for line in lines] == [0, 6]
+    for name in ("accuracy", "loss"):
+        assert lines[-1][name] == finished[1][-1][name]
+    for field in ("rounds", "eval_every", "local.steps", "local.batch_size", "num_clients"):
+        with pytest.raises(
+            ConfigError, match=f"config.{field} is 2147483648; it must be .* at most 2147483647"
+        ):
+            train(tmp_path / "b", **{field: 2**31})
+    with pytest.raises(ConfigError, match=r"local.steps is 100000000; it must be below 2\*\*31 / "):
+        train(tmp_path / "b", **{"local.steps": 10**8})
+
+
+def test_a_killed_picture_is_drawn_again(tmp_path, monkeypatch):
+    def killed(table, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(records.partition, "plot", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, rounds=2)
+    monkeypatch.undo()
+    train(tmp_path, rounds=2)
+    assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_64_bit_jax_gives_the_same_lines(tmp_path, finished, root):
+    code = (
+        "import sys, json; sys.path.insert(0, 'tests')\n"
+        "from federated.test_workdirs import train\n"
+        "import jax; assert jax.numpy.zeros(1).dtype == 'float64'\n"
+        "print(json.dumps(train(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=root,
+        env={**os.environ, "JAX_ENABLE_X64": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert timeless(json.loads(done.stdout)) == timeless(finished[1])
+
+
+def test_frozen_configurations_and_numbers_of_numpy_train(tmp_path, finished):
+    frozen = ml_collections.FrozenConfigDict(small())
+    assert timeless(training.train(frozen, tmp_path / "a", progress=False)) == timeless(finished[1])
+    loose = ml_collections.ConfigDict(small().to_dict(), type_safe=False)
+    loose.rounds, loose.mechanism.gamma = np.int64(6), np.float32(100)
+    loose.mechanism.per_client.gamma = np.full(10, 100.0, np.float32)
+    (lines,) = training.train_many([loose], [tmp_path / "b"], progress=False)
+    assert timeless(lines) == timeless(finished[1])
+    assert json.loads((tmp_path / "b/config.json").read_text())["rounds"] == 6
