@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import tqdm
 
@@ -91,7 +92,8 @@ class Record:
         _describe(data, self.split, workdir)
         text = "no round is trained: nothing is released"
         if self.last:
-            text = guarantees.report_text(config, self.split.counts, self.last)
+            coordinates = sum(leaf.size for leaf in jax.tree.leaves(initial.params))
+            text = guarantees.report_text(config, self.split.counts, self.last, coordinates)
         checkpoints.write(workdir / "privacy.txt", text + "\n")
         self._file = MetricsFile(path)
         lines = found.lines if found else lines_up_to(before, 0, 1) or ""
