@@ -2,7 +2,7 @@
 
   checkpoints/<round>/default/       the state, as orbax writes it
   checkpoints/<round>/metrics.jsonl  the lines of the run up to this round
-  checkpoints/<round>/record.json    the configuration, digests of state and lines, and one of the record
+  checkpoints/<round>/record.json    the configuration, digests of files and state, and one of the record
 
 A directory of the first release has no lines and no record: its states are taken as they are.
 """
@@ -133,9 +133,9 @@ class Checkpoints:
         except Exception as error:  # whatever orbax and tensorstore make of a disk that is full
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise OSError(f"the checkpoint of round {number} cannot be written: {why}") from error
-        record = {"round": number, "config": config, "state": digest(state), "lines": _sha256(lines)}
-        record["record"] = _sha256(_canonical(record))
         write(unfinished / _LINES, lines)
+        record = {"round": number, "config": config, "state": digest(state), "files": _files(unfinished)}
+        record["record"] = _sha256(_canonical(record))
         write(unfinished / _RECORD, json.dumps(record, indent=2) + "\n")
         os.replace(unfinished, self._directory / str(number))
         _sync(self._directory)
@@ -170,13 +170,16 @@ class Checkpoints:
             if lines is None:
                 raise CheckpointDamagedError("the lines of metrics.jsonl up to there are not complete")
         else:
-            path = self._directory / str(number) / _LINES
-            lines = path.read_bytes().decode(errors="replace") if path.is_file() else ""
-            if _sha256(lines) != record["lines"]:
-                raise CheckpointDamagedError(f"its {_LINES} was altered")
+            folder = self._directory / str(number)
+            found = _files(folder)  # before orbax reads them, which takes damage ill
+            for name, expected in record["files"].items():
+                if found.get(name) != expected:
+                    what = "was altered" if name in found else "is lost"
+                    raise CheckpointDamagedError(f"its {name} {what}")
+            lines = (folder / _LINES).read_text()
         state = self._state(number, template)
         if record is not None and digest(state) != record["state"]:
-            raise CheckpointDamagedError("its state was altered")
+            raise CheckpointDamagedError("its state is not what was saved")
         if int(state.round) != number:
             raise CheckpointDamagedError(f"its state is that of round {int(state.round)}")
         return Checkpoint(number, state, lines)
@@ -223,6 +226,16 @@ def digest(state: Any) -> str:
         found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under a folder, by its path there."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _sha256(text: str) -> str:

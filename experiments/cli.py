@@ -99,7 +99,7 @@ def _parse(argv):
         _end(f"ConfigError: no such configuration field: {hint}", 1)
     except flags.Error as error:
         if "Traceback" not in str(error):
-            return app.parse_flags_with_usage(argv)  # says it again, and how to get help
+            _end(f"FlagError: {error}\n--help shows the flags, --helpfull all of them.", 1)
         flag = re.search(r"flag (--\w+=.*?): ", str(error))
         cause = next(line for line in reversed(str(error).splitlines()) if line.strip())
         cause = re.sub(r"^[\w.]+(Error|Exception): ", "", cause.strip())
