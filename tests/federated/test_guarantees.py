@@ -238,8 +238,10 @@ def test_not_even_one_round():
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"mechanism.gamma": 1e-50}, "mechanism.gamma is 1e-50; it must be such that the noise's deviation"),
-        ({"mechanism.clip_norm": 1e-40}, "lies between 1e-30 and 1e[+]30"),
+        ({"mechanism.gamma": 1e-50}, "mechanism.gamma is 1e-50; it must be a positive number .between"),
+        ({"mechanism.clip_norm": 1e-40}, "which 32-bit floats hold"),
+        ({"mechanism.gamma": 1e-31}, "mechanism.gamma is 1e-31; it must be such that the noise's deviation"),
+        ({"mechanism.clip_norm": 1e-31}, "lies between 1e-30 and 1e[+]30"),
         ({"schedule.knob": "fraction", "schedule.end": 400.0}, "schedule.end is 400.0; it must be such that"),
         ({"schedule.knob": "bits", "schedule.end": 4.0}, "it becomes 16"),
         ({"schedule.knob": "levels", "schedule.end": 0.01}, "an integer of at least 2"),
