@@ -19,6 +19,7 @@ import numpy as np
 from scipy import optimize, stats
 
 FALSE_ALARMS = 0.05  # that any of the bounds behind one claim is wrong
+TOGETHER = f"together at {100 * FALSE_ALARMS:g} %"
 LEAST_SEEDS = 3  # runs below which nothing is said
 MARGIN = 0.5  # points of accuracy below which a difference does not matter here
 
@@ -140,7 +141,8 @@ class Finding(NamedTuple):
     Attributes:
       state: whether it is true of all of them: shown, its opposite shown of one, or neither.
       measured: the least certain comparison, and those that differ from zero beyond chance, as text.
-      why: margin, number of bounds and power, as text.
+      why: as text: margin, number of bounds, and the power of the noisiest comparison: with what
+        probability it is shown if there is no difference at all, and for what margin that would be .8.
     """
 
     state: bool | None
@@ -183,14 +185,11 @@ def _judge(found: Mapping[str, np.ndarray], margin: float, tests: int, two_sided
     if len(found) > 1:
         measured = f"least certain: {measured}; {states.count(True)} of {len(found)} shown"
     if beyond:
-        measured += "; not zero beyond chance: " + ", ".join(beyond)
-    why = f"margin {margin:g} points; {tests} bounds of paired t tests, together at {FALSE_ALARMS:.0%}"
+        measured += "; beyond chance not zero: " + ", ".join(beyond)
+    why = f"margin {margin:g} points; {tests} bounds of paired t tests, {TOGETHER}"
     runs = [values for values in found.values() if len(values) > 1 and np.isfinite(values).all()]
     if runs:
         widest = max(runs, key=lambda values: deviation(values) / math.sqrt(len(values)))
         size = deviation(widest), len(widest), tests
-        why += (
-            f"; if nothing is lost, the noisiest shows it with probability {power(margin, *size):.2f}"
-            f", and with .8 for a margin of {detectable(*size):.2g}"
-        )
+        why += f"; power {power(margin, *size):.2f} (0.80 for a margin of {detectable(*size):.2g})"
     return Finding(all_of(states), measured, why)

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from cepam_jax.errors import ConfigError
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.paired import above, all_of, any_of, bounds, in_points, points, spread, verdict
+from experiments.paired import TOGETHER, above, all_of, any_of, bounds, in_points, points, spread, verdict
 from experiments.runs import train_all
 from experiments.tables import markdown
 
@@ -97,7 +97,7 @@ def claims(data: str, found, bits, seeds: int) -> list[Claim]:
         low, high = bounds(in_points(*pair), len(few))
         return f"{points(*pair)} points ({low:+.2f} to {high:+.2f})"
 
-    rule = f"{len(few)} bounds of paired t tests, together at 5%"
+    rule = f"{len(few)} bounds of paired t tests, {TOGETHER}"
     return [
         Claim(
             "2405.13365",

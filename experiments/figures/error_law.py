@@ -21,7 +21,7 @@ from cepam_jax.errors import require
 from cepam_jax.mechanisms import Keys, Knobs
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.paired import FALSE_ALARMS
+from experiments.paired import FALSE_ALARMS, TOGETHER
 from experiments.plots import STYLES
 from experiments.tables import markdown
 
@@ -90,7 +90,7 @@ def claim_of(rows: list[dict], size: int) -> Claim:
         f"update {max(abs(row['correlation']) for row in rows):.4f}; {size:,} coordinates",
         verdict,
         f"measurements show closeness, not exactness: within {_MARGIN:g} counts as holding, a p-value below "
-        f"{FALSE_ALARMS:g} / {tests} as refuted; bounds together at {FALSE_ALARMS:.0%}; up to 32-bit numbers",
+        f"{FALSE_ALARMS:g} / {tests} as refuted; bounds {TOGETHER}; up to 32-bit numbers",
     )
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.paired import above, all_of, below, points, spread, verdict, with_error
+from experiments.paired import TOGETHER, above, all_of, below, points, spread, verdict, with_error
 from experiments.plots import band, style
 from experiments.runs import (
     accuracies,
@@ -165,7 +165,7 @@ def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
             f"15 to 10 points lost: {steep}; 5 to 10 % of the traffic: {paying}; {ends}",
             verdict(near, seeds),
             "holds if some gamma does both: at least 10 points are lost at 5 % of the traffic, at most 15 at "
-            f"10 %; {straight}; bounds of t tests, together at 5%; ideal bits uplink, entropy-coded",
+            f"10 %; {straight}; bounds of t tests, {TOGETHER}; ideal bits uplink, entropy-coded",
         ),
         Claim(
             "2601.10701",
@@ -173,7 +173,7 @@ def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
             f"gamma {end.gamma:g}: {end.traffic:.2%} of the traffic, {with_error(end.lost)} points lost; "
             f"{seeds} seeds",
             verdict(below(end.lost, 2), seeds),
-            "the largest gamma here; at most two points lost counts as holding; bound of a t test at 5%",
+            "the largest gamma here; at most two points lost counts as holding; bound of a t test at 5 %",
         ),
         Claim(
             "2601.10701",
@@ -181,7 +181,7 @@ def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
             f"5 to 3 points lost: {middle}; {ends}",
             verdict(below(allowed.lost, 5) if allowed else None, seeds),
             "holds if some gamma loses at most 5 points at 30 % of the traffic or less; losing less or "
-            f"saving more counts as holding; {straight}; bound of a t test at 5%; ideal bits uplink",
+            f"saving more counts as holding; {straight}; bound of a t test at 5 %; ideal bits uplink",
         ),
     ]
 
@@ -207,7 +207,7 @@ def plot(by_data):
     ):
         known = {row["gamma"]: row[name] for rows in by_data.values() for row in rows if row[name]}
         epsilon.plot(sorted(known), [known[g] for g in sorted(known)], label=label, **style(number))
-    accuracy.set(xlabel="gamma", ylabel="test accuracy", title="thin: FedAvg; dotted: one point lost")
+    accuracy.set(xlabel="gamma", ylabel="test accuracy", title="thin: FedAvg; dotted: at most one point lost")
     bits.set(xlabel="gamma", ylabel="bits per coordinate", yscale="log")
     epsilon.set(xlabel="gamma", ylabel="epsilon of the whole run", yscale="log")
     for axes in (accuracy, bits, epsilon):

@@ -19,7 +19,7 @@ from cepam_jax import mechanisms
 from cepam_jax.mechanisms import Keys, Knobs
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.paired import FALSE_ALARMS, all_of, verdict
+from experiments.paired import FALSE_ALARMS, TOGETHER, all_of, verdict
 from experiments.tables import markdown
 
 _USERS = 500
@@ -182,7 +182,7 @@ def claims(values, reports, found, repeats: int) -> list[Claim]:
             "mean squared error of binary, k-level and rotated quantizers stays below its bounds",
             f"largest upper confidence limit of an error over its bound: {highest:.2f}; {repeats} draws",
             verdict(state, repeats),
-            f"{len(found)} settings, one family of vectors; confidence bounds together at 5%",
+            f"{len(found)} settings, one family of vectors; confidence bounds {TOGETHER}",
         ),
         Claim(
             "1610.05492",
@@ -191,7 +191,7 @@ def claims(values, reports, found, repeats: int) -> list[Claim]:
             f"within .05 from {narrow[0]:.0f} in half; {len(values)} draws",
             verdict(tight, len(values), loose),
             f"holds if half of the draws stay within .05 from user {_ABOUT_200} on, in part if within .1; "
-            "confidence bounds together at 5%; one bit of a user has a deviation near .8, so the mean of 200 "
+            f"confidence bounds {TOGETHER}; one bit of a user has a deviation near .8, so the mean of 200 "
             "is still some .06 off",
         ),
     ]

@@ -15,7 +15,18 @@ from matplotlib.figure import Figure
 
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.paired import above, all_of, any_of, below, in_points, points, spread, verdict, with_error
+from experiments.paired import (
+    TOGETHER,
+    above,
+    all_of,
+    any_of,
+    below,
+    in_points,
+    points,
+    spread,
+    verdict,
+    with_error,
+)
 from experiments.plots import band
 from experiments.runs import config_of, define_training_flags, settings_text, train_all
 from experiments.tables import markdown
@@ -88,7 +99,7 @@ def plot(everything):
             band(by_data, np.cumsum(sent) / 8e6, accuracy, name, number)
         top = max(line["accuracy"] for runs in results.values() for lines in runs for line in lines)
         by_round.set(xlabel="round", ylabel=f"test accuracy, {data}", ylim=(top - 0.25, top + 0.01))
-        by_data.set(xlabel="sent by all clients so far (MB)", xscale="log")
+        by_data.set(xlabel="sent uplink so far (MB, ideal bits)", xscale="log")
         for axes in (by_round, by_data):
             axes.grid(alpha=0.3)
         by_round.legend(fontsize=8, loc="lower right")
@@ -136,7 +147,7 @@ def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
             verdict(whole, seeds, part),
             "holds if one gamma loses at most 3 points at equal rounds, saves 80 % and has FedAvg's accuracy "
             "less one point in at most 15 % more rounds (in brackets: points beyond that at 15 %); "
-            f"{tests} bounds of paired t tests, together at 5%; uplink bits by ideal code length",
+            f"{tests} bounds of paired t tests, {TOGETHER}; uplink bits by ideal code length",
         )
     ]
 
