@@ -221,7 +221,7 @@ def test_equivalence_needs_both_sides():
     assert states == {-2: False, 0: True, 2: False}
     found = paired.differences({"one": np.array([0.2, 0.21, 0.19]), "other": np.array([-1.0, 2, 0])}, 0.5)
     assert found.state is None and "1 of 2 shown" in found.measured
-    assert "not zero beyond chance: one: +0.20" in found.measured and "4 bounds" in found.why
+    assert "beyond chance not zero: one: +0.20" in found.measured and "4 bounds" in found.why
 
 
 @pytest.mark.parametrize(("distance", "seeds", "tests"), [(1.0, 5, 1), (2.0, 5, 6), (0.5, 20, 12)])
@@ -370,6 +370,15 @@ def test_sdq_with_the_servers_noise_costs_what_theory_says():
     for name, step in rate.SERVER_NOISE.items():
         assert fine[name] == pytest.approx(entropy - math.log2(step), abs=0.02)
         assert coarse[name] / limit == pytest.approx(2.5 / step, rel=0.05)
+
+
+def test_the_readme_gives_verdicts_that_there_are(root):
+    lines = (root / "README.md").read_text().splitlines()
+    start = lines.index("| arXiv | claim | measured | verdict | why |") + 2
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[start:]))
+    verdicts = [row.split("|")[4].strip().strip("*") for row in rows]
+    assert len(rows) > 20 and set(verdicts) <= set(output.VERDICTS)
+    assert all("2 seeds" not in row or "**not tested**" in row for row in rows)
 
 
 @pytest.mark.parametrize(
