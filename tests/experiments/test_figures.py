@@ -24,6 +24,7 @@ from experiments.figures import (
     gamma,
     lattices,
     mean_estimation,
+    privacy,
     rate,
     scenario1,
     scenario3,
@@ -319,6 +320,18 @@ def test_runs_of_one_seed_are_not_counted_twice():
     iid = [("2 bits", rounding, "examples", "iid") for rounding in clipped.ROUNDINGS]
     text = next(r[-1] for r in clipped.comparisons(found, [2]) if r[0].startswith("stochastic against"))
     assert text == paired.points(*(found[name] for name in iid))
+
+
+def test_an_epsilon_at_which_runs_diverged_keeps_the_claim_open():
+    def row(method, epsilon, accuracies, diverged):
+        row = {"method": method, "epsilon": epsilon, "diverged": diverged, "accuracies": accuracies}
+        return row | {"bits": 0.1 if method == "cepam_gaussian" else 32.0}
+
+    rows = [row(name, 1, [0.9, 0.91, 0.92], 0) for name in ("cepam_gaussian", "noise_gaussian")]
+    assert privacy.claims_of("made up", rows, 3)[0].verdict == "holds"
+    rows += [row("cepam_gaussian", 8, [], 3), row("noise_gaussian", 8, [0.9, 0.91, 0.92], 0)]
+    (claim,) = privacy.claims_of("made up", rows, 3)
+    assert claim.verdict == "not decided" and "without epsilon 8: runs diverged" in claim.measured
 
 
 def test_clipped_claims_ask_for_bounds():
