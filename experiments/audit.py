@@ -3,9 +3,10 @@
   python -m experiments.audit --mechanism=lrsuq_gaussian_z1 --sigma=0.5
 
 First the error's law, at a stated false-alarm rate over all tests together. Then a membership game: an
-update is a canary of norm 1 or zero; what an adversary scores proves a lower bound on epsilon, which
-stands beside the accountant's. Ends with exit code 1 if the law is rejected or the bound exceeds the
-accountant's epsilon.
+update is a canary of norm 1 or zero; what an adversary scores gives a lower bound on epsilon, at 95 %
+confidence for each adversary, beside the accountant's. Ends with exit code 1 if the law is rejected or a
+bound exceeds the accountant's epsilon. An audit finds faults and does not show that there are none: a law
+that is not rejected may be wrong by less than these samples see, and another attack may score more.
 """
 
 import sys

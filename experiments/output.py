@@ -21,7 +21,9 @@ from experiments.tables import markdown
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "dp-accounting", "constriction")
 _START = time.monotonic()
-VERDICTS = ("holds", "holds in part", "does not hold", "not comparable")
+# Shown; a part of it shown and the rest refuted; its opposite shown; neither shown; too few runs to show
+# anything. `experiments.paired` says what it takes to show something.
+VERDICTS = ("holds", "holds in part", "does not hold", "not decided", "not tested")
 
 
 class Claim(NamedTuple):

@@ -4,7 +4,9 @@
 
 One update, one million coordinates that are far from Gaussian themselves (a spike at zero, a ramp, a few
 large ones). p-values are of Kolmogorov-Smirnov tests: uniform on [0, 1] if the law is right, so among
-ten of them one below .05 is nothing.
+ten of them one below .05 is nothing. A test that does not reject shows no law to be exact; what is shown
+is a distance: the error's distribution function, for each kind of coordinate alone, lies within
+`_MARGIN` of the target's (bounds by Dvoretzky, Kiefer, Wolfowitz and Massart).
 """
 
 import jax
@@ -19,6 +21,7 @@ from cepam_jax.errors import require
 from cepam_jax.mechanisms import Keys, Knobs
 from experiments import cli, output
 from experiments.output import Claim
+from experiments.paired import FALSE_ALARMS, TOGETHER
 from experiments.plots import STYLES
 from experiments.tables import markdown
 
@@ -28,11 +31,13 @@ VARIANTS = (
 )
 LAWS = {"gaussian": stats.norm(), "laplace": stats.laplace(scale=2**-0.5)}
 SMOKE = {"size": 20_000}
+_MARGIN = 0.01  # of a distribution function
+_KINDS = 3  # of coordinates: zero, a ramp, large
 
 
 def update(size: int):
     """f32[size] in units of the error's deviation: zeros, a ramp, and large values."""
-    third = size // 3
+    third = size // _KINDS
     ramp = jnp.linspace(-2, 2, third)
     large = 50 * jax.random.normal(jax.random.key(0), (size - 2 * third,))
     return jnp.concatenate([jnp.zeros(third), ramp, large]).astype(jnp.float32)
@@ -52,10 +57,14 @@ def measure(target: str, lattice: str, size: int) -> tuple[dict, np.ndarray]:
     e = errors(target, lattice, size)
     x = np.asarray(update(size), np.float64)
     law = LAWS[target]
+    third = size // _KINDS
+    kinds = [stats.kstest(part, law.cdf) for part in np.split(e, [third, 2 * third])]
     row = {
         "target": target,
         "lattice": lattice,
         "p_value": float(stats.kstest(e, law.cdf).pvalue),
+        "distances": [float(kind.statistic) for kind in kinds],
+        "p_values": [float(kind.pvalue) for kind in kinds],
         "mean": float(e.mean()),
         "variance": float(e.var()),
         "kurtosis": float(stats.kurtosis(e)),
@@ -63,6 +72,26 @@ def measure(target: str, lattice: str, size: int) -> tuple[dict, np.ndarray]:
         "correlation": float(np.corrcoef(e, x)[0, 1]),
     }
     return row, e
+
+
+def claim_of(rows: list[dict], size: int) -> Claim:
+    """Refuted where an exact law is rejected; shown where every distance is shown to be below the margin."""
+    tests = len(rows) * (1 + _KINDS)
+    chances = [p for row in rows for p in (row["p_value"], *row["p_values"])]
+    width = float(np.sqrt(np.log(2 * tests / FALSE_ALARMS) / (2 * (size // _KINDS))))
+    highest = max(distance for row in rows for distance in row["distances"]) + width
+    rejected = min(chances) < FALSE_ALARMS / tests
+    verdict = "does not hold" if rejected else "holds" if highest < _MARGIN else "not decided"
+    return Claim(
+        "2501.12046",
+        "the error is exactly Gaussian or Laplace and independent of the update",
+        f"distribution functions at most {highest:.4f} from the target's, for zeros, a ramp and large "
+        f"coordinates alone; smallest of {tests} p-values {min(chances):.4f}; largest correlation with the "
+        f"update {max(abs(row['correlation']) for row in rows):.4f}; {size:,} coordinates",
+        verdict,
+        f"measurements show closeness, not exactness: within {_MARGIN:g} counts as holding, a p-value below "
+        f"{FALSE_ALARMS:g} / {tests} as refuted; bounds {TOGETHER}; up to 32-bit numbers",
+    )
 
 
 def plot(found):
@@ -145,17 +174,7 @@ def main():
             for row in rows
         ],
     )
-    smallest = min(row["p_value"] for row in rows)
-    passed = smallest > 0.01 / len(rows)
-    claim = Claim(
-        "2501.12046",
-        "the error is exactly Gaussian or Laplace and independent of the update",
-        f"smallest of {len(rows)} p-values {smallest:.3f}; largest correlation with the update "
-        f"{max(abs(row['correlation']) for row in rows):.4f}; {size:,} coordinates",
-        "holds" if passed else "does not hold",
-        "p-values above .01 / number of tests, up to 32-bit arithmetic",
-    )
-    output.save(table, rows, plot(found), [claim])
+    output.save(table, rows, plot(found), [claim_of(rows, size)])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
   python -m experiments.figures.lattice_dimension --workdir=/tmp/lattice_dimension
 
-The law of the error is the same on every lattice, so accuracy can differ by chance alone; what differs are
-bits and time.
+The law of the error is the same on every lattice, so accuracy should differ by chance alone, and the claim
+says how large a difference these runs exclude; what differs are bits and time.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from cepam_jax.errors import require
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.paired import deviation, p_value, points, spread, verdict
+from experiments.paired import MARGIN, deviation, differences, in_points, spread, verdict
 from experiments.plots import style
 from experiments.runs import accuracies, config_of, define_training_flags, mean_of, settings_text, train_all
 from experiments.tables import markdown
@@ -23,22 +23,19 @@ SMOKE = {"data": ["digits"], "seeds": 2, "rounds": 5, "gammas": ["30"]}
 
 
 def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
-    found = []
+    found = {}
     for gamma in dict.fromkeys(row["gamma"] for row in rows):
         first, *others = [row for row in rows if row["gamma"] == gamma]
         for row in others:
-            pair = row["accuracy"], first["accuracy"]
-            text = f"{row['lattice']} at gamma {gamma:g}: {points(*pair)}"
-            found.append((p_value(*pair, "two-sided"), text))
-    smallest, text = min(found)
+            found[f"{row['lattice']} at gamma {gamma:g}"] = in_points(row["accuracy"], first["accuracy"])
+    compared = differences(found, MARGIN)
     return [
         Claim(
             "2501.12046",
             f"{data}: at equal noise accuracy does not depend on the lattice",
-            f"least likely difference to {rows[0]['lattice']} in points: {text} (p = {smallest:.3f}); "
-            f"{seeds} seeds",
-            verdict(p for p, _ in found),
-            f"{len(found)} paired t tests, together at 5 %",
+            f"points more than {rows[0]['lattice']}: {compared.measured}; {seeds} seeds",
+            verdict(compared.state, seeds),
+            compared.why,
         )
     ]
 

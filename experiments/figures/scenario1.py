@@ -4,8 +4,9 @@
 
 Every gamma runs for half as many rounds again as FedAvg is given, so that rounds needed to reach FedAvg's
 accuracy can be counted: the first at which the mean over seeds, averaged over five evaluations, reaches
-what FedAvg has at its last planned round, less a tolerance. The best gamma is the cheapest within one
-point of FedAvg.
+what FedAvg has at its last planned round, less a tolerance. Rounds have no spread over seeds that way, so the
+claim asks of each seed what CEPAM has, beyond FedAvg's last accuracy less the tolerance, in 15 % more rounds
+than FedAvg needs. The best gamma is the cheapest within one point of FedAvg.
 """
 
 import numpy as np
@@ -14,7 +15,18 @@ from matplotlib.figure import Figure
 
 from experiments import cli, output
 from experiments.output import Claim
-from experiments.paired import points, spread
+from experiments.paired import (
+    TOGETHER,
+    above,
+    all_of,
+    any_of,
+    below,
+    in_points,
+    points,
+    spread,
+    verdict,
+    with_error,
+)
 from experiments.plots import band
 from experiments.runs import config_of, define_training_flags, settings_text, train_all
 from experiments.tables import markdown
@@ -22,12 +34,18 @@ from experiments.tables import markdown
 SMOKE = {"data": ["digits"], "seeds": 2, "rounds": 10, "gammas": ["100", "10"]}
 _SMOOTH = 5  # evaluations
 _TOLERANCE = 0.01
+_MORE_ROUNDS = 0.15
+
+
+def smoothed_seeds(runs):
+    """f64[seeds, evaluations], accuracy averaged with the evaluations before it; round 0 is left out."""
+    each = np.array([[line["accuracy"] for line in lines[1:]] for lines in runs])
+    return np.stack([each[:, max(0, i - _SMOOTH + 1) : i + 1].mean(1) for i in range(each.shape[1])], axis=1)
 
 
 def smoothed(runs):
-    """Mean accuracy over seeds, averaged with the evaluations before it; round 0 is left out."""
-    mean = np.mean([[line["accuracy"] for line in lines[1:]] for lines in runs], axis=0)
-    return np.array([mean[max(0, i - _SMOOTH + 1) : i + 1].mean() for i in range(len(mean))])
+    """Its mean over seeds, f64[evaluations]."""
+    return smoothed_seeds(runs).mean(0)
 
 
 def rounds_to(runs, target: float) -> int | None:
@@ -44,8 +62,11 @@ def at(runs, number: int, field: str = "accuracy"):
 def rows_of(data: str, results: dict, planned: int) -> list[dict]:
     """One row per method of a data set."""
     fedavg = results["fedavg"]
-    target = smoothed(fedavg)[[line["round"] for line in fedavg[0][1:]].index(planned)] - _TOLERANCE
+    rounds = [line["round"] for line in fedavg[0][1:]]
+    targets = smoothed_seeds(fedavg)[:, rounds.index(planned)] - _TOLERANCE
+    target = targets.mean()
     needed = rounds_to(fedavg, target)
+    allowed = np.searchsorted(rounds, (1 + _MORE_ROUNDS) * needed, side="right") - 1
     rows = []
     for name, runs in results.items():
         bits = np.mean([line["bits_per_coordinate"] for lines in runs for line in lines[1:]])
@@ -55,7 +76,9 @@ def rows_of(data: str, results: dict, planned: int) -> list[dict]:
                 "method": name,
                 "accuracy": at(runs, planned).tolist(),
                 "lost": points(at(fedavg, planned), at(runs, planned)),
+                "losses": in_points(at(fedavg, planned), at(runs, planned)).tolist(),
                 "lost_mean": 100 * float(np.mean(at(fedavg, planned) - at(runs, planned))),
+                "beyond": in_points(smoothed_seeds(runs)[:, allowed], targets).tolist(),
                 "bits": float(bits),
                 "saved": 1 - float(bits) / 32,
                 "rounds_to_target": rounds_to(runs, target),
@@ -76,7 +99,7 @@ def plot(everything):
             band(by_data, np.cumsum(sent) / 8e6, accuracy, name, number)
         top = max(line["accuracy"] for runs in results.values() for lines in runs for line in lines)
         by_round.set(xlabel="round", ylabel=f"test accuracy, {data}", ylim=(top - 0.25, top + 0.01))
-        by_data.set(xlabel="sent by all clients so far (MB)", xscale="log")
+        by_data.set(xlabel="sent uplink so far (MB, ideal bits)", xscale="log")
         for axes in (by_round, by_data):
             axes.grid(alpha=0.3)
         by_round.legend(fontsize=8, loc="lower right")
@@ -101,27 +124,30 @@ def best_text(data: str, rows: list[dict]) -> str:
 def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
     """What 2501.12046 says of scenario 1: is there a gamma of which all of it is true?"""
     private = sorted((row for row in rows if row["method"] != "fedavg"), key=lambda row: row["bits"])
+    tests = 2 * len(private)
 
-    def true_of(row):
-        extra = extra_rounds(row)
-        return row["lost_mean"] <= 3 and row["saved"] >= 0.8 and extra is not None and extra <= 15
+    def cheap(row):
+        """Bits vary so little over seeds that their mean is a number."""
+        return all_of([below(row["losses"], 3, tests), row["saved"] >= 0.8])
 
     def text(row):
         extra = extra_rounds(row)
-        more = "never within a point of FedAvg" if extra is None else f"{extra:+.0f} % rounds"
-        return f"{row['method']}: {row['lost']} points lost, {row['saved']:.1%} less traffic, {more}"
+        more = "not within a point of FedAvg here" if extra is None else f"{extra:+.0f} % rounds"
+        cost = f"{row['lost']} points lost, {row['saved']:.1%} less traffic"
+        return f"{row['method']}: {cost}, {more} ({with_error(row['beyond'])})"
 
+    whole = any_of(all_of([cheap(row), above(row["beyond"], 0, tests)]) for row in private)
+    part = any_of(map(cheap, private))
     shown = [row for row in private if row["lost_mean"] <= 3] or private[-1:]
-    holds = any(map(true_of, private))
-    in_part = any(row["lost_mean"] <= 3 and row["saved"] >= 0.8 for row in private)
     return [
         Claim(
             "2501.12046",
             f"{data}: within a few points of FedAvg at 80-90 % less traffic and 10-15 % more rounds",
-            "; ".join(map(text, shown)) + f"; {seeds} seeds",
-            "holds" if holds else "holds in part" if in_part else "does not hold",
-            "holds if one gamma loses at most 3 points at equal rounds, saves 80 % and needs at most "
-            "15 % more rounds to FedAvg's accuracy less one point; uplink bits by ideal code length",
+            "; ".join(map(text, shown)) + f"; loss and traffic alone: {verdict(part, seeds)}; {seeds} seeds",
+            verdict(whole, seeds, part),
+            "holds if one gamma loses at most 3 points at equal rounds, saves 80 % and has FedAvg's accuracy "
+            "less one point in at most 15 % more rounds (in brackets: points beyond that at 15 %); "
+            f"{tests} bounds of paired t tests, {TOGETHER}; uplink bits by ideal code length",
         )
     ]
 

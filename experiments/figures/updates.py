@@ -6,6 +6,9 @@ Trains FedAvg, takes updates of a few clients after some rounds, clips them to n
 through scalar LRSUQ at several gammas. Bits per coordinate: real bytes of `wire.pack` with each family of
 coding laws and one scale per tensor, the ideal code length of the best family, the symbols through
 zstandard, and real bytes when the scale comes from the round's mean update instead of the client's own.
+
+The last columns are what a client would send if the server, which CEPAM trusts with the shared randomness,
+added the noise: SDQ at a step of sigma and 2 sigma, real bytes (figures/rate.py says which noise it adds).
 """
 
 import jax
@@ -24,6 +27,7 @@ from cepam_jax.federated.rounds import public_scales
 from cepam_jax.mechanisms import Keys, Knobs, code_length
 from configs import cifar10, digits, mnist
 from experiments import cli, output
+from experiments.figures.rate import SERVER_NOISE
 from experiments.tables import markdown
 
 # Data and model: the configuration's module, the model, clients that train, rounds after which updates
@@ -87,6 +91,10 @@ def _cells(x, mean, segments, knobs, keys, clients):
         cells[f"{family}, ideal"] = float(mechanism.bits(keys.shared, message, knobs))
     small = np.clip(np.asarray(message.symbols), -128, 127).astype(np.int8).tobytes()
     cells["zstandard"] = 8.0 * len(zstandard.compress(small, 19))
+    for name, step in SERVER_NOISE.items():
+        server, coarse = mechanisms.sdq(segments=segments), Knobs(step=step * knobs.sigma)
+        message = server.encode(keys, x, coarse)
+        cells[name] = 8.0 * len(wire.pack(message, server, keys.shared, coarse))
     public = mechanisms.lrsuq(segments=segments, scales="public")
     noise = knobs.sigma / np.sqrt(clients) * jax.random.normal(keys.private, mean.shape)
     sigmas = jnp.full(clients, knobs.sigma)
@@ -114,7 +122,7 @@ def main():
                 rows.append({"setting": setting, "round": number, "gamma": gamma})
                 rows[-1] |= measure(found, segments, gamma)
     families = list(code_length.FAMILIES)
-    names = [*families, "mixture, ideal", "public scale", "zstandard"]
+    names = [*families, "mixture, ideal", "public scale", "zstandard", *SERVER_NOISE]
     table = markdown(
         ["updates", "after round", "gamma", *names, "bytes over ideal"],
         [
