@@ -20,7 +20,7 @@ from cepam_jax.federated.clients import SAMPLINGS, UPDATES
 from cepam_jax.federated.participation import SCHEDULES
 from cepam_jax.mechanisms import Knobs, Mechanism
 from cepam_jax.mechanisms.clipped import GRANULARITIES, ROUNDINGS, THRESHOLDS
-from cepam_jax.mechanisms.code_length import FAMILIES
+from cepam_jax.mechanisms.code_length import CODINGS
 from cepam_jax.mechanisms.code_length import SOURCES as SCALE_SOURCES
 from cepam_jax.mechanisms.dither import RATES
 from cepam_jax.mechanisms.latents import TARGETS
@@ -154,7 +154,7 @@ FIELDS = {
     "mechanism.fraction": _UNIT,
     "mechanism.error_feedback": _BOOLEAN,
     "mechanism.quantize": _choice(("updates", "weights")),
-    "mechanism.coding": _choice(FAMILIES),
+    "mechanism.coding": _choice(CODINGS),
     "mechanism.scales": _choice(SCALE_SOURCES),
     "mechanism.per_client.gamma": _per_client(_POSITIVE),
     "mechanism.per_client.bits": _per_client(_BITS),

@@ -105,7 +105,9 @@ def defaults() -> ml_collections.ConfigDict:
     c.mechanism.fraction = 0.25  # of the coordinates that a mask or top_k sends
     c.mechanism.error_feedback = False  # clients add what was lost to their next update
     c.mechanism.quantize = "updates"  # updates, weights
-    c.mechanism.coding = "mixture"  # law that the entropy coder assumes: mixture, laplace, gaussian
+    # law that the entropy coder assumes: auto, mixture, laplace, gaussian; auto: where noise is added before
+    # quantization the noise's law, else the mixture
+    c.mechanism.coding = "auto"
     c.mechanism.scales = "own"  # the coder's scales: own (measured, sent), public (of the last aggregate)
     c.mechanism.per_client = ml_collections.ConfigDict()  # one value per client in place of the above
     c.mechanism.per_client.gamma = ()

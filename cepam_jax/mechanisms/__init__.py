@@ -1,6 +1,6 @@
 """How one client's update becomes a message and comes back. See `base` for the contract."""
 
-from cepam_jax.mechanisms.base import About, Keys, Knobs, Mechanism, Message, Noise, Transform
+from cepam_jax.mechanisms.base import RANGE, About, Keys, Knobs, Mechanism, Message, Noise, Transform
 from cepam_jax.mechanisms.chain import chain
 from cepam_jax.mechanisms.clipped import clipped
 from cepam_jax.mechanisms.dither import jopeq, noise_then_rounding, noise_then_sdq, rounding, sdq
@@ -13,6 +13,7 @@ from cepam_jax.mechanisms.stochastic import binary, k_level, qsgd
 from cepam_jax.mechanisms.transforms import clip, random_mask, rotate, top_k
 
 __all__ = [
+    "RANGE",
     "REGISTRY",
     "About",
     "Keys",

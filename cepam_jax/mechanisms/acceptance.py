@@ -71,11 +71,11 @@ def predict(lat: Lattice, layer: str, family: str, rho, scale):
     xp = np if isinstance(rho, np.ndarray) else jnp
     radius, spread = geometry(lat, layer)
     table = _tables()[f"{lat.name}_{layer}_{family}"]
-    z = xp.clip((radius - rho) / (scale * spread), Z[0], Z[-1])
-    column = (z - Z[0]) * 4
+    z = xp.clip((radius - rho) / (scale * spread), float(Z[0]), float(Z[-1]))
+    column = (z - float(Z[0])) * 4
     # log2 by exponent and mantissa, linear in between: basic operations alone.
     mantissa, exponent = xp.frexp(scale)
-    row = xp.clip(exponent + 2 * mantissa - 2 - LOG_SCALES[0], 0, len(LOG_SCALES) - 1)
+    row = xp.clip(exponent + 2 * mantissa - 2 - int(LOG_SCALES[0]), 0, len(LOG_SCALES) - 1)
     i = xp.clip(xp.floor(row), 0, len(LOG_SCALES) - 2)
     j = xp.clip(xp.floor(column), 0, len(Z) - 2)
     down, right = row - i, column - j

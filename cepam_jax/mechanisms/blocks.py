@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.mechanisms import acceptance, code_length, counter, rejection
+from cepam_jax.mechanisms.base import RANGE
 from cepam_jax.mechanisms.lattices import Lattice
 from cepam_jax.mechanisms.lattices import acceptance as acceptance_probability
 
-# Stands for a coordinate that cannot be coded: NaN, infinite, or 2^31 cells away from zero.
+# Stands for a coordinate that cannot be coded: NaN, infinite, beyond `base.RANGE`, or in a block of such.
 INVALID = np.int32(-(2**31))
+LISTED_BITS = 64  # such a symbol is listed in a message: four bytes say where, four what
 
 
 def count(n: int, d: int) -> int:
@@ -27,6 +29,17 @@ def split(x, n: int) -> list:
     blocks = count(n, x.shape[0])
     padded = jnp.pad(x, (0, blocks * n - x.shape[0])).reshape(blocks, n)
     return [padded[:, i] for i in range(n)]
+
+
+def codable(axes: list, unit):
+    """bool[blocks]: whether all coordinates of a block are numbers of at most `RANGE` units.
+
+    Args:
+      axes: n arrays f32[blocks].
+      unit: f32[], standard deviation of the noise, or scale of the lattice.
+    """
+    inside = [jnp.abs(axis) <= RANGE * unit for axis in axes]  # false for NaN
+    return functools.reduce(jnp.logical_and, inside)
 
 
 def join(axes: list, length: int):
@@ -97,14 +110,16 @@ def code_bits(center, width, scale, family: str, weight):
     """Ideal bits of symbols whose axes are independent: Z^n without rejection.
 
     Args:
-      center: f32[d], lattice point plus dither in units of the lattice's scale.
+      center: f32[d], lattice point plus dither in units of the lattice's scale; NaN if not coded but listed.
       width: scale of the lattice, per coordinate or one.
       scale: f32[d], scale of the coordinates.
       family: law of the coordinates.
       weight: f32[d] or None.
     """
     nats = code_length.cell_nats(width * center, width, scale, family)
-    return jnp.sum(nats if weight is None else jnp.where(weight > 0, nats, 0)) / _LOG_2
+    if weight is not None:
+        nats = jnp.where(weight > 0, nats, 0)
+    return jnp.sum(jnp.where(jnp.isnan(center), LISTED_BITS * _LOG_2, nats)) / _LOG_2
 
 
 def block_bits(lat: Lattice, layer: str, stream, message, width, scale, family: str, weight):
@@ -134,7 +149,7 @@ def block_bits(lat: Lattice, layer: str, stream, message, width, scale, family: 
 
     def zero_at(proposal, ids):
         """What zero would do: integers of its point, its error, the two probabilities."""
-        box = lat.point([jnp.zeros(ids.shape)] * n, boxes(lat, stream, proposal, ids))
+        box = lat.point([jnp.zeros(ids.shape, jnp.float32)] * n, boxes(lat, stream, proposal, ids))
         integers = lat.nearest([-v for v in box])
         error = lat.point(integers, [jnp.float32(0)] * n)
         return integers, [p + v for p, v in zip(error, box, strict=True)]
@@ -145,7 +160,7 @@ def block_bits(lat: Lattice, layer: str, stream, message, width, scale, family: 
         return -jnp.log2(jnp.maximum(1 - same - other, acceptance.LEAST))
 
     if message.index is None:
-        index, bits = np.uint32(0), jnp.zeros(ids.shape)
+        index, bits = np.uint32(0), jnp.zeros(ids.shape, jnp.float32)
     else:
         index = jnp.asarray(message.index)
         p = acceptance_probability(lat, layer)
@@ -157,6 +172,7 @@ def block_bits(lat: Lattice, layer: str, stream, message, width, scale, family: 
     )
     sent = jnp.pad(jnp.ones(message.symbols.shape, bool), (0, len(ids) * n - message.symbols.shape[0]))
     sent = sent.reshape(-1, n).T
+    listed = (sent & (padded == INVALID)).any(0)
     nats, stays, before, at_zero = 0.0, 1.0, {}, True
     for axis in lat.order:
         # Deviations in int32: f32 would lose the parity of large ones; the sums of few small ones are exact.
@@ -172,13 +188,15 @@ def block_bits(lat: Lattice, layer: str, stream, message, width, scale, family: 
         before[axis] = k
     elsewhere = -jnp.log2(jnp.maximum(other, acceptance.LEAST)) + nats / _LOG_2
     elsewhere += jnp.log2(jnp.maximum(1 - stays, acceptance.LEAST))
+    # A block that is listed is written as if zero had been sent.
+    at_zero |= listed
     bits += jnp.where(at_zero, -jnp.log2(jnp.maximum(same, acceptance.LEAST)), jnp.maximum(elsewhere, 0.0))
     if weight is not None:
         bits *= jnp.pad(weight > 0, (0, -d % n)).reshape(-1, n).any(1)
-    return jnp.sum(bits)
+    return jnp.sum(bits + jnp.where(listed, LISTED_BITS * sent.sum(0, dtype=jnp.float32), 0.0))
 
 
-def integers(rounded):
-    """int32 of already rounded floats; INVALID where they do not fit or are NaN."""
-    fits = jnp.abs(rounded) < 2.0**31
+def integers(rounded, valid=True):
+    """int32 of already rounded floats; INVALID where they do not fit, are NaN, or are not `valid`."""
+    fits = valid & (jnp.abs(rounded) < 2.0**31)
     return jnp.where(fits, jnp.where(fits, rounded, 0).astype(jnp.int32), INVALID)

@@ -10,7 +10,8 @@ import numpy as np
 
 from cepam_jax.errors import require, require_choice
 from cepam_jax.mechanisms import blocks
-from cepam_jax.mechanisms.base import About, Code, Mechanism, Message, check_knobs, check_vector
+from cepam_jax.mechanisms.base import About, Code, Mechanism, Message, check_vector
+from cepam_jax.mechanisms.knobs import WHOLE_BITS, knob
 from cepam_jax.mechanisms.stochastic import stochastic_round, stochastic_variance
 
 ROUNDINGS = ("deterministic", "stochastic")
@@ -46,7 +47,7 @@ def mse_threshold(rows, bits, rounding: str):
 
     def improve(_, c):
         outside = scaled > c[:, None]
-        mass = jnp.mean(outside, 1)
+        mass = jnp.mean(outside, 1, dtype=jnp.float32)
         cut = jnp.mean(jnp.where(outside, scaled, 0), 1)
         return jnp.minimum(cut / (inside_cost * (1 - mass) + mass), 1.0)
 
@@ -67,7 +68,7 @@ def kl_threshold(rows, bits, rounding: str):
 
     def one(values, top):
         slot = jnp.clip((values / jnp.where(top > 0, top, 1) * _BINS).astype(jnp.int32), 0, _BINS - 1)
-        counts = jnp.zeros(_BINS).at[slot].add(1.0)
+        counts = jnp.zeros(_BINS, jnp.float32).at[slot].add(1.0)
         bins = jnp.arange(_BINS)
 
         def divergence(candidate):
@@ -78,8 +79,8 @@ def kl_threshold(rows, bits, rounding: str):
             reference = p + jnp.where(bins == edge - 1, beyond, 0)
             cell = jnp.floor(bins * levels / edge).astype(jnp.int32)
             used = (p > 0).astype(jnp.float32)
-            mass = jnp.zeros(_BINS).at[cell].add(p, mode="drop")
-            number = jnp.zeros(_BINS).at[cell].add(used, mode="drop")
+            mass = jnp.zeros(_BINS, jnp.float32).at[cell].add(p, mode="drop")
+            number = jnp.zeros(_BINS, jnp.float32).at[cell].add(used, mode="drop")
             q = jnp.where(used > 0, mass[cell] / jnp.maximum(number[cell], 1), 0)
             q = q / jnp.maximum(jnp.sum(q), 1) * jnp.sum(reference)
             terms = reference * (jnp.log(jnp.maximum(reference, 1e-9)) - jnp.log(jnp.maximum(q, 1e-9)))
@@ -100,7 +101,7 @@ def max_threshold(rows, bits, rounding):
 def percentile_threshold(rows, bits, rounding):
     """The 99.9th percentile of the magnitudes."""
     del bits, rounding
-    return jnp.percentile(jnp.abs(rows), _PERCENTILE, axis=1)
+    return jnp.percentile(jnp.abs(rows), np.float32(_PERCENTILE), axis=1)
 
 
 THRESHOLDS = {
@@ -150,11 +151,11 @@ def clipped(
         sent = []
         for start, stop, channels in groups(x.shape[0]):
             rows = x[start:stop].reshape(-1, channels).T
-            sent.append(THRESHOLDS[threshold](rows, knobs.bits, rounding))
-        return jnp.concatenate(sent) if sent else jnp.zeros(0)
+            sent.append(THRESHOLDS[threshold](rows, knob(knobs, "bits", WHOLE_BITS), rounding))
+        return jnp.concatenate(sent) if sent else jnp.zeros(0, jnp.float32)
 
     def spread(sent, d):
-        found, first = [jnp.zeros(0)], 0
+        found, first = [jnp.zeros(0, jnp.float32)], 0
         for start, stop, channels in groups(d):
             repeats = (stop - start) // channels
             found.append(jnp.tile(sent[first : first + channels], repeats))
@@ -162,8 +163,7 @@ def clipped(
         return jnp.concatenate(found)
 
     def levels(knobs):
-        check_knobs(knobs, ("bits",))
-        return 2.0 ** jnp.asarray(knobs.bits, jnp.float32) - 1
+        return 2.0 ** knob(knobs, "bits", WHOLE_BITS) - 1
 
     def positions(x, c, knobs):
         """In units of the spacing, from the lowest level; and the spacing."""
@@ -174,7 +174,6 @@ def clipped(
     def encode(keys, x, knobs, weight=None):
         del weight
         check_vector(x)
-        check_knobs(knobs, ("bits",))
         sent = thresholds(x, knobs)
         position, _ = positions(x, spread(sent, x.shape[0]), knobs)
         if rounding == "stochastic":
@@ -195,7 +194,7 @@ def clipped(
     def bits(shared, message, knobs, weight=None):
         sent = message.length if weight is None else jnp.sum(weight)
         ranges = _FLOAT_BITS * message.side["threshold"].shape[0]
-        return jnp.asarray(knobs.bits, jnp.float32) * sent + ranges
+        return knob(knobs, "bits", WHOLE_BITS) * sent + ranges
 
     def variance(x, knobs):
         c = spread(thresholds(x, knobs), x.shape[0])

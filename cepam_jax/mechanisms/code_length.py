@@ -27,11 +27,18 @@ LARGEST_SCALE = 880  # 2^110: f32 still has room for a lattice that is finer tha
 
 
 FAMILIES = tuple(exact.COMPONENTS)
+CODINGS = ("auto", *FAMILIES)
 SOURCES = ("own", "public")
 # Differential entropy in bits of each family's law with scale 1; for the mixture by integration.
 ENTROPY = {"gaussian": 2.0471, "laplace": 2.4427, "mixture": 2.3708}
 # Standard deviation of each family's law with scale 1.
 DEVIATION = {"gaussian": 1.0, "laplace": 2**0.5, "mixture": (0.4**2 + 1.6**2) ** 0.5}
+
+
+def resolved(coding: str, best: str) -> str:
+    """The family that a setting stands for: `best` for "auto"; ConfigError if there is no such setting."""
+    require_choice("coding", coding, CODINGS)
+    return best if coding == "auto" else coding
 
 
 def _moment(x, sent, family):
@@ -57,7 +64,7 @@ def fit_scales(x, segments: tuple[int, ...], family: str, weight=None):
     if not segments:
         return jnp.zeros((0,), jnp.int32)
     starts = np.cumsum((0, *segments[:-1]))
-    sent = jnp.ones(x.shape) if weight is None else (weight > 0).astype(jnp.float32)
+    sent = jnp.ones(x.shape, jnp.float32) if weight is None else (weight > 0).astype(jnp.float32)
     moments = jnp.stack(
         [_moment(x[a : a + n], sent[a : a + n], family) for a, n in zip(starts, segments, strict=True)]
     )
@@ -106,13 +113,14 @@ class Scales(NamedTuple):
 
     def measure(self, x, weight, knobs) -> dict:
         """Side information of a message; ConfigError if public scales are missing."""
-        require(
-            self.source == "own" or knobs.scale is not None,
-            "knob scale",
-            None,
-            "int32[segments] for a mechanism built with scales='public'",
-        )
         lengths = self.lengths(x.shape[0])
+        if self.source == "public":
+            here = None if knobs.scale is None else jnp.shape(knobs.scale)
+            allowed = (
+                f"int32[{len(lengths)}], one for each segment, for a mechanism built with scales='public'"
+            )
+            require(here is not None, "knob scale", None, allowed)
+            require(here == (len(lengths),), "shape of knob scale", here, allowed)
         return {"scale": fit_scales(x, lengths, self.family, weight)} if self.source == "own" else {}
 
     def per_coordinate(self, side: dict, knobs, d: int):

@@ -17,11 +17,11 @@ from cepam_jax.mechanisms.base import (
     Knobs,
     Mechanism,
     Message,
-    check_knobs,
     check_vector,
 )
 from cepam_jax.mechanisms.chain import chain
-from cepam_jax.mechanisms.noise import add_noise, scaled_noise
+from cepam_jax.mechanisms.knobs import knob
+from cepam_jax.mechanisms.noise import add_noise, coded_as_noise, scaled_noise
 
 _DITHERS = 4  # tag of the shared stream; part of the message format
 
@@ -32,7 +32,7 @@ def sdq(
     lattice: str = "Z1",
     rate: str = "step",
     segments: tuple[int, ...] | None = None,
-    coding: str = "mixture",
+    coding: str = "auto",
     scales: str = "own",
 ) -> Mechanism:
     """Subtractive dithered quantization (FL + SDQ of 2501.12046; UVeQFed, 2006.03262).
@@ -46,6 +46,7 @@ def sdq(
     """
     lat = lattices.lattice(lattice)
     require_choice("rate", rate, RATES)
+    coding = code_length.resolved(coding, "mixture")
     sized = code_length.Scales(segments, coding, scales).check()
     n = lat.dimension
     factor = 1.0 if rate == "step" else lat.second_moment**-0.5
@@ -53,11 +54,11 @@ def sdq(
     per_axis = code_length.ENTROPY[coding] - float(np.log2(lat.volume)) / n
 
     def scale(side, knobs):
-        check_knobs(knobs, (rate,))
+        given = knob(knobs, rate)
         if rate != "bits":
-            return jnp.asarray(getattr(knobs, rate), jnp.float32) * np.float32(factor)
+            return given * np.float32(factor)
         scale = side["whole"][0].astype(jnp.float32) / code_length.SCALES_PER_OCTAVE
-        return jnp.exp2(scale + np.float32(per_axis) - jnp.asarray(knobs.bits, jnp.float32))
+        return jnp.exp2(scale + np.float32(per_axis) - given)
 
     def host_scale(side, knobs):
         """For the coder: near `scale`, but the same number on every machine."""
@@ -76,8 +77,10 @@ def sdq(
         stream = counter.stream(keys.shared, _DITHERS)
         dither = lat.point([jnp.float32(0)] * n, blocks.boxes(lat, stream, np.uint32(0), ids))
         width = scale(side, knobs)
-        moved = [y / width - v for y, v in zip(blocks.split(x, n), dither, strict=True)]
-        symbols = [blocks.integers(q) for q in lat.nearest(moved)]
+        axes = blocks.split(x, n)
+        moved = [y / width - v for y, v in zip(axes, dither, strict=True)]
+        valid = blocks.codable(axes, width)
+        symbols = [blocks.integers(q, valid) for q in lat.nearest(moved)]
         return Message(blocks.join(symbols, blocks.symbols_sent(lat, d)), None, side, d)
 
     def place(shared, message):
@@ -123,20 +126,19 @@ def sdq(
     )
 
 
-def rounding(
-    segments: tuple[int, ...] | None = None, coding: str = "mixture", scales: str = "own"
-) -> Mechanism:
+def rounding(segments: tuple[int, ...] | None = None, coding: str = "auto", scales: str = "own") -> Mechanism:
     """Plain rounding to multiples of `knobs.step`: no dither, an error that depends on x.
 
     The papers' "noise, then quantization"; unbiased only in so far as noise came before.
     """
+    coding = code_length.resolved(coding, "mixture")
     sized = code_length.Scales(segments, coding, scales).check()
 
     def encode(keys, x, knobs, weight=None):
         del keys
         check_vector(x)
-        check_knobs(knobs, ("step",))
-        symbols = blocks.integers(jnp.round(x / knobs.step))
+        step = knob(knobs, "step")
+        symbols = blocks.integers(jnp.round(x / step), blocks.codable([x], step))
         return Message(symbols, None, sized.measure(x, weight, knobs), x.shape[0])
 
     def center(message):
@@ -144,13 +146,13 @@ def rounding(
         return jnp.where(symbols == blocks.INVALID, jnp.nan, symbols.astype(jnp.float32))
 
     def bits(shared, message, knobs, weight=None):
-        step = jnp.asarray(knobs.step, jnp.float32)
+        step = knob(knobs, "step")
         own = sized.per_coordinate(message.side, knobs, message.length)
         return blocks.code_bits(center(message), step, own, coding, weight) + sized.bits(message.length)
 
     return Mechanism(
         encode=encode,
-        decode=lambda shared, message, knobs: knobs.step * center(message),
+        decode=lambda shared, message, knobs: knob(knobs, "step") * center(message),
         bits=bits,
         reference=lambda x, knobs: x,
         about=About(name="rounding", law="other", unbiased=False, knobs=("step", *sized.knobs)),
@@ -176,26 +178,31 @@ def jopeq(
 
     Args:
       target: law of the private noise, "gaussian" or "laplace".
-      lattice, **options: as for `sdq`.
+      lattice, **options: as for `sdq`; coding as for `noise_then_sdq`.
     """
     moment = lattices.lattice(lattice).second_moment
 
     def complement(knobs: Knobs):
-        check_knobs(knobs, ("sigma", "step"))
-        total, step = (jnp.asarray(v, jnp.float32) for v in (knobs.sigma, knobs.step))
+        total, step = knob(knobs, "sigma"), knob(knobs, "step")
         return total * jnp.sqrt(jnp.maximum(1 - moment * jnp.square(step / total), 0.0))
 
     noise = scaled_noise(target, complement, ("sigma", "step"), "complement")
-    built = chain(noise, sdq(lattice, "step", **options))
+    built = chain(noise, sdq(lattice, "step", **coded_as_noise(target, options)))
     # What the dither adds has bounded support and earns nothing.
     return built._replace(about=built.about._replace(name=f"jopeq-{target}-{lattice}", law="other"))
 
 
 def noise_then_sdq(target: str = "gaussian", **options) -> Mechanism:
-    """Private noise `knobs.sigma`, then SDQ with `knobs.step` (FL + noise + SDQ of 2501.12046)."""
-    return chain(add_noise(target), sdq(rate="step", **options))
+    """Private noise `knobs.sigma`, then SDQ with `knobs.step` (FL + noise + SDQ of 2501.12046).
+
+    Args:
+      target: law of the noise, "gaussian" or "laplace".
+      **options: as for `sdq`. Coding "auto" is the law of the noise, which most of what is quantized is;
+        with public scales the mixture.
+    """
+    return chain(add_noise(target), sdq(rate="step", **coded_as_noise(target, options)))
 
 
 def noise_then_rounding(target: str = "gaussian", **options) -> Mechanism:
-    """Private noise `knobs.sigma`, then rounding to multiples of `knobs.step`."""
-    return chain(add_noise(target), rounding(**options))
+    """Private noise `knobs.sigma`, then rounding to multiples of `knobs.step`; coding as `noise_then_sdq`."""
+    return chain(add_noise(target), rounding(**coded_as_noise(target, options)))

@@ -21,10 +21,12 @@ import numpy as np
 
 from cepam_jax.errors import require_choice
 from cepam_jax.mechanisms import blocks, code_length, counter, latents, lattices, rejection
-from cepam_jax.mechanisms.base import About, Code, Mechanism, Message, Noise, check_knobs, check_vector
+from cepam_jax.mechanisms.base import About, Code, Mechanism, Message, Noise, check_vector
+from cepam_jax.mechanisms.knobs import knob
 
 # Tags of the two shared streams. They are part of the message format.
 _LAYERS, _DITHERS = 1, 2
+_FAR = 2.0**21  # sum of the integers of a point; E8 counts halves, so its blocks stay below 2^20.7
 
 
 def proposals(lat: lattices.Lattice, target: str, shared):
@@ -53,8 +55,11 @@ def proposals(lat: lattices.Lattice, target: str, shared):
             inside = sum(jnp.square(e) for e in errors) <= np.float32(lat.inradius**2)
         else:
             inside = sum(jnp.abs(e) for e in errors) <= np.float32(lat.cross)
-        # A block that cannot be coded is taken as it comes: NaN would be rejected forever.
-        hopeless = ~(sum(jnp.abs(q) for q in integers) < 2.0**31)
+        # What cannot be coded is taken as it comes: NaN would be rejected forever, and so would points so
+        # far out that f32 has no room for the parity of their sum or for an error inside the layer. An
+        # update within `RANGE` gets there in layers a thousand times narrower than most alone (fewer than
+        # one block in 1e7), where the nearest point is off by no more than f32's rounding of x.
+        hopeless = ~(sum(jnp.abs(q) for q in integers) < _FAR)
         return inside | hopeless, [blocks.integers(q) for q in integers]
 
     return propose
@@ -64,7 +69,7 @@ def lrsuq(
     target: str = "gaussian",
     lattice: str = "Z1",
     segments: tuple[int, ...] | None = None,
-    coding: str = "mixture",
+    coding: str = "auto",
     scales: str = "own",
 ) -> Mechanism:
     """LRSUQ whose error is exactly Gaussian or Laplace, i.i.d. over coordinates.
@@ -76,7 +81,8 @@ def lrsuq(
       segments: lengths of the update's tensors, which are coded with one scale each; by default
         the update is one segment.
       coding: law assumed by the entropy coder for an update's coordinates: "mixture" (of two Laplace laws;
-        fits trained updates best), "laplace" or "gaussian". Costs or saves bits, changes nothing else.
+        fits trained updates best), "laplace" or "gaussian"; "auto": the mixture. Costs or saves bits,
+        changes nothing else.
       scales: "own": the update's scales are measured and sent; "public": they come from the knob
         `scale`, so that nothing but the symbols depends on the update.
 
@@ -88,6 +94,7 @@ def lrsuq(
       ConfigError: unknown target, lattice, coding or scales.
     """
     require_choice("target", target, latents.TARGETS)
+    coding = code_length.resolved(coding, "mixture")
     sized = code_length.Scales(segments, coding, scales).check()
     lat = lattices.lattice(lattice)
     n = lat.dimension
@@ -98,24 +105,25 @@ def lrsuq(
 
     def layers(shared, count, knobs):
         """Scale of the lattice for every block; and a spare word, the dither where n = 1."""
-        check_knobs(knobs, ("sigma",))
         stream = counter.stream(shared, _LAYERS)
         word, spare = counter.words(stream, 0, jnp.arange(count, dtype=jnp.uint32))
-        sigma = jnp.asarray(knobs.sigma, jnp.float32)
-        return latents.radius(word, table) * (sigma * np.float32(unit)), spare
+        return latents.radius(word, table) * (knob(knobs, "sigma") * np.float32(unit)), spare
 
     def encode(keys, x, knobs, weight=None):
         check_vector(x)
         d = x.shape[0]
         width, spare = layers(keys.shared, blocks.count(n, d), knobs)
         side = sized.measure(x, weight, knobs)
+        axes = blocks.split(x, n)
+        valid = blocks.codable(axes, knob(knobs, "sigma"))
         if n == 1:
             nearest = jnp.round(x / width - counter.centered(spare))
-            return Message(blocks.integers(nearest), None, side, d)
+            return Message(blocks.integers(nearest, valid), None, side, d)
+        # NaN through the whole block, which is accepted at once and comes back as INVALID.
         index, symbols = rejection.first_accepted(
             proposals(lat, target, keys.shared),
             jnp.arange(width.shape[0], dtype=jnp.uint32),
-            [axis / width for axis in blocks.split(x, n)],
+            [jnp.where(valid, axis / width, jnp.nan) for axis in axes],
             acceptance,
         )
         return Message(blocks.join(symbols, blocks.symbols_sent(lat, d)), index, side, d)
@@ -171,5 +179,5 @@ def lrsuq(
             family=coding,
             segments=segments,
         ),
-        variance=lambda x, knobs: jnp.square(jnp.asarray(knobs.sigma, jnp.float32)),
+        variance=lambda x, knobs: jnp.square(knob(knobs, "sigma")),
     )

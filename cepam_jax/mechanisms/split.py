@@ -7,12 +7,16 @@ face all of it. A server that knows the shared randomness sees x plus the privat
 quantization cell, a function of x + N(0, share sigma^2): sigma sqrt(share) counts against it.
 """
 
+import functools
 import math
 
+import numpy as np
+
 from cepam_jax.errors import require
-from cepam_jax.mechanisms.base import Mechanism, Noise, check_knobs
+from cepam_jax.mechanisms.base import Mechanism, Noise
 from cepam_jax.mechanisms.chain import chain
-from cepam_jax.mechanisms.noise import scaled_noise
+from cepam_jax.mechanisms.knobs import knob
+from cepam_jax.mechanisms.noise import coded_as_noise, scaled_noise
 from cepam_jax.mechanisms.rsuq import lrsuq
 
 
@@ -24,7 +28,7 @@ def split(lattice: str = "Z1", share: float = 0.5, **options) -> Mechanism:
     and its running time grows exponentially with the information in a block.
 
     Args:
-      lattice, **options: as for `lrsuq`.
+      lattice, **options: as for `lrsuq`; coding as for `noise_then_sdq`.
       share: part of the variance that is private, above 0 and below 1.
 
     Returns:
@@ -34,14 +38,20 @@ def split(lattice: str = "Z1", share: float = 0.5, **options) -> Mechanism:
       ConfigError: share out of range, or what `lrsuq` raises.
     """
     require(0 < share < 1, "share", share, "above 0 and below 1")
-    private, public = math.sqrt(share), math.sqrt(1 - share)
+    private, public = np.float32(math.sqrt(share)), np.float32(math.sqrt(1 - share))
 
     def deviation(knobs):
-        check_knobs(knobs, ("sigma",))
-        return knobs.sigma * private
+        return knob(knobs, "sigma") * private
 
-    inner = lrsuq("gaussian", lattice, **options)
-    rest = lambda knobs: knobs._replace(sigma=None if knobs.sigma is None else knobs.sigma * public)  # noqa: E731
+    def rest(knobs):
+        """For what LRSUQ adds."""
+        return knobs._replace(sigma=knob(knobs, "sigma") * public)
+
+    def host_width(side, knobs, of):
+        """As the device multiplies; without the device, which the host's coder must not call."""
+        return of(side, knobs._replace(sigma=np.float32(knobs.sigma) * public))
+
+    inner = lrsuq("gaussian", lattice, **coded_as_noise("gaussian", options))
     inner = inner._replace(
         encode=lambda keys, x, knobs, weight=None, of=inner: of.encode(keys, x, rest(knobs), weight),
         decode=lambda shared, message, knobs, of=inner: of.decode(shared, message, rest(knobs)),
@@ -49,7 +59,7 @@ def split(lattice: str = "Z1", share: float = 0.5, **options) -> Mechanism:
             shared, message, rest(knobs), weight
         ),
         variance=lambda x, knobs, of=inner: of.variance(x, rest(knobs)),
-        code=inner.code._replace(width=lambda side, knobs, of=inner: of.code.width(side, rest(knobs))),
+        code=inner.code._replace(width=functools.partial(host_width, of=inner.code.width)),
     )
     built = chain(scaled_noise("gaussian", deviation, ("sigma",), "private"), inner)
     about = built.about._replace(

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.mechanisms import blocks
-from cepam_jax.mechanisms.base import About, Code, Mechanism, Message, check_knobs, check_vector
+from cepam_jax.mechanisms.base import About, Code, Mechanism, Message, check_vector
+from cepam_jax.mechanisms.knobs import SEVERAL_LEVELS, knob
 from cepam_jax.mechanisms.transforms import l2_norm
 
 _FLOAT_BITS = 32
@@ -17,7 +18,7 @@ _FLOAT_BITS = 32
 
 def stochastic_round(position, key):
     """Rounds to one of the two nearest integers, with mean `position`."""
-    return jnp.floor(position + jax.random.uniform(key, position.shape))
+    return jnp.floor(position + jax.random.uniform(key, position.shape, jnp.float32))
 
 
 def stochastic_variance(position, spacing):
@@ -30,8 +31,7 @@ def k_level() -> Mechanism:
     """`knobs.levels` >= 2 equally spaced levels from min(x) to max(x); 2 levels: binarization."""
 
     def grid(low, high, knobs):
-        check_knobs(knobs, ("levels",))
-        intervals = jnp.asarray(knobs.levels, jnp.float32) - 1
+        intervals = knob(knobs, "levels", SEVERAL_LEVELS) - 1
         return (high - low) / intervals, intervals
 
     def positions(x, low, high, knobs):
@@ -44,7 +44,7 @@ def k_level() -> Mechanism:
         check_vector(x)
         low, high = _range(x)
         position, _ = positions(x, low, high, knobs)
-        top = jnp.asarray(knobs.levels, jnp.float32) - 1
+        top = knob(knobs, "levels", SEVERAL_LEVELS) - 1
         level = jnp.minimum(stochastic_round(position, keys.private), top)
         return Message(blocks.integers(level), None, {"range": jnp.stack([low, high])}, x.shape[0])
 
@@ -54,7 +54,7 @@ def k_level() -> Mechanism:
         return low + spacing * _valid(message.symbols)
 
     def bits(shared, message, knobs, weight=None):
-        return _fixed_length(message, jnp.asarray(knobs.levels, jnp.float32), weight) + 2 * _FLOAT_BITS
+        return _fixed_length(message, knob(knobs, "levels", SEVERAL_LEVELS), weight) + 2 * _FLOAT_BITS
 
     def variance(x, knobs):
         return stochastic_variance(*positions(x, *_range(x), knobs))
@@ -89,8 +89,7 @@ def qsgd() -> Mechanism:
     """Sign and `knobs.levels` steps of |x_i| / |x|_2 (QSGD, 1610.02132, section 3.1)."""
 
     def positions(x, norm, knobs):
-        check_knobs(knobs, ("levels",))
-        levels = jnp.asarray(knobs.levels, jnp.float32)
+        levels = knob(knobs, "levels")
         return jnp.minimum(jnp.abs(x) / jnp.where(norm > 0, norm, 1), 1) * levels, norm / levels
 
     def encode(keys, x, knobs, weight=None):
@@ -98,14 +97,14 @@ def qsgd() -> Mechanism:
         check_vector(x)
         norm = l2_norm(x)
         position, _ = positions(x, norm, knobs)
-        level = jnp.minimum(stochastic_round(position, keys.private), knobs.levels)
+        level = jnp.minimum(stochastic_round(position, keys.private), knob(knobs, "levels"))
         return Message(blocks.integers(jnp.sign(x) * level), None, {"norm": norm}, x.shape[0])
 
     def decode(shared, message, knobs):
-        return message.side["norm"] / jnp.asarray(knobs.levels, jnp.float32) * _valid(message.symbols)
+        return message.side["norm"] / knob(knobs, "levels") * _valid(message.symbols)
 
     def bits(shared, message, knobs, weight=None):
-        return _fixed_length(message, 2 * jnp.asarray(knobs.levels, jnp.float32) + 1, weight) + _FLOAT_BITS
+        return _fixed_length(message, 2 * knob(knobs, "levels") + 1, weight) + _FLOAT_BITS
 
     def variance(x, knobs):
         return stochastic_variance(*positions(x, l2_norm(x), knobs))

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.mechanisms import counter
-from cepam_jax.mechanisms.base import About, Knobs, Transform, check_knobs
+from cepam_jax.mechanisms.base import About, Knobs, Transform
+from cepam_jax.mechanisms.knobs import knob
 
 
 def l2_norm(x):
@@ -44,8 +45,8 @@ def clip(norm: str) -> Transform:
     measure = NORMS[norm]
 
     def apply(x, knobs: Knobs):
-        check_knobs(knobs, ("clip",))
-        return x * jnp.minimum(1.0, knobs.clip / jnp.maximum(measure(x), knobs.clip))
+        longest = knob(knobs, "clip")
+        return x * jnp.minimum(1.0, longest / jnp.maximum(measure(x), longest))
 
     return Transform(
         name=f"clip_{norm}",
@@ -95,7 +96,7 @@ def rotate() -> Transform:
     def signs(shared, length):
         ids = jnp.arange(length, dtype=jnp.uint32)
         word, _ = counter.words(counter.stream(shared, _SIGNS), 0, ids)
-        return jnp.where(word >> np.uint32(31) == 1, -1.0, 1.0)
+        return jnp.where(word >> np.uint32(31) == 1, np.float32(-1), np.float32(1))
 
     def forward(keys, x, knobs):
         length = size(x.shape[0])
@@ -122,12 +123,11 @@ def random_mask() -> Transform:
     """
 
     def mask(shared, knobs, d):
-        check_knobs(knobs, ("fraction",))
         ids = jnp.arange(d, dtype=jnp.uint32)
         word, _ = counter.words(counter.stream(shared, _MASK), 0, ids)
         # 24 bits, which f32 holds exactly: the same on every platform.
         uniform = (word >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
-        return (uniform < knobs.fraction).astype(jnp.float32)
+        return (uniform < knob(knobs, "fraction")).astype(jnp.float32)
 
     def forward(keys, x, knobs):
         chosen = mask(keys.shared, knobs, x.shape[0]) > 0
@@ -135,13 +135,14 @@ def random_mask() -> Transform:
 
     def inverse(shared, y, side, knobs, d):
         chosen = mask(shared, knobs, d) > 0
-        return jnp.where(chosen | ~jnp.isfinite(y), y / knobs.fraction, 0.0)
+        return jnp.where(chosen | ~jnp.isfinite(y), y, 0.0) / knob(knobs, "fraction")
 
     def variance(x, knobs, rest):
         after = rest(x, knobs)
         if after.ndim:  # depends on which coordinates were drawn
             return jnp.full(x.shape, jnp.nan)
-        return jnp.square(x) * (1 / knobs.fraction - 1) + after / knobs.fraction
+        fraction = knob(knobs, "fraction")
+        return jnp.square(x) * (1 / fraction - 1) + after / fraction
 
     return Transform(
         name="mask",
@@ -160,13 +161,13 @@ def top_k() -> Transform:
     """
 
     def support(x, knobs):
-        check_knobs(knobs, ("fraction",))
         order = jnp.argsort(-jnp.abs(x), stable=True)
-        number = jnp.ceil(jnp.asarray(knobs.fraction, jnp.float32) * x.shape[0])
+        number = jnp.ceil(knob(knobs, "fraction") * x.shape[0])
         return jnp.zeros(x.shape, bool).at[order].set(jnp.arange(x.shape[0]) < number)
 
     def forward(keys, x, knobs):
         kept = support(x, knobs)
+        x = jnp.where(jnp.isnan(knob(knobs, "fraction")), jnp.nan, x)  # as invalid as the knob
         # A NaN is never sorted away.
         return jnp.where(kept | ~jnp.isfinite(x), x, 0.0), kept
 

@@ -57,7 +57,7 @@ def split(message: Message, context, block: int, weight) -> tuple[Plain, Unusual
     elif code.kind == "float":
         listed = ~np.isfinite(message.symbols) & (False if sent is None else ~sent)
     else:
-        listed = (values == INVALID) & (False if sent is None else ~sent)
+        listed = values == INVALID  # cheaper than as a number, and what `Mechanism.bits` says
         lat = symbols.lattices.LATTICES[code.lattice]
         if symbols.acceptance.needed(lat, code.layer):
             listed, forced, bad_index = _of_blocks(values, index, lat, code, sent, block)

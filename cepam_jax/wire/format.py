@@ -9,13 +9,19 @@ one tensor can be read alone.
 """
 
 import functools
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cepam_jax.errors import require
 from cepam_jax.mechanisms.base import Keys, Knobs, Mechanism, Message
+from cepam_jax.mechanisms.knobs import check
 from cepam_jax.wire import body, header
+
+_NUMBERS = 2**32  # of rounds and clients, in the header
+_LENGTHS = 2**31  # of updates, whose coordinates int32 counts
 
 
 def key_words(key) -> np.ndarray:
@@ -38,21 +44,45 @@ def host_knobs(knobs: Knobs) -> Knobs:
 @functools.lru_cache(maxsize=64)
 def _template(mechanism: Mechanism, length: int, given: tuple[bool, ...], tensors: int) -> Message:
     """Structure and shapes of the messages of updates with `length` coordinates."""
-    values = [jnp.float32(1) if there else None for there in given]
-    knobs = Knobs(*values)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    knobs = Knobs(*(number if there else None for there in given))
     if knobs.scale is not None:
-        knobs = knobs._replace(scale=jnp.zeros(tensors, jnp.int32))
+        knobs = knobs._replace(scale=jax.ShapeDtypeStruct((tensors,), jnp.int32))
     keys = Keys(jax.random.key(0), jax.random.key(0))
     x = jax.ShapeDtypeStruct((length,), jnp.float32)
-    return jax.eval_shape(lambda x: mechanism.encode(keys, x, knobs), x)
+    return jax.eval_shape(lambda x, knobs: mechanism.encode(keys, x, knobs), x, knobs)
+
+
+def _check_number(field: str, value, limit: int) -> None:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    require(whole and 0 <= value < limit, field, value, f"a whole number of at least 0 and below {limit}")
 
 
 def _context(mechanism, shared, knobs, length, round_number, client) -> body.Context:
+    needed = [name for name in mechanism.about.knobs if name != "scale"]
+    _check_number("length", length, _LENGTHS)
+    _check_number("round_number", round_number, _NUMBERS)
+    _check_number("client", client, _NUMBERS)
+    check(knobs, needed)
+    for name in needed:
+        shape = np.shape(getattr(knobs, name))
+        require(shape == (), f"shape of knob {name}", shape, "(): the knobs of one client")
     given = tuple(value is not None for value in knobs)
     tensors = 0 if knobs.scale is None else len(knobs.scale)
     template = _template(mechanism, length, given, tensors)
     key = key_words(mechanism.code.key(shared))
     return body.Context(mechanism, key, host_knobs(knobs), template, round_number, client)
+
+
+def _check_message(message: Message, template: Message) -> None:
+    """Raises ConfigError unless the message has the arrays that the mechanism's messages have."""
+
+    def text(tree):
+        named, _ = jax.tree_util.tree_flatten_with_path(tree)
+        return {jax.tree_util.keystr(at): f"{leaf.dtype}{list(np.shape(leaf))}" for at, leaf in named}
+
+    found, expected = text(message), text(template)
+    require(found == expected, "dict of the message's arrays", found, f"{expected}, as its mechanism writes")
 
 
 def pack(
@@ -78,8 +108,12 @@ def pack(
 
     Returns:
       At most 26 bytes of header, 2 per segment, side information and symbols.
+
+    Raises:
+      ConfigError: a number, a knob or the message is not one that this mechanism can have written.
     """
     context = _context(mechanism, shared, knobs, message.length, round_number, client)
+    _check_message(message, context.template)
     weight = None
     if mechanism.code.weight:
         weight = np.asarray(mechanism.code.weight(shared, message, knobs))

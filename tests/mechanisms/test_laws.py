@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cepam_jax import mechanisms
+from cepam_jax import mechanisms, wire
 from cepam_jax.errors import ConfigError
-from cepam_jax.mechanisms import Keys, Knobs
+from cepam_jax.mechanisms import RANGE, Keys, Knobs
 
 NAMES = sorted(mechanisms.REGISTRY)
 # All tests of one mechanism in one process, so that they share what is compiled.
@@ -20,6 +20,20 @@ EACH = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NAME
 LENGTH = 104  # of most updates here: whole blocks of 1, 2, 4 and 8
 KNOBS = Knobs(sigma=0.1, clip=1.0, step=0.1, bits=3.0, levels=4.0, fraction=0.5)
 KEYS = Keys(jax.random.key(1), jax.random.key(2))
+# What no knob may be, and what one of them may not.
+WRONG = [-1, -1.0, 0.0, np.nan, np.inf, np.float32(-1), np.float64(1e39), 1e-50, 10**400, jnp.float32(np.nan)]
+WRONG += [np.array([0.5, -1.0], np.float32), jnp.array([2.0, np.inf])]
+NOT_A_NUMBER = ["0.1", True, 1j, [[1.0], [1.0, 2.0]]]
+BEYOND = {
+    "sigma": [],
+    "clip": [],
+    "step": [],
+    "bits": [32.0, 9, 0.5],
+    "levels": [0.5, 2.0**21],
+    "fraction": [2.0, np.float32(1.5)],
+}
+# None of them is a float32; a product with one of them is rounded differently in float64.
+SOME_KNOBS = KNOBS._replace(sigma=0.1, step=0.3, clip=0.7, fraction=0.3)
 
 
 @functools.cache
@@ -131,15 +145,16 @@ def test_padding_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", EACH)
-@pytest.mark.parametrize("length", [0, 1, 5])
-def test_short_updates(name, length):
+def test_short_updates(name):
+    """Nothing, one coordinate, a few: part of a block, or a whole one and a part."""
     mechanism = compiled(name)
-    x = updates(length)
-    message = mechanism.encode(KEYS, x, KNOBS)
-    x_hat = mechanism.decode(KEYS.shared, message, KNOBS)
-    assert x_hat.shape == (length,)
-    assert np.abs(x_hat - x).max(initial=0) < 12 * KNOBS.sigma
-    assert np.isfinite(mechanism.bits(KEYS.shared, message, KNOBS))
+    for length in (0, 5) if mechanism.code.kind == "lattice" else (0, 1, 5):
+        x = updates(length)
+        message = mechanism.encode(KEYS, x, KNOBS)
+        x_hat = mechanism.decode(KEYS.shared, message, KNOBS)
+        assert x_hat.shape == (length,)
+        assert np.abs(x_hat - x).max(initial=0) < 12 * KNOBS.sigma
+        assert np.isfinite(mechanism.bits(KEYS.shared, message, KNOBS))
 
 
 SIGNALS = {"zeros": jnp.zeros(3000), "constant": jnp.ones(3000), "random": updates(3000)}
@@ -191,13 +206,75 @@ def test_an_invalid_update_stays_invalid(name, bad):
         assert not np.isfinite(x_hat[37]) and np.isfinite(x_hat[others]).all()
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("lrsuq", "sdq", "rounding", "noise"))])
-def test_what_is_too_large_to_be_coded_is_never_a_wrong_number(name):
+def largest(name):
+    """Largest |x| that is coded, where sigma and step are 0.1; None: any number is."""
+    if name.startswith(("lrsuq", "noise", "rounding", "sdq")) and name != "sdq_d4_bits":
+        # A rate by sigma means cells of sqrt(12) sigma.
+        return 0.1 * RANGE * (12**0.5 if name == "sdq_z1_sigma" else 1)
+    smaller = {  # of the two parts of the error, in units of sigma = step
+        "jopeq_gaussian": (1 - 1 / 12) ** 0.5,
+        "jopeq_laplace_z2": (1 - 1 / 12) ** 0.5,
+        "split_z1": 0.5**0.5,
+        "split_d4": 0.2**0.5,
+    }
+    return 0.1 * RANGE * smaller[name] if name in smaller else None
+
+
+LIMITED = [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in NAMES if largest(n)]
+
+
+MEASURED = ("binary", "clipped", "k_level", "qsgd", "rotated", "sketched", "sdq_d4_bits")  # their own range
+AS_THEY_ARE = ("identity", "masked", "top_k")
+
+
+def test_every_mechanism_with_noise_or_a_given_lattice_has_the_limit():
+    for name in NAMES:
+        assert bool(largest(name)) == (not name.startswith(MEASURED + AS_THEY_ARE)), name
+    assert RANGE == 2**15
+
+
+@pytest.mark.parametrize("name", LIMITED)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_what_is_too_large_to_be_coded_is_nan_with_its_block(name, sign):
+    mechanism = compiled(name)
+    block = mechanism.about.block
+    mine = np.arange(LENGTH) // block == 37 // block
+    x = updates(LENGTH).at[37].set(sign * 0.999 * largest(name))
+    below = np.asarray(mechanism.decode(KEYS.shared, mechanism.encode(KEYS, x, KNOBS), KNOBS))
+    # Eleven deviations of the noise or cells of the lattice; no neighbour suffers from the large one.
+    assert np.abs(below - x).max() < 11 * 0.1 * (12**0.5 if name == "sdq_z1_sigma" else 1)
+    for factor in (1.001, 1e3, 1e4, 1e5, 1e8, 1e25):
+        x = x.at[37].set(sign * factor * largest(name))
+        message = mechanism.encode(KEYS, x, KNOBS)
+        x_hat = np.asarray(mechanism.decode(KEYS.shared, message, KNOBS))
+        assert np.isnan(x_hat[mine]).all()
+        np.testing.assert_array_equal(x_hat[~mine], below[~mine])
+
+
+@pytest.mark.parametrize("name", [p for p in EACH if p.values[0] not in [q.values[0] for q in LIMITED]])
+def test_what_has_no_limit_codes_any_number(name):
     mechanism = compiled(name)
     x = updates(LENGTH).at[37].set(1e30)
-    knobs = KNOBS._replace(bits=100.0)  # for sdq with a rate: cells far below 1e30
-    x_hat = np.asarray(mechanism.decode(KEYS.shared, mechanism.encode(KEYS, x, knobs), knobs))
-    assert np.isnan(x_hat[37]) or x_hat[37] == np.float32(1e30)
+    x_hat = np.asarray(mechanism.decode(KEYS.shared, mechanism.encode(KEYS, x, KNOBS), KNOBS))
+    if name.endswith("lrsuq"):  # a step, then LRSUQ with its limit
+        assert np.isnan(x_hat[37])
+    else:
+        assert np.isfinite(x_hat).all() and x_hat[37] >= 0
+
+
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("bad", [np.nan, 1e30])
+def test_an_invalid_update_has_bits_and_bytes(name, bad):
+    mechanism = compiled(name)
+    x = updates(LENGTH).at[37].set(bad)
+    message = mechanism.encode(KEYS, x, KNOBS)
+    bits = float(mechanism.bits(KEYS.shared, message, KNOBS))
+    assert np.isfinite(bits) and bits >= 0
+    data = wire.pack(message, mechanisms.make(name), KEYS.shared, KNOBS)
+    back = wire.unpack(data, mechanisms.make(name), KEYS.shared, KNOBS, LENGTH)
+    np.testing.assert_array_equal(
+        mechanism.decode(KEYS.shared, back, KNOBS), mechanism.decode(KEYS.shared, message, KNOBS)
+    )
 
 
 SEEDS = 4000
@@ -230,10 +307,39 @@ def test_wrong_arguments_are_named(name):
     with pytest.raises(ConfigError, match="dtype of x is 'int32'"):
         mechanism.encode(KEYS, jnp.zeros(3, jnp.int32), KNOBS)
     for knob in mechanism.about.knobs:
-        with pytest.raises(ConfigError, match=f"knob {knob} is None; it must be a positive number"):
+        with pytest.raises(ConfigError, match=f"knob {knob} is None; it must be a (positive |whole |)number"):
             mechanism.encode(KEYS, jnp.ones(3), KNOBS._replace(**{knob: None}))
-        with pytest.raises(ConfigError, match=f"knob {knob} is -1"):
-            mechanism.encode(KEYS, jnp.ones(3), KNOBS._replace(**{knob: -1.0}))
+        for wrong in WRONG + NOT_A_NUMBER + BEYOND[knob]:
+            given = KNOBS._replace(**{knob: wrong})
+            with pytest.raises(ConfigError, match=f"knob {knob} is .*; it must be a"):
+                mechanism.encode(KEYS, jnp.ones(3), given)
+    if mechanism.about.knobs == ("levels",):
+        with pytest.raises(ConfigError, match="knob levels is 2.5; it must be a whole number"):
+            mechanism.encode(KEYS, jnp.ones(3), KNOBS._replace(levels=2.5))
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_wrong_knob_inside_a_compiled_function_gives_nan(name):
+    """There it cannot be seen when it is given; it must not lead to numbers that look right either."""
+    mechanism = compiled(name)
+    for knob in mechanism.about.knobs:
+        for wrong in (-1.0, 0.0, np.nan, *(b for b in BEYOND[knob] if isinstance(b, float))):
+            given = KNOBS._replace(**{knob: wrong})
+            theirs = mechanism.encode(KEYS, updates(LENGTH), given)
+            assert np.isnan(mechanism.decode(KEYS.shared, theirs, given)).all()
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_number_is_the_same_knob_however_it_is_given(name):
+    """0.1, numpy's and jax's float32(0.1): all are float32 before anything is calculated with them."""
+    mechanism = mechanisms.make(name)
+    message = compiled(name).encode(KEYS, updates(LENGTH), KNOBS)
+    found = []
+    for kind in (float, np.float64, np.float32, jnp.float32):
+        given = Knobs(*(None if value is None else kind(value) for value in SOME_KNOBS))
+        found.append(np.asarray(mechanism.decode(KEYS.shared, message, given)))
+        assert found[-1].dtype == np.float32
+        np.testing.assert_array_equal(found[0], found[-1])
 
 
 @pytest.mark.parametrize("name", EACH)

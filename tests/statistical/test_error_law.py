@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from cepam_jax import mechanisms
-from cepam_jax.mechanisms import Keys, Knobs
+from cepam_jax.mechanisms import RANGE, Keys, Knobs
 
 SIZE = 1_000_000
 FALSE_ALARM = 1e-6
@@ -22,6 +22,7 @@ BLOCK = 8  # coordinates of a sub-vector whose norm is tested
 LAWS = {name: mechanisms.make(name).about.law for name in sorted(mechanisms.REGISTRY)}
 EXACT = [name for name, law in LAWS.items() if law in ("gaussian", "laplace")]
 assert len(EXACT) >= 12
+SMALLER = {"split_z1": 0.5**0.5, "split_d4": 0.2**0.5}  # the smaller part of the error sets the limit
 CORE = ("lrsuq_gaussian_z1", "lrsuq_gaussian_z2", "lrsuq_gaussian_z3", "lrsuq_laplace_z1")
 
 
@@ -43,6 +44,8 @@ def inputs(kind, sigma):
             "large": lambda: random.normal(size=SIZE) * 1e3 * sigma,
             "heavy": lambda: random.standard_cauchy(SIZE) * sigma,
             # Half-integer multiples of the typical cell width, and a hair to either side.
+            # Just below the largest update that is coded: here f32 is as coarse as it may be.
+            "limit": lambda: random.choice([-1, 1], SIZE) * random.uniform(0.5, 0.999, SIZE) * RANGE * sigma,
             "borders": lambda: (index % 7 + 0.5 + 1e-6 * (index % 3 - 1)) * 2 * np.sqrt(3) * sigma,
         }[kind](),
         jnp.float32,
@@ -77,17 +80,19 @@ CORRELATION_LIMIT = stats.norm.isf(FALSE_ALARM / 2)
 
 def errors(name, kind, sigma, seed=11):
     about, run = round_trip(name)
-    x = inputs(kind, sigma)
+    x = inputs(kind, sigma) * np.float32(SMALLER.get(name, 1) if kind == "limit" else 1)
     keys = Keys(jax.random.key(seed), jax.random.key(seed + 1))
     x_hat = run(keys, x, Knobs(sigma=jnp.float32(sigma)))
     x = np.asarray(x, np.float64)
     return about, (np.asarray(x_hat, np.float64) - x) / np.float64(np.float32(sigma)), x / sigma
 
 
-@pytest.mark.parametrize("kind", ["zeros", "constant", "large", "heavy", "borders"])
-@pytest.mark.parametrize(
-    ("name", "sigma"), [(n, s) for n in EXACT for s in ((1e-3, 0.05, 7.0) if n in CORE else (0.05,))]
-)
+KINDS = ("zeros", "constant", "large", "heavy", "borders", "limit")
+CASES = [(name, kind, 0.05) for name in EXACT for kind in KINDS]
+CASES += [(name, kind, sigma) for name in CORE for kind in KINDS[:-1] for sigma in (1e-3, 7.0)]
+
+
+@pytest.mark.parametrize(("name", "kind", "sigma"), CASES)
 def test_error_has_exactly_the_target_law(name, kind, sigma):
     about, error, x = errors(name, kind, sigma)
     coordinate, norm = p_values(error, about.law)
@@ -96,11 +101,21 @@ def test_error_has_exactly_the_target_law(name, kind, sigma):
     assert correlations(error, x).max() < CORRELATION_LIMIT
 
 
-@pytest.mark.parametrize("name", EXACT)
-def test_a_sampler_two_percent_too_wide_fails(name):
-    about, error, _ = errors(name, "large", 0.05)
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, "large") for name in EXACT] + [(name, "limit") for name in CORE]
+)
+def test_a_sampler_two_percent_too_wide_fails(name, kind):
+    about, error, _ = errors(name, kind, 0.05)
     for p in p_values(error * 1.02, about.law):
         assert p < FALSE_ALARM
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_beyond_the_limit_the_law_would_be_lost(name):
+    """Errors on the grid that f32 has at 8 times the limit: why nothing is coded there."""
+    about, error, _ = errors(name, "zeros", 0.05)
+    grid = 8 * float(RANGE) * 2.0**-23
+    assert p_values(np.round(error / grid) * grid, about.law)[0] < FALSE_ALARM
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -110,11 +125,11 @@ def test_the_other_law_fails(name):
     assert max(p_values(error, other)) < FALSE_ALARM
 
 
-@pytest.mark.parametrize("kind", ["zeros", "large", "borders"])
+@pytest.mark.parametrize("kind", ["zeros", "large", "borders", "limit"])
 @pytest.mark.parametrize("name", ["sdq_z1", "sdq_z2"])
 def test_dithered_error_is_uniform_and_independent(name, kind):
     mechanism = mechanisms.make(name)
-    x = inputs(kind, 0.05)
+    x = inputs(kind, 0.3 if kind == "limit" else 0.05)
     keys = Keys(jax.random.key(1), jax.random.key(2))
     knobs = Knobs(step=0.3)
     run = jax.jit(lambda x: mechanism.decode(keys.shared, mechanism.encode(keys, x, knobs), knobs))

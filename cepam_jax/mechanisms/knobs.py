@@ -1,0 +1,104 @@
+"""What each knob may be, and a knob as the number that a mechanism calculates with.
+
+A value that is known when it is given (a Python number, an array) is checked at once. Inside `jit` and `vmap`
+nothing is known yet: there a knob that is not allowed becomes NaN, and so does all that is decoded with it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cepam_jax.errors import require
+from cepam_jax.mechanisms.base import Knobs
+
+_FLOAT = np.finfo(np.float32)
+
+
+class Limits(NamedTuple):
+    """Allowed are float32 numbers from low to high; whole ones alone if `whole`."""
+
+    low: float
+    high: float
+    text: str
+    whole: bool = False
+
+
+_POSITIVE = Limits(
+    float(_FLOAT.tiny), float(_FLOAT.max), "a positive number that float32 holds (1.2e-38 to 3.4e38)"
+)
+LIMITS = {
+    "sigma": _POSITIVE,
+    "clip": _POSITIVE,
+    "step": _POSITIVE,
+    "bits": Limits(1, 8, "a number from 1 to 8"),
+    "levels": Limits(1, 2**20, "a whole number from 1 to 1048576", whole=True),
+    "fraction": Limits(float(_FLOAT.tiny), 1, "a number above 0 and at most 1"),
+}
+WHOLE_BITS = Limits(1, 8, "a whole number from 1 to 8", whole=True)
+SEVERAL_LEVELS = Limits(2, 2**20, "a whole number from 2 to 1048576", whole=True)
+
+
+def _holds(xp, number, limits: Limits):
+    inside = (number >= np.float32(limits.low)) & (number <= np.float32(limits.high))
+    return inside & (number == xp.round(number)) if limits.whole else inside
+
+
+def _on_host(value):
+    """Array of a value that is known, None of one that is traced or that this process does not hold."""
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return None
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError):  # ragged lists
+        return np.asarray(value, object)
+
+
+def check(knobs: Knobs, names: tuple[str, ...], limits: Limits | None = None) -> None:
+    """Raises ConfigError if a knob is missing, or is known and not allowed.
+
+    Args:
+      knobs: numbers, or arrays with one number for each client.
+      names: the knobs that are needed; `scale` is not one of them.
+      limits: instead of `LIMITS`, where a mechanism allows less.
+    """
+    for name in names:
+        value, allowed = getattr(knobs, name), limits or LIMITS[name]
+        field = f"knob {name}"
+        require(value is not None, field, value, allowed.text)
+        found = _on_host(value)
+        if found is None:
+            continue
+        number = jnp.issubdtype(found.dtype, np.integer) or jnp.issubdtype(found.dtype, np.floating)
+        require(number, field, value, allowed.text)
+        with np.errstate(over="ignore", under="ignore"):
+            wrong = ~_holds(np, found.astype(np.float32), allowed)
+        if wrong.any():
+            require(False, field, found[wrong].ravel()[0].item(), allowed.text)
+
+
+def knob(knobs: Knobs, name: str, limits: Limits | None = None):
+    """A knob as float32, NaN where it is traced and turns out not to be allowed.
+
+    Every mechanism takes its knobs from here before it calculates with them: float32 first, so that 0.1 and
+    float32(0.1) lead to the same bits.
+
+    Args:
+      knobs, limits: as for `check`.
+      name: of the knob.
+
+    Returns:
+      f32[] (or f32[clients] of an array).
+
+    Raises:
+      ConfigError: as `check`.
+    """
+    check(knobs, (name,), limits)
+    value = getattr(knobs, name)
+    number = jnp.asarray(value, jnp.float32)
+    if not isinstance(value, jax.core.Tracer):
+        return number
+    return jnp.where(_holds(jnp, number, limits or LIMITS[name]), number, jnp.float32(jnp.nan))
