@@ -26,6 +26,9 @@ from cepam_jax.mechanisms.noise import add_noise, coded_as_noise, scaled_noise
 _DITHERS = 4  # tag of the shared stream; part of the message format
 
 RATES = ("sigma", "step", "bits")
+_LEAST_SHARE = (
+    1e-3  # of JoPEQ's variance, that is private; below, f32 does not know it to a tenth of a percent
+)
 
 
 def sdq(
@@ -184,7 +187,9 @@ def jopeq(
 
     def complement(knobs: Knobs):
         total, step = knob(knobs, "sigma"), knob(knobs, "step")
-        return total * jnp.sqrt(jnp.maximum(1 - moment * jnp.square(step / total), 0.0))
+        share = 1 - moment * jnp.square(step / total)
+        # The difference of nearly equal numbers is rounding: too little noise to be sure of counts as none.
+        return total * jnp.sqrt(jnp.where(share >= _LEAST_SHARE, share, 0.0))
 
     noise = scaled_noise(target, complement, ("sigma", "step"), "complement")
     built = chain(noise, sdq(lattice, "step", **coded_as_noise(target, options)))
