@@ -43,6 +43,7 @@ SHORT = {
         "--seeds=1",
     ],
     "experiments.figures.server": ["--size=2000", "--repeats=1"],
+    "experiments.radius_law": ["--laws=gaussian:1"],
     "experiments.audit": ["--size=20000", "--trials=2000"],
     "experiments.benchmarks.wire": [
         "--size=2000",
@@ -108,7 +109,7 @@ def test_python_blocks():
 
 
 def test_commands_are_found_and_ci_runs_the_test_command():
-    assert len(COMMANDS) == 42
+    assert len(COMMANDS) == 43
     found = re.findall(r"^python3 -m venv .* -m pytest$", TEXT, re.M)
     assert len(found) == 1
     assert r"^python3 -m venv .* -m pytest$" in (ROOT / ".ci/run").read_text()
