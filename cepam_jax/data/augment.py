@@ -16,8 +16,8 @@ def crop_and_flip(key, images, pad: int = 4):
     batch, height, width, _ = images.shape
     shift_key, flip_key = jax.random.split(key)
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    corner = jax.random.randint(shift_key, (batch, 2), 0, 2 * pad + 1)
-    flip = jax.random.bernoulli(flip_key, shape=(batch, 1))
+    corner = jax.random.randint(shift_key, (batch, 2), 0, 2 * pad + 1, jnp.int32)
+    flip = jax.random.bernoulli(flip_key, jnp.float32(0.5), (batch, 1))
     rows = corner[:, :1] + jnp.arange(height)
     columns = jnp.arange(width)
     columns = corner[:, 1:] + jnp.where(flip, width - 1 - columns, columns)

@@ -148,8 +148,10 @@ class _Sums(NamedTuple):
     metrics: RoundMetrics
 
 
-def public_scales(mean, segments, sigmas, family, per_round):
+def public_scales(mean, segments, sigmas, family, per_round, private=0.0):
     """What all can know of the next updates' scales: those of the last aggregated update, less noise.
+
+    Where noise of the clients' own comes before the quantizer, it is a part of what is coded.
 
     Args:
       mean: f32[d], aggregated update.
@@ -157,6 +159,7 @@ def public_scales(mean, segments, sigmas, family, per_round):
       sigmas: f32[clients], deviation of each client's noise.
       family: law of the coordinates that the coder assumes.
       per_round: clients that were averaged.
+      private: f32[clients] or f32[], deviation of the noise that is added before the quantizer.
 
     Returns:
       int32[segments], in eighths of an octave.
@@ -165,7 +168,8 @@ def public_scales(mean, segments, sigmas, family, per_round):
     square = code_length.fit_scales(mean, segments, "gaussian").astype(jnp.float32)
     square = jnp.exp2(2 * square / code_length.SCALES_PER_OCTAVE)
     noise = jnp.mean(jnp.square(sigmas)) / per_round
-    deviation = jnp.sqrt(jnp.maximum(square - noise, noise / 16)) / spread
+    coded = jnp.maximum(square - noise, noise / 16) + jnp.mean(jnp.square(private))
+    deviation = jnp.sqrt(coded) / spread
     return jnp.round(code_length.SCALES_PER_OCTAVE * jnp.log2(deviation)).astype(jnp.int32)
 
 
@@ -347,7 +351,14 @@ def make_round(plan: Plan) -> Callable:
             ),
             None
             if state.scale is None
-            else public_scales(mean, plan.segments, knobs.sigma, mechanism.code.family, per_round),
+            else public_scales(
+                mean,
+                plan.segments,
+                knobs.sigma,
+                mechanism.code.family,
+                per_round,
+                mechanism.about.server.deviation(knobs) if mechanism.about.server else 0.0,
+            ),
         )
         invalid = jnp.where((invalid == _VALID) & ~_finite((after.params, after.server)), broken, invalid)
         failed = invalid < _VALID

@@ -20,7 +20,8 @@ Laws, each tested for every mechanism of the registry:
 5. An update with a NaN or infinite coordinate does not decode to finite numbers alone, nor does
    one too large to be coded: an invalid update is never laundered into a valid one. Too large is a
    coordinate of more than `RANGE` standard deviations of the noise, or lattice cells where there is no
-   noise; it decodes to NaN with its whole block. Up to there law 2 holds. An encoder always ends.
+   noise; it decodes to NaN with its whole block. Up to there law 2 holds (without noise,
+   near the limit, to 2^-8 of a cell). An encoder always ends.
 6. The same keys and x give the same message; keys are for one round of one client.
 7. `wire.unpack(wire.pack(message))` is the message, from its bytes, the shared key and the knobs; the
    bytes are as many as `bits` says, within 2 % and a header.

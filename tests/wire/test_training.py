@@ -67,3 +67,14 @@ def test_a_run_with_public_scales_resumes(tmp_path):
     again = config_of("cepam_gaussian", **{"mechanism.scales": "public"})
     resumed = train(again, tmp_path / "b", progress=False)
     assert json.dumps(whole[-1]["loss"]) == json.dumps(resumed[-1]["loss"])
+
+
+@pytest.mark.parametrize(("variant", "factor"), [("split", 1.1), ("noise_gaussian_sdq", 1.1)])
+def test_public_scales_count_the_noise_that_is_coded(variant, factor, tmp_path):
+    """The last aggregate less its noise says nothing of the noise that was added before the quantizer."""
+    bits = []
+    for scales in ("own", "public"):
+        fields = {"mechanism.scales": scales, "mechanism.gamma": 30.0, "rounds": 4, "eval_every": 4}
+        lines = train(config_of(variant, **fields), tmp_path / scales, progress=False)
+        bits.append(lines[-1]["bits_per_coordinate"])
+    assert bits[1] < factor * bits[0]
