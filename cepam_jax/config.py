@@ -83,8 +83,10 @@ _NOT_NEGATIVE = _real(
 _COUNT = _integer(1, 2**31 - 1)  # counted in 32-bit integers
 _SEED = _integer(0, 2**32 - 1)
 _BOOLEAN = ("True or False", lambda v: isinstance(v, bool))
-_UNIT = _real(lambda v: 0 < v <= 1, "a number above 0 and at most 1")
+_UNIT = _real(lambda v: _LEAST <= v <= 1, "a number above 0 and at most 1")
 _BITS = _integer(1, 8)
+_SHARE = _real(lambda v: 1e-6 <= v <= 1 - 1e-6, "a number between 1e-6 and 1 - 1e-6")
+_STEP = _real(lambda v: 1e-30 <= v <= 1e30, "a number between 1e-30 and 1e30")
 _BELOW_ONE_POSITIVE = _real(lambda v: 0 < v < 1, "a number above 0 and below 1")
 _BELOW_ONE = _real(lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
 
@@ -138,9 +140,9 @@ FIELDS = {
     "mechanism.name": _choice(FACTORIES),
     "mechanism.target": _choice(TARGETS),
     "mechanism.lattice": _choice(LATTICES),
-    "mechanism.share": _BELOW_ONE_POSITIVE,
+    "mechanism.share": _SHARE,
     "mechanism.gamma": _POSITIVE,
-    "mechanism.step": _POSITIVE,
+    "mechanism.step": _STEP,
     "mechanism.rate": _choice(RATES),
     "mechanism.bits": _BITS,
     "mechanism.levels": _integer(2, 2**20),
@@ -182,21 +184,28 @@ def plain(config: Mapping | ml_collections.ConfigDict) -> ml_collections.ConfigD
     if not isinstance(config, (Mapping, ml_collections.ConfigDict)):
         raise ConfigError(f"config is {config!r}; it must be a ConfigDict, as configs/common.py makes it")
     found = ml_collections.ConfigDict()
-    for name, value in config.items():
-        nested = isinstance(value, (Mapping, ml_collections.ConfigDict))
-        found[name] = plain(value) if nested else _plain_value(value)
+    try:
+        for name, value in config.items():
+            require(isinstance(name, str) and "." not in name, "name of a field", name, "a word without dots")
+            nested = isinstance(value, (Mapping, ml_collections.ConfigDict))
+            found[name] = plain(value) if nested else _plain_value(value)
+    except ml_collections.config_dict.RequiredValueError as error:
+        raise ConfigError(f"config has a field without a value: {error}") from error
     return found
 
 
 def _plain_value(value):
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()  # of a long double: itself
     if isinstance(value, np.ndarray) and value.ndim == 1:
         return tuple(value.tolist())
     if isinstance(value, (tuple, list)):
         return tuple(map(_plain_value, value))
-    if isinstance(value, Real) and not isinstance(value, (int, float)):
-        return float(value)  # fractions and the like
+    if isinstance(value, Real) and not isinstance(value, (int, float)):  # fractions and the like
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
     return value
 
 
@@ -218,7 +227,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
       ConfigError: names the field, its value and what is allowed.
     """
     fields = flat(plain(config))
-    for name in fields.keys() - FIELDS.keys():
+    for name in sorted(fields.keys() - FIELDS.keys()):
+        if any(field.startswith(f"{name}.") for field in FIELDS):
+            raise ConfigError(f"config.{name} is {fields[name]!r}; it must be a section with fields")
         raise ConfigError(f"config.{name} is not a field; there are: {', '.join(sorted(FIELDS))}")
     for name, (text, test) in FIELDS.items():
         allowed = text() if callable(text) else text

@@ -158,6 +158,42 @@ def test_numbers_of_numpy_and_frozen_configurations_become_plain():
         validate(3)
 
 
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"mechanism.fraction": 1e-300}, "mechanism.fraction is 1e-300; it must be a number above 0"),
+        (
+            {"mechanism.share": 1e-70},
+            "mechanism.share is 1e-70; it must be a number between 1e-6",
+        ),
+        ({"mechanism.share": 1 - 1e-9}, "it must be a number between 1e-6"),
+        ({"mechanism.step": 3e38}, "mechanism.step is 3e[+]38"),
+        ({"mechanism.gamma": fractions.Fraction(10**400)}, "mechanism.gamma is inf"),
+    ],
+)
+def test_numbers_that_the_device_cannot_hold(fields, text):
+    config = digits.get_config()
+    config.update_from_flattened_dict({name: value for name, value in fields.items() if "gamma" not in name})
+    given = config.to_dict()
+    given["mechanism"] |= {name.split(".")[1]: value for name, value in fields.items()}
+    with pytest.raises(ConfigError, match=text):
+        validate(given)
+
+
+def test_what_is_no_configuration():
+    given = digits.get_config().to_dict()
+    with pytest.raises(ConfigError, match="name of a field is 3"):
+        validate(given | {3: 4})
+    with pytest.raises(ConfigError, match="is 'mechanism.gamma'; it must be a word without dots"):
+        validate(given | {"mechanism.gamma": 5.0})
+    with pytest.raises(ConfigError, match="config.mechanism is 5; it must be a section"):
+        validate(given | {"mechanism": 5})
+    with pytest.raises(ConfigError, match="config.roundz is not a field"):
+        validate(given | {"roundz": 5, "zz": 6})
+    given["mechanism"]["gamma"] = np.longdouble(50)
+    json.dumps(plain(given).to_dict())
+
+
 def test_gamma_is_clip_norm_over_noise_scale():
     assert sigma_of_gamma("gaussian", 50.0, 2.0) == pytest.approx(0.04)
     assert sigma_of_gamma("laplace", 50.0, 2.0) == pytest.approx(0.04 * 2**0.5)

@@ -44,15 +44,15 @@ def partition(labels, kind: str, num_clients: int, seed: int, **options) -> Part
     Raises:
       ConfigError: impossible values.
     """
-    require_choice("partition.kind", kind, KINDS)
+    require_choice("config.partition.kind", kind, KINDS)
     labels = np.asarray(labels)
-    require(num_clients >= 1, "clients.number", num_clients, "at least 1")
-    require(num_clients <= len(labels), "clients.number", num_clients, f"at most {len(labels)}, the examples")
+    most = f"at least 1 and at most {len(labels)}, the examples"
+    require(1 <= num_clients <= len(labels), "config.num_clients", num_clients, most)
     parts = KINDS[kind](labels, num_clients, np.random.default_rng(seed), **options)
     counts = np.array([len(part) for part in parts], np.int32)
     if counts.min() == 0:
         raise ConfigError(
-            f"partition.kind {kind!r} leaves {np.sum(counts == 0)} of {num_clients} clients without "
+            f"config.partition.kind {kind!r} leaves {np.sum(counts == 0)} of {num_clients} clients without "
             f"data; use fewer clients, a larger alpha or another seed"
         )
     indices = np.stack([np.concatenate([part, np.full(counts.max() - len(part), part[0])]) for part in parts])
@@ -69,7 +69,7 @@ def _dirichlet(labels, num_clients, rng, alpha):
 
     Redrawn, up to 100 times, while some client is empty.
     """
-    require(alpha > 0, "partition.alpha", alpha, "positive")
+    require(alpha > 0, "config.partition.alpha", alpha, "positive")
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     for _ in range(100):
         parts = [[] for _ in range(num_clients)]
@@ -89,7 +89,7 @@ def _shards(labels, num_clients, rng, shards_per_client):
     number = num_clients * shards_per_client
     require(
         1 <= shards_per_client <= len(labels) // num_clients,
-        "partition.shards_per_client",
+        "config.partition.shards_per_client",
         shards_per_client,
         f"between 1 and {len(labels) // num_clients}, the examples per client",
     )
@@ -102,7 +102,7 @@ def _shards(labels, num_clients, rng, shards_per_client):
 
 def _quantity(labels, num_clients, rng, exponent):
     """Random examples, sizes by a power law: client of rank k gets a share ~ k^-exponent."""
-    require(exponent >= 0, "partition.exponent", exponent, "0 or more")
+    require(exponent >= 0, "config.partition.exponent", exponent, "0 or more")
     shares = np.arange(1, num_clients + 1.0) ** -exponent
     # One example each first, the rest by share: nobody is empty however steep the law.
     spare = len(labels) - num_clients

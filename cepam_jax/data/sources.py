@@ -4,6 +4,7 @@ A data set is one function here, with `@register` before it.
 """
 
 import functools
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cepam_jax.errors import DataNotPreparedError, DatasetError, require_choice
+from cepam_jax.errors import DataNotPreparedError, DatasetError, require, require_choice
 
 TFDS_SETS = ("mnist", "fashion_mnist", "cifar10")
 
@@ -77,6 +78,11 @@ def _checked(data):
     """
     if not isinstance(data, Dataset):
         raise DatasetError(f"its function returned a {type(data).__name__}; it must return a sources.Dataset")
+    whole = isinstance(data.num_classes, (int, np.integer)) and not isinstance(data.num_classes, bool)
+    if not whole or not 1 <= data.num_classes <= _MOST_CLASSES:
+        raise DatasetError(
+            f"num_classes is {data.num_classes!r}; it must be a whole number from 1 to {_MOST_CLASSES:,}"
+        )
     for split in ("train", "test"):
         images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
         _check_split(split, images, labels)
@@ -92,22 +98,36 @@ def _checked(data):
                 f"num_classes - 1 = {data.num_classes - 1}"
             )
     channels = data.train_images.shape[3:]
-    for name in ("mean", "std"):
-        values = np.asarray(getattr(data, name))
-        if values.shape != channels or not np.isfinite(values).all():
-            raise DatasetError(f"{name} is {values.tolist()}; it must be one finite number per channel")
-    if (np.asarray(data.std) <= 0).any():
+    moments = {name: _per_channel(name, getattr(data, name), channels) for name in ("mean", "std")}
+    if (moments["std"] < _LEAST_STD).any():
         raise DatasetError(
-            f"std is {np.asarray(data.std).tolist()}; it must be positive: models see (pixel/255 - mean)/std "
-            f"and a channel whose pixels are all equal tells nothing"
+            f"std is {moments['std'].tolist()}; it must be at least {_LEAST_STD:g}: models see "
+            f"(pixel/255 - mean)/std, and a channel whose pixels are all equal tells nothing"
         )
     return data._replace(
         train_labels=np.asarray(data.train_labels, np.int32),
         test_labels=np.asarray(data.test_labels, np.int32),
         num_classes=int(data.num_classes),
-        mean=np.asarray(data.mean, np.float32),
-        std=np.asarray(data.std, np.float32),
+        **moments,
     )
+
+
+_LEAST_STD = 1e-4  # of pixels from 0 to 1: a tenth of one level in a hundred pixels has .0004
+_MOST_CLASSES = 1 << 20
+
+
+def _per_channel(name, values, shape):
+    """f32[channels]; DatasetError unless they are that many finite real numbers."""
+    try:
+        with np.errstate(over="ignore"):
+            found = np.asarray(values).astype(np.float32, casting="same_kind")
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found.shape != shape or not np.isfinite(found).all():
+        raise DatasetError(
+            f"{name} is {values!r}; it must be one finite number per channel, {shape[0]} of them"
+        )
+    return found
 
 
 def _check_split(split, images, labels):
@@ -118,7 +138,7 @@ def _check_split(split, images, labels):
     ):
         wanted = ("uint8" if kind is np.uint8 else "integers") + axes
         shape = f"{getattr(array, 'dtype', type(array).__name__)}{list(getattr(array, 'shape', ()))}"
-        fits = isinstance(array, np.ndarray) and np.issubdtype(array.dtype, kind)
+        fits = type(array) is np.ndarray and np.issubdtype(array.dtype, kind)
         if not fits or array.ndim != axes.count(",") + 1:
             raise DatasetError(f"{name} are {shape}; they must be a NumPy array {wanted}")
         if not array.size:
@@ -128,7 +148,9 @@ def _check_split(split, images, labels):
 
 
 def register(load):
-    """Makes a function (data directory) -> Dataset available under its own name."""
+    """Makes a function (data directory) -> Dataset available under its own name; ConfigError for another."""
+    named = inspect.isfunction(load)
+    require(named, "a data set", load, "a function (def), whose name becomes the data set's")
     SOURCES[load.__name__] = load
     return load
 

@@ -286,7 +286,7 @@ def _why(record, state) -> str:
         return (
             f"the update of client {client} in round {number} was finite, but config.mechanism.name = "
             f"{settings.name!r} cannot code it: what it decodes to is NaN or infinite, and was not averaged; "
-            f"{kept}. {_within_range(settings, client)}"
+            f"{kept}. {_within_range(config, client)}"
         )
     if cause == rounds.MODEL:
         server = f"config.server.learning_rate (now {config.server.learning_rate:g})"
@@ -296,6 +296,11 @@ def _why(record, state) -> str:
             f"(config.mechanism.clip, now {config.mechanism.clip!r})."
         )
     advice = f"{rate}."
+    if record.lines and record.lines[-1]["loss"] is None:
+        advice = (
+            f"{rate} or config.server.learning_rate (now {config.server.learning_rate:g}): the global "
+            f"model's outputs were infinite before."
+        )
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
         advice = "The global model was NaN or infinite before: train again from the beginning. " + advice
     return (
@@ -304,14 +309,22 @@ def _why(record, state) -> str:
     )
 
 
-def _within_range(settings, client) -> str:
+def _within_range(config, client) -> str:
     """How to bring finite updates into the range of a mechanism."""
+    settings = config.mechanism
     gamma = settings.per_client.gamma[client] if settings.per_client.gamma else settings.gamma
     changes = []
     if settings.name in ("jopeq", "noise_rounding", "noise_sdq") or _sets_scale(settings, "step"):
         changes.append(f"make config.mechanism.step larger (now {settings.step:g})")
     if settings.name in ("lrsuq", "split", "noise") or _sets_scale(settings, "sigma"):
-        changes.append(f"make config.mechanism.gamma smaller (now {gamma:g})")
+        if config.privacy.target_epsilon and config.privacy.calibrate:
+            target = f"config.privacy.target_epsilon (now {config.privacy.target_epsilon:g})"
+            changes.append(f"lower {target}, from which gamma = {gamma:.3g} follows")
+        else:
+            changes.append(f"make config.mechanism.gamma smaller (now {gamma:g})")
+    if config.schedule.knob != "none":
+        end = f"config.schedule.end (now {config.schedule.end:g})"
+        changes.append(f"choose another {end}, by which {config.schedule.knob} is multiplied")
     if settings.clip == "none":
         changes += ["clip updates (config.mechanism.clip, now 'none')", "lower config.local.learning_rate"]
     else:

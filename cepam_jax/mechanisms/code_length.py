@@ -98,6 +98,10 @@ class Scales(NamedTuple):
         """Raises ConfigError for what does not exist; returns itself."""
         require_choice("coding", self.family, FAMILIES)
         require_choice("scales", self.source, SOURCES)
+        lengths = self.segments if isinstance(self.segments, (tuple, list)) else (self.segments,)
+        whole = all(type(n) is int or isinstance(n, np.integer) for n in lengths)
+        fits = self.segments is None or (whole and all(n >= 0 for n in lengths))
+        require(fits, "segments", self.segments, "a tuple of whole numbers, the tensors' lengths; or None")
         return self
 
     @property

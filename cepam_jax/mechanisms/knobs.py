@@ -25,9 +25,9 @@ class Limits(NamedTuple):
     whole: bool = False
 
 
-_POSITIVE = Limits(
-    float(_FLOAT.tiny), float(_FLOAT.max), "a positive number that float32 holds (1.2e-38 to 3.4e38)"
-)
+# Fractions and multiples of such a number are still normal numbers of float32: of smaller ones, noise is
+# flushed to zero.
+_POSITIVE = Limits(1e-30, 1e30, "a positive number between 1e-30 and 1e30, of which float32 holds the parts")
 LIMITS = {
     "sigma": _POSITIVE,
     "clip": _POSITIVE,
@@ -76,6 +76,7 @@ def check(knobs: Knobs, names: tuple[str, ...], limits: Limits | None = None) ->
         require(number, field, value, allowed.text)
         with np.errstate(over="ignore", under="ignore"):
             wrong = ~_holds(np, found.astype(np.float32), allowed)
+        require(found.size > 0, field, value, allowed.text)
         if wrong.any():
             require(False, field, found[wrong].ravel()[0].item(), allowed.text)
 

@@ -37,7 +37,8 @@ def split(lattice: str = "Z1", share: float = 0.5, **options) -> Mechanism:
     Raises:
       ConfigError: share out of range, or what `lrsuq` raises.
     """
-    require(0 < share < 1, "share", share, "above 0 and below 1")
+    number = isinstance(share, (int, float, np.floating)) and 1e-6 <= share <= 1 - 1e-6
+    require(number, "share", share, "a number above 0 and below 1, by at least 1e-6")
     private, public = np.float32(math.sqrt(share)), np.float32(math.sqrt(1 - share))
 
     def deviation(knobs):

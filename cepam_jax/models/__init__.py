@@ -51,7 +51,7 @@ class Network(nn.Module):
         for width in self.channels:
             if self.padding == "VALID" and min(x.shape[1:3]) <= self.kernel:
                 raise ConfigError(
-                    f"model needs larger images: {x.shape[1]}x{x.shape[2]} pixels are left for a "
+                    f"config.model needs larger images: {x.shape[1]}x{x.shape[2]} pixels are left for a "
                     f"{self.kernel}x{self.kernel} convolution and a pooling; use linear or mlp"
                 )
             # ReLU after pooling: the same result, a quarter of the work.

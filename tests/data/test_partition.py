@@ -49,7 +49,7 @@ def test_kinds_have_the_shape_they_promise():
 
 
 def test_impossible_values_are_named():
-    with pytest.raises(ConfigError, match="clients.number is 5001; it must be at most 5000"):
+    with pytest.raises(ConfigError, match="config.num_clients is 5001; it must be .* at most 5000"):
         partition.partition(LABELS, "iid", 5001, 0)
     with pytest.raises(ConfigError, match="partition.alpha is 0"):
         partition.partition(LABELS, "dirichlet", 5, 0, alpha=0)

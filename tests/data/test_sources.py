@@ -64,6 +64,10 @@ GOOD = {
 }
 
 WRONG = {
+    "masked images": (
+        {"train_images": np.ma.masked_array(GOOD["train_images"])},
+        "train_images are uint8[6, 2, 2, 1]; they must be a NumPy array",
+    ),
     "fewer labels": (
         {"train_labels": GOOD["train_labels"][:5]},
         "there are 6 train_images and 5 train_labels",
@@ -112,7 +116,7 @@ WRONG = {
     ),
     "constant pixels": (
         {"train_images": np.ones((6, 2, 2, 1), np.uint8)},
-        "std is [0.0]; it must be positive",
+        "std is [0.0]; it must be at least",
     ),
 }
 
@@ -136,8 +140,15 @@ def test_a_registered_data_set_is_checked(case, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mean": np.array([np.nan])}, "mean is [nan]; it must be one finite number per channel"),
-        ({"std": np.ones(3)}, "std is [1.0, 1.0, 1.0]; it must be one finite number per channel"),
+        ({"num_classes": "10"}, "num_classes is '10'; it must be a whole number"),
+        ({"num_classes": 10.5}, "num_classes is 10.5"),
+        ({"num_classes": 2**33}, "num_classes is 8589934592"),
+        ({"mean": np.array([None])}, "it must be one finite number per channel"),
+        ({"mean": np.array([1j])}, "it must be one finite number per channel"),
+        ({"mean": np.array([1e300])}, "it must be one finite number per channel"),
+        ({"std": np.array([1e-38])}, "it must be at least 0.0001"),
+        ({"mean": np.array([np.nan])}, "mean is array([nan]); it must be one finite number per channel"),
+        ({"std": np.ones(3)}, "it must be one finite number per channel"),
         ({"num_classes": 2}, "train_labels[2] is 2; labels must be from 0 to num_classes - 1 = 1"),
         ({"train_labels": np.arange(5)}, "there are 6 train_images and 5 train_labels"),
     ],
