@@ -27,7 +27,8 @@ from cepam_jax.mechanisms.latents import TARGETS
 from cepam_jax.mechanisms.lattices import LATTICES
 from cepam_jax.mechanisms.transforms import NORMS
 from cepam_jax.models import MODELS
-from cepam_jax.privacy.events import ADVERSARIES, RELATIONS
+from cepam_jax.privacy.events import ADVERSARIES
+from cepam_jax.privacy.federation import RELATIONS
 
 SERVER_OPTIMIZERS = {
     "sgd": lambda rate, momentum: optax.sgd(rate, momentum or None),

@@ -2,7 +2,8 @@
 
 from cepam_jax.privacy.accounting import epsilon, guaranteed, report, text
 from cepam_jax.privacy.calibrate import affordable_rounds, expected_bits, gamma_for, sigmas_for
-from cepam_jax.privacy.events import ADVERSARIES, Federation, Guarantee, Phase
+from cepam_jax.privacy.events import ADVERSARIES, Guarantee
+from cepam_jax.privacy.federation import Federation, Phase
 from cepam_jax.privacy.releases import ObservedDraws, halving
 
 __all__ = [

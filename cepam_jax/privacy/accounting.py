@@ -13,7 +13,8 @@ from dp_accounting import pld, rdp
 
 from cepam_jax.errors import require
 from cepam_jax.privacy import releases
-from cepam_jax.privacy.events import ADVERSARIES, Federation, Guarantee
+from cepam_jax.privacy.events import ADVERSARIES, Guarantee
+from cepam_jax.privacy.federation import Federation
 from cepam_jax.privacy.releases import ObservedDraws, Release
 
 # Below this noise multiplier a privacy loss distribution takes minutes, and epsilon means nothing: RDP.

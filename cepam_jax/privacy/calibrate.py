@@ -9,18 +9,19 @@ from scipy import optimize
 from cepam_jax.errors import ConfigError, require
 from cepam_jax.privacy import events
 from cepam_jax.privacy.accounting import guaranteed
+from cepam_jax.privacy.federation import Federation, Phase
 from cepam_jax.theory import rate
 
 _LOG_RANGE = (-14.0, 14.0)
 
 
-def largest_epsilon(federation: events.Federation, adversary: str, delta: float) -> float:
+def largest_epsilon(federation: Federation, adversary: str, delta: float) -> float:
     """Over clients."""
     return max({guaranteed(g, delta) for g in events.ADVERSARIES[adversary](federation)})
 
 
 def gamma_for(
-    federation_of: Callable[[float], events.Federation], adversary: str, target: float, delta: float
+    federation_of: Callable[[float], Federation], adversary: str, target: float, delta: float
 ) -> float:
     """The largest gamma whose epsilon stays below the target for every client.
 
@@ -67,7 +68,7 @@ def sigmas_for(
       rounds: in which every client takes part.
       delta: as for `epsilon`.
       law: of the noise.
-      relation: as for `events.Federation`.
+      relation: as for `Federation`.
 
     Returns:
       f64[clients], standard deviation of the noise.
@@ -77,8 +78,8 @@ def sigmas_for(
 
     def alone(gamma):
         sigma = np.ones(1) * (1 if law == "gaussian" else math.sqrt(2)) / gamma
-        phase = events.Phase(rounds, sigma, sigma)
-        return events.Federation(
+        phase = Phase(rounds, sigma, sigma)
+        return Federation(
             law, None, norm, np.ones(1), (phase,), np.ones(1), relation, aggregation="function", fresh=True
         )
 
@@ -88,7 +89,7 @@ def sigmas_for(
 
 
 def affordable_rounds(
-    federation_of: Callable[[int], events.Federation], adversary: str, target: float, delta: float, most: int
+    federation_of: Callable[[int], Federation], adversary: str, target: float, delta: float, most: int
 ) -> int:
     """The most rounds, up to `most`, whose epsilon stays below the target; 0 if not even one does.
 

@@ -37,9 +37,9 @@ nothing about itself, an aggregation rule for instance, has none. The rules:
   theorem 27), but that theorem replaces a client of the drawn subset by any other client, so it holds only
   where clients cannot be told apart: the same noise, the same weight, the same clip, the same public factors
   of the result, and the client itself as the unit of privacy (the updates of two clients differ by more than
-  one example moves one of them). And it
-  needs the noise of a drawn subset: under Poisson sampling, where only participants add noise, a round
-  without others has the client's own alone, and without anybody none, which betrays an absence.
+  one example moves one of them). And it needs the noise of a drawn subset: under Poisson sampling, where only
+  participants add noise, a round without others has the client's own alone, and without anybody none, which
+  betrays an absence.
 """
 
 from collections.abc import Callable
@@ -48,75 +48,8 @@ from typing import NamedTuple
 import dp_accounting
 import numpy as np
 
-from cepam_jax.errors import require, require_choice
+from cepam_jax.privacy.federation import Federation, check
 from cepam_jax.privacy.releases import ObservedDraws, Release, composed, halving, sampled_without_replacement
-
-RELATIONS = ("add_remove", "replace")
-SAMPLINGS = ("all", "fixed", "poisson")
-AGGREGATIONS = ("weighted_sum", "function", "unstated")
-LAWS = (None, "gaussian", "laplace")
-NORMS = (None, "l2", "l1")
-UNITS = ("client", "example")
-
-
-class Phase(NamedTuple):
-    """Rounds with the same noise.
-
-    Attributes:
-      rounds: how many.
-      outsiders: f64[clients], standard deviation of the noise against those without the shared key.
-      server: f64[clients], of the private noise alone.
-    """
-
-    rounds: int
-    outsiders: np.ndarray
-    server: np.ndarray
-
-
-class Federation(NamedTuple):
-    """What the guarantee depends on.
-
-    Attributes:
-      outsiders, server: law of the noise, "gaussian", "laplace" or None.
-      norm: the norm that is bounded, "l2", "l1" or None.
-      clip: f64[clients], its bound; at example level how far one example moves the update.
-      phases: the noise over the rounds.
-      weights: f64[clients], of the aggregation, up to a common factor; counts under "weighted_sum".
-      relation: "add_remove" or "replace".
-      sampling: "all" clients every round, "fixed" (per_round drawn without replacement) or "poisson" (each
-        with probability per_round / clients). Only participants add noise.
-      per_round: participants (expected number under "poisson").
-      independent_coordinates: whether everybody sends all coordinates. With random masks a client can
-        count on its own noise alone.
-      aggregation: how the result depends on the clients: "weighted_sum" of decoded updates with public
-        weights; "function", any function of decoded updates and public facts; "unstated": nothing is known,
-        and nothing is guaranteed.
-      summable: whether a client's noise stays in the sum, whatever the mechanism does after it was added.
-      hidden: whether nothing public but the model depends on who was drawn.
-      fresh: whether the noise of a round is independent of what was sent in earlier rounds; False where
-        clients remember what was lost.
-      refused: reasons why no theorem covers this federation, whoever looks; empty if one does.
-      not_covered: what else reaches the adversary or shapes the result, in words.
-      unit: "client" or "example".
-    """
-
-    outsiders: str | None
-    server: str | None
-    norm: str | None
-    clip: np.ndarray
-    phases: tuple[Phase, ...]
-    weights: np.ndarray
-    relation: str = "add_remove"
-    sampling: str = "all"
-    per_round: int = 0
-    independent_coordinates: bool = True
-    aggregation: str = "unstated"
-    summable: bool = False
-    hidden: bool = False
-    fresh: bool = False
-    refused: tuple[str, ...] = ()
-    not_covered: tuple[str, ...] = ()
-    unit: str = "client"
 
 
 class Guarantee(NamedTuple):
@@ -134,43 +67,6 @@ class Guarantee(NamedTuple):
     relation: str
     reason: str = ""
     bases: tuple[str, ...] = ("",)
-
-
-def check(federation: Federation) -> None:
-    """Checks every field, so that nothing is accounted for as something else.
-
-    Raises:
-      ConfigError: names the field, its value and what is allowed.
-    """
-    clients = len(np.atleast_1d(federation.clip))
-    for name, choices in (
-        ("relation", RELATIONS),
-        ("sampling", SAMPLINGS),
-        ("aggregation", AGGREGATIONS),
-        ("unit", UNITS),
-    ):
-        require_choice(name, getattr(federation, name), choices)
-    for name, choices in (("outsiders", LAWS), ("server", LAWS), ("norm", NORMS)):
-        require(getattr(federation, name) in choices, name, getattr(federation, name), f"one of {choices}")
-    _check_numbers("clip", federation.clip, clients, positive=True)
-    _check_numbers("weights", federation.weights, clients, positive=True)
-    require(len(federation.phases) > 0, "phases", federation.phases, "at least one")
-    for phase in federation.phases:
-        whole = isinstance(phase.rounds, (int, np.integer)) and phase.rounds >= 1
-        require(whole, "rounds of a phase", phase.rounds, "a whole number of at least 1")
-        _check_numbers("outsiders of a phase", phase.outsiders, clients, positive=False)
-        _check_numbers("server of a phase", phase.server, clients, positive=False)
-    if federation.sampling != "all":
-        inside = 0 < federation.per_round <= clients
-        require(inside, "per_round", federation.per_round, f"above 0 and at most {clients}, the clients")
-
-
-def _check_numbers(name, values, clients, positive):
-    values = np.asarray(values, np.float64)
-    require(values.shape == (clients,), f"shape of {name}", values.shape, f"({clients},), one per client")
-    least = values.min()
-    fits = np.isfinite(values).all() and (least > 0 if positive else least >= 0)
-    require(bool(fits), name, values.tolist(), "finite and " + ("positive" if positive else "not negative"))
 
 
 def _none(reason: str, federation: Federation) -> list[Guarantee]:
