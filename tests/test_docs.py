@@ -268,7 +268,9 @@ def test_broken_links_and_machine_paths_are_found():
     assert found == ["/home/me/data,", "../shared/x,"]
 
 
-def test_every_picture_is_on_a_page():
+def test_every_page_is_in_the_sites_menu_and_every_picture_on_a_page():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert set(re.findall(r"\w+\.md$", (ROOT / "mkdocs.yml").read_text(), re.M)) == pages
     text = "".join(page.read_text() for page in PAGES)
     unused = [path.name for path in (ROOT / "docs").glob("*.png") if f"{path.name})" not in text]
     assert not unused
