@@ -1,4 +1,4 @@
-"""The README's walk-through "Extend", followed literally on a copy of the project."""
+"""The steps of docs/extending.md, followed literally on a copy of the project."""
 
 import os
 import re
@@ -9,39 +9,41 @@ import sys
 
 from conftest import ROOT
 
-SECTION = (ROOT / "README.md").read_text().split("## Extend\n")[1].split("\n## ")[0]
+PAGE = (ROOT / "docs/extending.md").read_text()
 
 
-def apply(block: str, project) -> None:
-    """Does what the first line of a block says with the rest of it."""
+def apply(block: str, project) -> str:
+    """Does what the first line of a block says with the rest of it; says what kind of step it was."""
     head, text = block.split("\n", 1)
     if match := re.fullmatch(r"# new file: (\S+)", head):
         path = project / match[1]
         assert not path.exists()
         path.write_text(text)
-    elif match := re.fullmatch(r"# at the end of: (\S+)", head):
+        return "new file"
+    if match := re.fullmatch(r"# at the end of: (\S+)", head):
         with (project / match[1]).open("a") as file:
             file.write(text)
-    elif match := re.fullmatch(r"# in (\S+), (after|before): (.*)", head):
+        return "at the end of"
+    if match := re.fullmatch(r"# in (\S+), (after|before): (.*)", head):
         path, anchor = project / match[1], match[3] + "\n"
         before = path.read_text()
         assert before.count(anchor) == 1, anchor
         path.write_text(before.replace(anchor, anchor + text if match[2] == "after" else text + anchor))
-    else:
-        raise AssertionError(f"the walk-through does not say what to do with: {head}")
+        return "in"
+    raise AssertionError(f"the walk-through does not say what to do with: {head}")
 
 
 def test_the_walk_through(tmp_path):
     project = tmp_path / "project"
     ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache")
     shutil.copytree(ROOT, project, ignore=ignored)
-    blocks = re.findall(r"```python\n(.*?)```", SECTION, re.S)
-    assert len(blocks) == 7
-    for block in blocks:
-        apply(block, project)
-    (commands,) = re.findall(r"```sh\n(.*?)```", SECTION, re.S)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    kinds = {apply(block, project) for block in blocks}
+    assert kinds == {"new file", "at the end of", "in"}
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+    assert commands
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    for command in commands.splitlines():
+    for command in commands:
         arguments = [sys.executable, *shlex.split(command)[1:]]
         if "pytest" in arguments:
             arguments += ["-p", "no:cacheprovider", "-n", "0"]

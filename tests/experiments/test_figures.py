@@ -385,8 +385,8 @@ def test_sdq_with_the_servers_noise_costs_what_theory_says():
         assert coarse[name] / limit == pytest.approx(2.5 / step, rel=0.05)
 
 
-def test_the_readme_gives_verdicts_that_there_are(root):
-    lines = (root / "README.md").read_text().splitlines()
+def test_the_page_of_claims_gives_verdicts_that_there_are(root):
+    lines = (root / "docs/reproducing.md").read_text().splitlines()
     start = lines.index("| arXiv | claim | measured | verdict | why |") + 2
     rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[start:]))
     verdicts = [row.split("|")[4].strip().strip("*") for row in rows]

@@ -1,0 +1,285 @@
+"""README.md and docs/: their commands run, cut short, their Python runs, and their links lead somewhere.
+
+Nothing is counted: whatever command or block of Python is on a page is run. The steps of docs/extending.md
+are followed in tests/test_extend.py.
+"""
+
+import contextlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import warnings
+
+import pytest
+from absl import app, flags, logging
+from conftest import ROOT, check_figure
+
+import cepam_jax
+
+README, EXTENDING = ROOT / "README.md", ROOT / "docs/extending.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULE = re.compile(r"-m (experiments\.[\w.]+)")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The contents of a page's fenced blocks in a language."""
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.S | re.M)
+
+
+def commands(text: str) -> list[str]:
+    """What a page runs of experiments, from "-m" on."""
+    lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
+    # Two with --distributed belong together: tests/federated/test_devices.py runs such a pair.
+    return [
+        line[line.index("-m experiments.") :]
+        for line in lines
+        if MODULE.search(line) and "--distributed" not in line
+    ]
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page.read_text())))
+PYTHON = [
+    pytest.param(page, block, id=f"{page.name}-{number}")
+    for page in PAGES
+    if page != EXTENDING
+    for number, block in enumerate(blocks(page.read_text(), "python"))
+]
+# Processes of their own; the others run here, which saves the imports and what is already compiled. The first
+# command of the README; a figure, which says how it was called; one that divides the CPU before JAX starts.
+PROCESSES = ("experiments.compare", "experiments.figures.error_law", "experiments.benchmarks.sweeps")
+# Flags that make a module's commands short.
+SHORT = {
+    "experiments.train": ["--config.data.name=digits", "--config.model=linear"],
+    "experiments.compare": ["--config.data.name=digits", "--config.model=linear", "--seeds=1"],
+    "experiments.figures.lattices": ["--size=2000", "--repeats=1"],
+    "experiments.figures.mean_estimation": ["--repeats=2", "--draws=20"],
+    "experiments.figures.clipped": [
+        "--config.data.name=digits",
+        "--config.model=linear",
+        "--seeds=1",
+        "--bits=2",
+    ],
+    "experiments.figures.rate": ["--size=2000", "--seeds=1", "--ratios=1"],
+    "experiments.figures.updates": ["--settings=digits mlp", "--gammas=30"],
+    "experiments.figures.inversion": ["--data=digits", "--gammas=10"],
+    "experiments.figures.privacy": [
+        "--config.data.name=digits",
+        "--config.model=linear",
+        "--config.num_clients=10",
+        "--seeds=1",
+        "--epsilons=100",
+        "--methods=cepam_gaussian",
+    ],
+    "experiments.figures.heterogeneous": [
+        "--config.data.name=digits",
+        "--config.model=linear",
+        "--seeds=1",
+    ],
+    "experiments.figures.server": ["--size=2000", "--repeats=1"],
+    "experiments.radius_law": ["--laws=gaussian:1"],
+    "experiments.audit": ["--size=20000", "--trials=2000"],
+    "experiments.benchmarks.wire": [
+        "--size=2000",
+        "--repeats=1",
+        "--ratios=1",
+        "--mechanisms=lrsuq_gaussian_z1",
+    ],
+    "experiments.benchmarks.round": [
+        "--models=mlp",
+        "--convolutions=cnn2",
+        "--clients=2",
+        "--steps=1",
+        "--repeats=1",
+    ],
+    "experiments.figures": ["--only=inversion"],
+    "experiments.figures.error_law": ["--size=2000"],
+    "experiments.figures.scenario1": ["--smoke", "--data=digits", "--rounds=4", "--seeds=1", "--gammas=30"],
+    "experiments.figures.scenario2": [
+        "--smoke",
+        "--rounds=2",
+        "--methods=fedavg,Gaussian noise,CEPAM Z1,Laplace noise",
+    ],
+    "experiments.figures.scenario3": [
+        "--smoke",
+        "--data=digits",
+        "--rounds=2",
+        "--partitions=iid,quantity",
+        "--seeds=1",
+    ],
+    "experiments.figures.gamma": ["--smoke", "--rounds=2", "--gammas=1,100"],
+    "experiments.figures.lattice_dimension": ["--smoke", "--rounds=1", "--lattices=Z1,Z2"],
+    "experiments.benchmarks.rejection": ["--size=20000", "--repeats=1"],
+    "experiments.benchmarks.peers": ["--models=mlp", "--clients=2", "--rounds=1", "--turns=1"],
+    "experiments.benchmarks.scale": ["--clients=2", "--models=mlp", "--mechanisms=fedavg", "--chunks=2"],
+    "experiments.benchmarks.sweeps": ["--runs=2", "--rounds=1", "--repeats=1", "--model=linear"],
+    "experiments.benchmarks.startup": ["--models=mlp", "--mechanisms=fedavg", "--repeats=1"],
+    "experiments.benchmarks.profile": ["--clients=2", "--rounds=1"],
+    "experiments.benchmarks.quantizer": ["--sizes=1000", "--repeats=1", "--mechanisms=lrsuq_gaussian_z1"],
+}
+
+
+@contextlib.contextmanager
+def flags_of_a_command():
+    """absl keeps flags in one object for the whole process: afterwards those of the command are gone.
+
+    Those of libraries that the command imported stay, because a library is imported only once.
+    """
+    app.define_help_flags()  # once in a process, so not among the flags of one command
+    before, parsed, verbosity = set(flags.FLAGS), flags.FLAGS.is_parsed(), logging.get_verbosity()
+    try:
+        yield
+    finally:
+        for name in set(flags.FLAGS) - before:
+            module = flags.FLAGS.find_module_defining_flag(name)
+            if name.startswith("config.") or module.startswith(("experiments.", str(ROOT))):
+                delattr(flags.FLAGS, name)
+        if not parsed:
+            flags.FLAGS.unparse_flags()
+        logging.set_verbosity(verbosity)
+
+
+def run_here(arguments: list[str], monkeypatch) -> None:
+    """`python -m module flags` in this process; AssertionError if it would end with another code than 0."""
+    module, *given = arguments[1:]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [module, *given])
+    try:
+        with flags_of_a_command(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*found in sys.modules.*", RuntimeWarning)  # tests import some
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # of ml_collections
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        assert end.code in (None, 0), f"exit code {end.code}"
+
+
+def short(command: str, workdir) -> list[str]:
+    """Arguments of Python for a command of the pages, cut short, with this work directory."""
+    arguments = shlex.split(command)
+    if arguments[1] not in SHORT:
+        pytest.fail(
+            f"a page runs {arguments[1]}, and tests/test_docs.py does not know how to make it short: "
+            f'add "{arguments[1]}" to SHORT, with flags that make it take seconds, or [] if it always does'
+        )
+    arguments += SHORT[arguments[1]]
+    if "--workdir" in command:
+        arguments.append(f"--workdir={workdir}")
+    if "--config=" in command or "compare" in command:
+        arguments += ["--config.rounds=1", "--config.eval_every=1"]
+    return arguments
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command, tmp_path, monkeypatch):
+    arguments = short(command, tmp_path)
+    if arguments[1] in PROCESSES:
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    else:
+        run_here(arguments, monkeypatch)
+    if arguments[1].startswith("experiments.figures."):
+        check_figure(arguments[1].rpartition(".")[2], tmp_path)
+
+
+def test_a_command_that_fails_is_noticed(tmp_path, monkeypatch, capsys):
+    wrong = ["-m", "experiments.train", "--config.rounds=0", f"--workdir={tmp_path}"]
+    with pytest.raises(AssertionError, match="exit code 1"):
+        run_here(wrong, monkeypatch)
+    assert "config.rounds is 0" in capsys.readouterr().err
+    assert "workdir" not in flags.FLAGS and "config.rounds" not in flags.FLAGS
+    assert not flags.FLAGS.is_parsed()
+
+
+def test_a_command_without_a_short_version_says_what_to_add(tmp_path):
+    with pytest.raises(pytest.fail.Exception, match=r'add "experiments\.unheard_of" to SHORT'):
+        short("-m experiments.unheard_of --workdir=/tmp/x", tmp_path)
+
+
+def test_every_short_version_and_process_is_of_a_command():
+    modules = {MODULE.match(command)[1] for command in COMMANDS}
+    assert set(SHORT) <= modules and set(PROCESSES) <= modules
+
+
+@pytest.mark.parametrize(("page", "block"), PYTHON)
+def test_python(page, block):
+    exec(compile(block, str(page), "exec"), {})
+
+
+def test_the_readme_is_short_and_has_the_command_of_continuous_integration():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 250
+    pattern = r"^python3 -m venv .* -m pytest$"
+    assert len(re.findall(pattern, text, re.M)) == 1
+    assert pattern in (ROOT / ".ci/run").read_text()
+
+
+def prose(text: str) -> str:
+    """A page without its code."""
+    text = re.sub(r"^( *)```.*?^ *```$", "", text, flags=re.S | re.M)
+    return re.sub(r"`[^`\n]+`", "", text)
+
+
+def anchors(text: str) -> list[str]:
+    """The names that GitHub and MkDocs give to a page's headings."""
+    text = re.sub(r"^( *)```.*?^ *```$", "", text, flags=re.S | re.M)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings]
+
+
+def broken(page, text: str) -> list[str]:
+    """Relative links and pictures of a page that lead nowhere, or from the site's pages out of the site."""
+
+    def names(path):
+        return anchors(text if path == page else path.read_text())
+
+    wrong = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        outside = page.parent == ROOT / "docs" and path.parent != page.parent
+        if outside or not path.exists() or (anchor and anchor not in names(path)):
+            wrong.append(target)
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths(page):
+    text = page.read_text()
+    assert not broken(page, text)
+    assert len(set(anchors(text))) == len(anchors(text)), "two headings of a page have one name"
+    assert not machine_paths(text)
+
+
+def machine_paths(text: str) -> list[str]:
+    """Paths that only one machine has."""
+    return re.findall(r"(?<![\w.~-])/(?:work|home|root|Users|mnt|media|srv|opt)/\S*|\.\./shared\S*", text)
+
+
+def test_broken_links_and_machine_paths_are_found():
+    page = ROOT / "docs/index.md"
+    text = "# A b\n[a](#a-b) [b](#a-c) ![c](mnist.png) ![d](none.png) [e](wire.md#none) [f](../README.md)"
+    assert broken(page, text) == ["#a-c", "none.png", "wire.md#none", "../README.md"]
+    found = machine_paths("see /home/me/data, ../shared/x, /tmp/run and https://a.org/home/b")
+    assert found == ["/home/me/data,", "../shared/x,"]
+
+
+def test_every_page_is_in_the_sites_menu_and_every_picture_on_a_page():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert set(re.findall(r"\w+\.md$", (ROOT / "mkdocs.yml").read_text(), re.M)) == pages
+    text = "".join(page.read_text() for page in PAGES)
+    unused = [path.name for path in (ROOT / "docs").glob("*.png") if f"{path.name})" not in text]
+    assert not unused
+
+
+def test_the_citation_has_the_packages_version_and_licence():
+    text = (ROOT / "CITATION.cff").read_text()
+    assert f'\nversion: "{cepam_jax.__version__}"\n' in text
+    assert (
+        "\nlicense: Apache-2.0\n" in text
+        and 'license = "Apache-2.0"' in (ROOT / "pyproject.toml").read_text()
+    )
