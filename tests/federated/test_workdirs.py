@@ -233,10 +233,66 @@ def test_only_lines_with_rounds_are_lines():
     assert lines_up_to(skipped, 6, 2) is None and lines_up_to(skipped, 6, 4) == skipped
 
 
-def test_lost_checkpoints_are_said(run, finished, capsys):
+def test_lines_without_checkpoints_are_said_and_kept(run, finished, capsys):
+    before = (run / "metrics.jsonl").read_text()
     shutil.rmtree(run / "checkpoints")
     assert timeless(train(run)) == timeless(finished[1])
-    assert "its checkpoints are lost; the run begins again" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "its checkpoints are lost; the run begins again" in said and "metrics.damaged.jsonl" in said
+    assert (run / "metrics.damaged.jsonl").read_text() == before
+    again = (run / "metrics.jsonl").read_text()
+    shutil.rmtree(run / "checkpoints")
+    train(run)
+    assert (run / "metrics.damaged.jsonl").read_text() == before  # the second is numbered
+    assert (run / "metrics.damaged_2.jsonl").read_text() == again
+
+
+def test_no_line_of_another_run_stays(run, tmp_path, capsys):
+    """Neither config.json nor checkpoints say whose lines and whose partition the directory holds."""
+    other = {"seeds.model": 7, "num_clients": 5}
+    alone = train(tmp_path / "alone", **other)
+    shutil.rmtree(run / "checkpoints")
+    (run / "config.json").unlink()
+    lines = run / "metrics.jsonl"
+    lines.write_text(lines.read_text().splitlines(keepends=True)[0])
+    before = lines.read_bytes()
+    assert timeless(train(run, **other)) == timeless(alone)
+    assert timeless(read_lines(lines)) == timeless(alone)
+    for name in ("partition.txt", "partition.png", "privacy.txt", "config.json"):
+        assert (run / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+    assert (run / "metrics.damaged.jsonl").read_bytes() == before
+    assert "no config.json says whose lines" in capsys.readouterr().err
+
+
+def test_a_run_stopped_before_its_first_block_begins_again_without_a_word(run, finished, capsys):
+    shutil.rmtree(run / "checkpoints")
+    lines = run / "metrics.jsonl"
+    lines.write_text(lines.read_text().splitlines(keepends=True)[0] + '{"rou')
+    assert timeless(train(run)) == timeless(finished[1])
+    assert not capsys.readouterr().err and not (run / "metrics.damaged.jsonl").exists()
+
+
+def test_an_altered_partition_is_written_again(run, finished):
+    (run / "partition.txt").write_text("3 clients\n")
+    train(run)
+    assert (run / "partition.txt").read_bytes() == (finished[0] / "partition.txt").read_bytes()
+
+
+@pytest.mark.parametrize("what", ["a link to nothing", "a loop", "a file"])
+def test_checkpoints_on_a_disk_that_is_not_there(what, run):
+    place = run / "checkpoints"
+    os.replace(place, run / "elsewhere")
+    if what == "a file":
+        place.write_text("")
+    else:
+        place.symlink_to(run / "not mounted" if what == "a link to nothing" else place)
+    before = content(run)
+    with pytest.raises(CheckpointDamagedError, match="checkpoints is not a directory, or a link to one"):
+        train(run)
+    assert content(run) == before
+    place.unlink()
+    place.symlink_to(run / "elsewhere")  # mounted again
+    assert train(run) == read_lines(run / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "null", "3", '"a"', b"\xff\xfe"])
@@ -279,6 +335,30 @@ def test_fewer_rounds_than_were_done_are_refused_before_anything_is_written(run)
     assert content(run) == before
 
 
+NEWEST_LOST = {
+    "damaged": lambda run: flip(largest(run / "checkpoints/6/default")),
+    "deleted": lambda run: shutil.rmtree(run / "checkpoints/6"),
+    "deleted with its line": lambda run: [
+        flip(largest(run / "checkpoints/6/default")),
+        (run / "metrics.jsonl").unlink(),
+    ],
+    "all deleted": lambda run: shutil.rmtree(run / "checkpoints"),
+    "set aside, and its line": lambda run: [
+        os.replace(run / "checkpoints/6", run / "checkpoints/damaged_6"),
+        (run / "metrics.jsonl").unlink(),
+    ],
+}
+
+
+@pytest.mark.parametrize("lose", NEWEST_LOST)
+def test_fewer_rounds_are_refused_without_the_newest_checkpoint_too(lose, run):
+    NEWEST_LOST[lose](run)
+    before = content(run)
+    with pytest.raises(CheckpointMismatchError, match="holds a run of 6 rounds, this one ends after 5"):
+        train(run, rounds=5)
+    assert content(run) == before
+
+
 def test_a_smaller_budget_than_was_spent_is_refused_too(run, monkeypatch):
     """As if a later release counted a round's privacy for more."""
     before = content(run)
@@ -306,6 +386,16 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train("~/run", rounds=2)
     assert (tmp_path / "run/metrics.jsonl").exists() and not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("workdir", ["", None, 5, b"run", "a\0b", "~nobody-of-this-name/run"])
+def test_a_work_directory_that_is_no_path(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="^workdir is "):
+        train(workdir)
+    with pytest.raises(ConfigError, match="^workdir is "):
+        training.train_many([small(), small()], [tmp_path / "a", workdir], progress=False)
+    assert not os.listdir(tmp_path)
 
 
 def holder(workdir):
