@@ -11,9 +11,11 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError
-from cepam_jax.files import digests, set_aside, sync, write
+from cepam_jax.files import digests, naming, set_aside, sync, write
 
 KEPT = 2  # the newest, and one more in case that one is damaged
 _STATE, _LINES, _RECORD = "default", "metrics.jsonl", "record.json"
@@ -137,13 +139,15 @@ class Checkpoints:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         try:
-            with _plain_path(unfinished) as path:
+            with _quiet(), naming(unfinished), _plain_path(unfinished) as path:
                 _orbax().save(path / _STATE, args=ocp.args.StandardSave(state))
         except OSError:
             raise
         except Exception as error:  # whatever orbax and tensorstore make of a disk that is full
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise OSError(f"the checkpoint of round {number} cannot be written: {why}") from error
+            why = _last_clause(error)
+            raise OSError(
+                f"the checkpoint of round {number} cannot be written to {unfinished}: {why}"
+            ) from error
         write(unfinished / _LINES, lines)
         record = {"round": number, "config": config, "state": digest(state), "files": digests(unfinished)}
         record["record"] = _sha256(_canonical(record))
@@ -215,6 +219,33 @@ def _orbax() -> ocp.Checkpointer:
     )
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing is logged: of one full disk orbax's threads and event loops print a hundred lines.
+
+    After a failure tensorstore's threads may still report, at any later time, to loops that orbax closed.
+    """
+    before, hook = logging.root.manager.disable, sys.unraisablehook
+
+    def late(report):
+        if str(report.exc_value) != "Event loop is closed":
+            hook(report)
+
+    logging.disable(logging.CRITICAL)
+    sys.unraisablehook = late
+    try:
+        yield
+        sys.unraisablehook = hook
+    finally:
+        logging.disable(before)
+
+
+def _last_clause(error: Exception) -> str:
+    """What tensorstore says at the end, behind the long names of all files concerned."""
+    first = (str(error).splitlines() or [""])[0]
+    return re.split(r" \[\w+=", first)[0].rsplit(": ", 1)[-1] or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -1,18 +1,20 @@
 """What a run finds in its work directory, intact or not, and what it makes of it."""
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import ml_collections
 import numpy as np
 import pytest
 
-from cepam_jax import checkpoints, locks
+from cepam_jax import checkpoints, files, locks
 from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError, ConfigError, WorkdirInUseError
 from cepam_jax.federated import guarantees, records, training
 from cepam_jax.metrics import MetricsFile, lines_up_to, parse, read_lines
@@ -474,12 +476,15 @@ def test_ctrl_c_in_python_says_where_the_run_is_and_loses_nothing(tmp_path, monk
     assert timeless(train(tmp_path / "run")) == timeless(finished[1])
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(run, finished, monkeypatch):
+def test_a_full_disk_leaves_the_checkpoint_before(run, finished, monkeypatch, capsys):
     """ENOSPC, from orbax in the words of tensorstore, and from our own files."""
 
     class Full:
         def save(self, *_, **__):
-            raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device\nmore")
+            for name in ("asyncio", "absl"):  # as orbax's threads and loops do
+                logging.getLogger(name).error("Task exception was never retrieved")
+            spec = """[os_error_code='28'] [tensorstore_spec='{"a":["b"],"c": "d"}']"""
+            raise ValueError(f"RESOURCE_EXHAUSTED: Error writing: No space left on device {spec}\nmore")
 
         def restore(self, *arguments, **named):
             return real.restore(*arguments, **named)
@@ -488,16 +493,46 @@ def test_a_full_disk_leaves_the_checkpoint_before(run, finished, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "_orbax", Full)
         with pytest.raises(
-            OSError, match="the checkpoint of round 8 cannot be written: .*No space left on device$"
+            OSError,
+            match=f"the checkpoint of round 8 cannot be written to {run}/.*_8: No space left on device$",
         ):
             train(run, rounds=10)
+    assert not capsys.readouterr().err and logging.getLogger("asyncio").isEnabledFor(logging.ERROR)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space left on device"):
+        with pytest.raises(OSError, match=f"No space left on device: '{run}/metrics.jsonl'"):
             train(run, rounds=10)
+        for name in ("config.json", "privacy.txt", "partition.txt"):
+            text = (run / name).read_text()
+            (run / name).write_text("3 clients")
+            with pytest.raises(OSError, match=f"No space left on device: '{run}/{name}'"):
+                files.write(run / name, text)
+            assert (run / name).read_text() == "3 clients"
+            (run / name).write_text(text)
+        assert not list(run.glob("*.tmp"))
     longer = train(run, rounds=10)
     assert longer[:4] == finished[1] and [line["round"] for line in longer] == [0, 2, 4, 6, 8, 10]
     assert sorted(os.listdir(run / "checkpoints")) == ["10", "8"]  # nothing half written is left
+
+
+def test_what_threads_of_a_failed_save_report_later_is_dropped(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+
+    def report(error):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+
+    with pytest.raises(OSError, match="full"), checkpoints._quiet():
+        raise OSError("full")
+    report(RuntimeError("Event loop is closed"))
+    assert not seen
+    report(ValueError("a fault"))
+    assert len(seen) == 1
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    with checkpoints._quiet():
+        pass
+    report(RuntimeError("Event loop is closed"))
+    assert len(seen) == 2  # nothing failed: nothing is hidden
 
 
 def test_a_file_in_place_of_the_directory(tmp_path):
