@@ -11,9 +11,11 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError
+from cepam_jax.files import digests, naming, set_aside, sync, write
 
 KEPT = 2  # the newest, and one more in case that one is damaged
 _STATE, _LINES, _RECORD = "default", "metrics.jsonl", "record.json"
@@ -57,10 +60,25 @@ class Checkpoints:
         self._directory = Path(directory).absolute()
 
     def rounds(self) -> list[int]:
-        """Rounds of which there is a checkpoint, in increasing order."""
-        if not self._directory.is_dir():
+        """Rounds of which there is a checkpoint, in increasing order.
+
+        Raises:
+          CheckpointDamagedError: the directory is none, as a link to a disk that is not mounted.
+        """
+        if not os.path.lexists(self._directory):
             return []
+        if not self._directory.is_dir():
+            raise CheckpointDamagedError(
+                f"{self._directory} is not a directory, or a link to one that is not there. Nothing was "
+                f"changed. Put the checkpoints back, or delete it to train again from the beginning."
+            )
         return sorted(int(entry.name) for entry in self._directory.iterdir() if entry.name.isdecimal())
+
+    def seen(self) -> int:
+        """The last round of which there is a checkpoint, intact or not, also one set aside; 0 if none."""
+        aside = [] if not self._directory.is_dir() else self._directory.iterdir()
+        found = (re.fullmatch(r"damaged_([0-9]+)(_[0-9]+)?", entry.name) for entry in aside)
+        return max([0, *self.rounds(), *(int(match[1]) for match in found if match)])
 
     def config(self) -> dict | None:
         """The configuration that the newest intact record holds; None if there is none."""
@@ -100,12 +118,7 @@ class Checkpoints:
 
     def set_aside(self, number: int) -> Path:
         """Renames the checkpoint of a round, which is damaged; returns where it is now."""
-        for attempt in range(1, 1000):
-            aside = self._directory / f"damaged_{number}{f'_{attempt}' if attempt > 1 else ''}"
-            if not aside.exists():
-                break
-        os.replace(self._directory / str(number), aside)
-        return aside
+        return set_aside(self._directory / str(number), f"damaged_{number}")
 
     def save(self, number: int, state: Any, config: dict, lines: str) -> None:
         """Writes the checkpoint of a round, and removes those before the last two.
@@ -126,19 +139,21 @@ class Checkpoints:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         try:
-            with _plain_path(unfinished) as path:
+            with _quiet(), naming(unfinished), _plain_path(unfinished) as path:
                 _orbax().save(path / _STATE, args=ocp.args.StandardSave(state))
         except OSError:
             raise
         except Exception as error:  # whatever orbax and tensorstore make of a disk that is full
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise OSError(f"the checkpoint of round {number} cannot be written: {why}") from error
+            why = _last_clause(error)
+            raise OSError(
+                f"the checkpoint of round {number} cannot be written to {unfinished}: {why}"
+            ) from error
         write(unfinished / _LINES, lines)
-        record = {"round": number, "config": config, "state": digest(state), "files": _files(unfinished)}
+        record = {"round": number, "config": config, "state": digest(state), "files": digests(unfinished)}
         record["record"] = _sha256(_canonical(record))
         write(unfinished / _RECORD, json.dumps(record, indent=2) + "\n")
         os.replace(unfinished, self._directory / str(number))
-        _sync(self._directory)
+        sync(self._directory)
         for old in self.rounds()[:-KEPT]:
             shutil.rmtree(self._directory / str(old))
 
@@ -171,7 +186,7 @@ class Checkpoints:
                 raise CheckpointDamagedError("the lines of metrics.jsonl up to there are not complete")
         else:
             folder = self._directory / str(number)
-            found = _files(folder)  # before orbax reads them, which takes damage ill
+            found = digests(folder)  # before orbax reads them, which takes damage ill
             for name, expected in record["files"].items():
                 if found.get(name) != expected:
                     what = "was altered" if name in found else "is lost"
@@ -207,6 +222,33 @@ def _orbax() -> ocp.Checkpointer:
 
 
 @contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing is logged: of one full disk orbax's threads and event loops print a hundred lines.
+
+    After a failure tensorstore's threads may still report, at any later time, to loops that orbax closed.
+    """
+    before, hook = logging.root.manager.disable, sys.unraisablehook
+
+    def late(report):
+        if str(report.exc_value) != "Event loop is closed":
+            hook(report)
+
+    logging.disable(logging.CRITICAL)
+    sys.unraisablehook = late
+    try:
+        yield
+        sys.unraisablehook = hook
+    finally:
+        logging.disable(before)
+
+
+def _last_clause(error: Exception) -> str:
+    """What tensorstore says at the end, behind the long names of all files concerned."""
+    first = (str(error).splitlines() or [""])[0]
+    return re.split(r" \[\w+=", first)[0].rsplit(": ", 1)[-1] or type(error).__name__
+
+
+@contextlib.contextmanager
 def _plain_path(folder: Path) -> Iterator[Path]:
     """The folder by a name that orbax can handle: it takes brackets, stars and backslashes for patterns."""
     if not re.search(r"[][*?\\{}]", str(folder)):
@@ -228,45 +270,12 @@ def digest(state: Any) -> str:
     return found.hexdigest()
 
 
-def _files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file under a folder, by its path there."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _canonical(tree: dict) -> str:
     return json.dumps(tree, sort_keys=True)
-
-
-def write(path: Path, text: str) -> None:
-    """Replaces a file's text; whoever looks, and a kill at any moment, finds the old or the new one."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.read_bytes() == text.encode():
-            return
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _sync(folder: Path) -> None:
-    """Waits until renames in a folder are on the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def check_claim(workdir: Path, config: dict, may_change: tuple[str, ...], store: Checkpoints) -> str:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from cepam_jax.errors import WorkdirInUseError
+from cepam_jax.files import naming
 
 try:
     import fcntl
@@ -60,8 +61,9 @@ class Lock:
             "host": socket.gethostname(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        os.ftruncate(self._file, 0)
-        os.write(self._file, (json.dumps(holder) + "\n").encode())
+        with naming(path):
+            os.ftruncate(self._file, 0)
+            os.write(self._file, (json.dumps(holder) + "\n").encode())
 
     def release(self) -> None:
         """Lets others in; may be called twice."""

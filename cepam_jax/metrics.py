@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from cepam_jax.files import naming, set_aside, write
+
 
 class MetricsFile:
     """metrics.jsonl of one run.
@@ -28,25 +30,22 @@ class MetricsFile:
         """
         found = _read(self._path)
         self.text = text
-        if found == text:
+        if found == text or (found is None and not text):
             return ""
         said = ""
         if not (found or "").startswith(text):
             what = "lost" if found is None else "cut short or altered"
             said = f"{self._path.name} was {what}; it is written again from the checkpoint"
             if found and not text.startswith(found):  # it holds something that the checkpoint does not
-                aside = self._path.with_name("metrics.damaged.jsonl")
-                os.replace(self._path, aside)
+                aside = set_aside(self._path, "metrics.damaged.jsonl")
                 said += f" (kept as {aside.name})"
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, self._path)
+        write(self._path, text)
         return said
 
     def append(self, line: dict) -> None:
         """Adds one line and waits until it is on the disk."""
         text = json.dumps(line, allow_nan=False) + "\n"
-        with self._path.open("a") as file:
+        with naming(self._path), self._path.open("a") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

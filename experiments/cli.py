@@ -12,7 +12,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cepam_jax import runtime
-from cepam_jax.errors import EXPECTED, ConfigError, require_choice
+from cepam_jax.errors import EXPECTED, ConfigError, require, require_choice
 
 
 class _Terminated(KeyboardInterrupt):
@@ -81,7 +81,7 @@ def run(
         with _one_line():
             if smoke and f.smoke:
                 _apply(smoke)
-            if "workdir" in f and f.workdir:
+            if "workdir" in f and (f.workdir or f["workdir"].present):
                 f.workdir = _usable(f.workdir)
             runtime.start(f.cpu_devices, f.distributed, f.coordinator, f.num_processes, f.process_id)
             main()
@@ -140,6 +140,7 @@ def _end(text: str, code: int) -> None:
 
 def _usable(workdir: str) -> str:
     """The path with ~ as the home directory; refused now where results could not be written later."""
+    require(bool(workdir), "--workdir", workdir, "the path of a directory")  # not wherever we stand
     try:
         path = Path(workdir).expanduser()
     except RuntimeError as error:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tqdm
 
-from cepam_jax import checkpoints
+from cepam_jax import checkpoints, files
 from cepam_jax.data import partition
 from cepam_jax.errors import CheckpointMismatchError
 from cepam_jax.federated import guarantees
@@ -73,12 +73,14 @@ class Record:
         before = path.read_bytes().decode(errors="replace") if path.exists() else ""
         mended = [checkpoints.check_claim(workdir, self._asked, open_fields(config), self._store)]
         found = self._store.newest(initial, lambda number: lines_up_to(before, number, config.eval_every))
-        if found is not None and found.round > self.last:
+        seen = max([self._store.seen(), *(line["round"] for line in parse(before))])
+        if seen > self.last:  # also where the checkpoint of that round is lost or damaged
             raise CheckpointMismatchError(
-                f"{workdir} holds a run of {found.round} rounds, this one ends after {self.last}"
+                f"{workdir} holds a run of {seen} rounds, this one ends after {self.last}"
                 + (f" of {config.rounds} (its privacy budget)" if self.last < config.rounds else "")
-                + f". Ask for at least {found.round}, or use another --workdir; nothing was changed."
+                + f". Ask for at least {seen}, or use another --workdir; nothing was changed."
             )
+        claimed = (workdir / "config.json").exists()
         self._store.clean()
         if found is not None:
             self.state = found.state
@@ -88,21 +90,33 @@ class Record:
                     f"the checkpoint of round {number} is damaged ({why}), now {aside.name}; "
                     f"the run goes on from round {found.round}"
                 )
-        checkpoints.write(workdir / "config.json", json.dumps(self._asked, indent=2) + "\n")
-        _describe(data, self.split, workdir)
+        files.write(workdir / "config.json", json.dumps(self._asked, indent=2) + "\n")
+        _describe(data, self.split, workdir, new=found is None)
         text = "no round is trained: nothing is released"
         if self.last:
             coordinates = sum(leaf.size for leaf in jax.tree.leaves(initial.params))
             text = guarantees.report_text(config, self.split.counts, self.last, coordinates)
-        checkpoints.write(workdir / "privacy.txt", text + "\n")
+        files.write(workdir / "privacy.txt", text + "\n")
         self._file = MetricsFile(path)
-        lines = found.lines if found else lines_up_to(before, 0, 1) or ""
-        if found is None and len(parse(before)) > 2:  # one line may be there before the first checkpoint is
-            mended.append("its checkpoints are lost; the run begins again, from round 0")
+        lines = found.lines if found else ""  # the untrained model is evaluated again: it may be another
+        if found is None:
+            mended.append(self._begin_again(path, before, claimed))
         mended.append(self._file.resume(lines))
         self.lines = parse(lines)
         for what in filter(None, mended):
             say(f"{workdir}: {what}")
+
+    def _begin_again(self, path, before, claimed) -> str:
+        """Keeps the lines of a run without checkpoints, if there are any that took training; says so."""
+        ran = parse(before)
+        if not before or (claimed and len(ran) < 2 and before.count("\n") < 2):
+            return ""  # new, or stopped before its first block
+        # One block's line is written before the first checkpoint is.
+        why = "its checkpoints are lost" if len(ran) > 2 else "it has no checkpoint"
+        if not claimed:
+            why += ", and no config.json says whose lines its metrics.jsonl holds"
+        aside = files.set_aside(path, "metrics.damaged.jsonl")
+        return f"{why}; the run begins again, from round 0 (the lines are kept as {aside.name})"
 
     @property
     def done(self) -> int:
@@ -217,12 +231,14 @@ def progress_text(line: dict) -> str:
     )
 
 
-def _describe(data, split, workdir):
-    """Writes who holds what, once."""
-    picture = workdir / "partition.png"
-    if not picture.exists():
-        table = partition.histogram(data.train_labels, split, data.num_classes)
-        (workdir / "partition.txt").write_text(partition.summary(table) + "\n")
+def _describe(data, split, workdir, new):
+    """Writes who holds what: for a new run, and where it is lost, half drawn or of another partition."""
+    text, picture = workdir / "partition.txt", workdir / "partition.png"
+    table = partition.histogram(data.train_labels, split, data.num_classes)
+    summary = partition.summary(table) + "\n"
+    if new or not picture.exists() or not text.exists() or text.read_bytes() != summary.encode():
         unfinished = workdir / "partition.tmp.png"
-        partition.plot(table, unfinished)
-        os.replace(unfinished, picture)
+        with files.naming(picture):
+            partition.plot(table, unfinished)
+            os.replace(unfinished, picture)
+        files.write(text, summary)  # last: whoever finds it finds its picture too

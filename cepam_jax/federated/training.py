@@ -14,7 +14,7 @@ import tqdm
 
 from cepam_jax.config import plain, validate
 from cepam_jax.data import sources
-from cepam_jax.errors import NonFiniteUpdateError, require
+from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
 from cepam_jax.federated import devices, guarantees, rounds
 from cepam_jax.federated import program as programs
 from cepam_jax.federated.devices import CLIENTS, RUNS, Layout
@@ -51,7 +51,7 @@ def train(
       OSError: workdir cannot be written to.
       KeyboardInterrupt: by Ctrl-C; a note on it says what was saved, and the same call continues there.
     """
-    config, workdir = plain(config), Path(workdir).expanduser()
+    config, workdir = plain(config), _directory(workdir)
     validate(config)
     with jax.enable_x64(False):
         layout = Layout(CLIENTS, devices.count(config.devices))
@@ -88,7 +88,7 @@ def train_many(
     Raises:
       As `train`; NonFiniteUpdateError only after the other runs of the sweep were finished.
     """
-    workdirs = [Path(workdir).expanduser() for workdir in workdirs]
+    workdirs = [_directory(workdir) for workdir in workdirs]
     configs = [plain(config) for config in configs]
     runs, different = len(configs), len({workdir.resolve() for workdir in workdirs})
     require(runs == len(workdirs), "number of workdirs", len(workdirs), f"{runs}, one per run")
@@ -100,6 +100,16 @@ def train_many(
         validate(config)
     with jax.enable_x64(False):
         return _train_groups(configs, workdirs, progress, labels, together, keep_failures)
+
+
+def _directory(workdir) -> Path:
+    """The path with ~ as the home directory; an empty one would be wherever the process stands."""
+    named = isinstance(workdir, Path) or (isinstance(workdir, str) and workdir and "\0" not in workdir)
+    require(named, "workdir", workdir, "the path of a directory")
+    try:
+        return Path(workdir).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"workdir is {str(workdir)!r}: {error}") from error
 
 
 def _train_groups(configs, workdirs, progress, labels, together, keep_failures):

@@ -91,6 +91,8 @@ def test_a_work_directory_that_cannot_be_is_refused_first(tmp_path, monkeypatch)
     for path in ("file", "file/below/it"):
         with pytest.raises(ConfigError, match="it must be a directory, and .*file is a file"):
             cli._usable(str(tmp_path / path))
+    with pytest.raises(ConfigError, match="--workdir is ''; it must be the path of a directory"):
+        cli._usable("")
     monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root, who may do everything
     with pytest.raises(ConfigError, match="it must be one that can be written to"):
         cli._usable(str(tmp_path / "new"))
@@ -98,6 +100,20 @@ def test_a_work_directory_that_cannot_be_is_refused_first(tmp_path, monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cli._usable("~/new") == str(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_an_empty_work_directory_is_not_where_we_stand(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    values(["binary", "--workdir="])
+    monkeypatch.setattr(flags, "FLAGS", values)
+    monkeypatch.setattr(cli, "_define_runtime_flags", lambda: None)
+    monkeypatch.setattr(cli.app, "run", lambda body, flags_parser: body(["binary"]))
+    with pytest.raises(SystemExit):
+        cli.run((tmp_path / "written").touch)
+    assert capsys.readouterr().err == "ConfigError: --workdir is ''; it must be the path of a directory\n"
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(

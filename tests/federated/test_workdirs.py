@@ -1,18 +1,20 @@
 """What a run finds in its work directory, intact or not, and what it makes of it."""
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import ml_collections
 import numpy as np
 import pytest
 
-from cepam_jax import checkpoints, locks
+from cepam_jax import checkpoints, files, locks
 from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError, ConfigError, WorkdirInUseError
 from cepam_jax.federated import guarantees, records, training
 from cepam_jax.metrics import MetricsFile, lines_up_to, parse, read_lines
@@ -233,10 +235,66 @@ def test_only_lines_with_rounds_are_lines():
     assert lines_up_to(skipped, 6, 2) is None and lines_up_to(skipped, 6, 4) == skipped
 
 
-def test_lost_checkpoints_are_said(run, finished, capsys):
+def test_lines_without_checkpoints_are_said_and_kept(run, finished, capsys):
+    before = (run / "metrics.jsonl").read_text()
     shutil.rmtree(run / "checkpoints")
     assert timeless(train(run)) == timeless(finished[1])
-    assert "its checkpoints are lost; the run begins again" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "its checkpoints are lost; the run begins again" in said and "metrics.damaged.jsonl" in said
+    assert (run / "metrics.damaged.jsonl").read_text() == before
+    again = (run / "metrics.jsonl").read_text()
+    shutil.rmtree(run / "checkpoints")
+    train(run)
+    assert (run / "metrics.damaged.jsonl").read_text() == before  # the second is numbered
+    assert (run / "metrics.damaged_2.jsonl").read_text() == again
+
+
+def test_no_line_of_another_run_stays(run, tmp_path, capsys):
+    """Neither config.json nor checkpoints say whose lines and whose partition the directory holds."""
+    other = {"seeds.model": 7, "num_clients": 5}
+    alone = train(tmp_path / "alone", **other)
+    shutil.rmtree(run / "checkpoints")
+    (run / "config.json").unlink()
+    lines = run / "metrics.jsonl"
+    lines.write_text(lines.read_text().splitlines(keepends=True)[0])
+    before = lines.read_bytes()
+    assert timeless(train(run, **other)) == timeless(alone)
+    assert timeless(read_lines(lines)) == timeless(alone)
+    for name in ("partition.txt", "partition.png", "privacy.txt", "config.json"):
+        assert (run / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+    assert (run / "metrics.damaged.jsonl").read_bytes() == before
+    assert "no config.json says whose lines" in capsys.readouterr().err
+
+
+def test_a_run_stopped_before_its_first_block_begins_again_without_a_word(run, finished, capsys):
+    shutil.rmtree(run / "checkpoints")
+    lines = run / "metrics.jsonl"
+    lines.write_text(lines.read_text().splitlines(keepends=True)[0] + '{"rou')
+    assert timeless(train(run)) == timeless(finished[1])
+    assert not capsys.readouterr().err and not (run / "metrics.damaged.jsonl").exists()
+
+
+def test_an_altered_partition_is_written_again(run, finished):
+    (run / "partition.txt").write_text("3 clients\n")
+    train(run)
+    assert (run / "partition.txt").read_bytes() == (finished[0] / "partition.txt").read_bytes()
+
+
+@pytest.mark.parametrize("what", ["a link to nothing", "a loop", "a file"])
+def test_checkpoints_on_a_disk_that_is_not_there(what, run):
+    place = run / "checkpoints"
+    os.replace(place, run / "elsewhere")
+    if what == "a file":
+        place.write_text("")
+    else:
+        place.symlink_to(run / "not mounted" if what == "a link to nothing" else place)
+    before = content(run)
+    with pytest.raises(CheckpointDamagedError, match="checkpoints is not a directory, or a link to one"):
+        train(run)
+    assert content(run) == before
+    place.unlink()
+    place.symlink_to(run / "elsewhere")  # mounted again
+    assert train(run) == read_lines(run / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "null", "3", '"a"', b"\xff\xfe"])
@@ -279,6 +337,30 @@ def test_fewer_rounds_than_were_done_are_refused_before_anything_is_written(run)
     assert content(run) == before
 
 
+NEWEST_LOST = {
+    "damaged": lambda run: flip(largest(run / "checkpoints/6/default")),
+    "deleted": lambda run: shutil.rmtree(run / "checkpoints/6"),
+    "deleted with its line": lambda run: [
+        flip(largest(run / "checkpoints/6/default")),
+        (run / "metrics.jsonl").unlink(),
+    ],
+    "all deleted": lambda run: shutil.rmtree(run / "checkpoints"),
+    "set aside, and its line": lambda run: [
+        os.replace(run / "checkpoints/6", run / "checkpoints/damaged_6"),
+        (run / "metrics.jsonl").unlink(),
+    ],
+}
+
+
+@pytest.mark.parametrize("lose", NEWEST_LOST)
+def test_fewer_rounds_are_refused_without_the_newest_checkpoint_too(lose, run):
+    NEWEST_LOST[lose](run)
+    before = content(run)
+    with pytest.raises(CheckpointMismatchError, match="holds a run of 6 rounds, this one ends after 5"):
+        train(run, rounds=5)
+    assert content(run) == before
+
+
 def test_a_smaller_budget_than_was_spent_is_refused_too(run, monkeypatch):
     """As if a later release counted a round's privacy for more."""
     before = content(run)
@@ -306,6 +388,16 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train("~/run", rounds=2)
     assert (tmp_path / "run/metrics.jsonl").exists() and not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("workdir", ["", None, 5, b"run", "a\0b", "~nobody-of-this-name/run"])
+def test_a_work_directory_that_is_no_path(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="^workdir is "):
+        train(workdir)
+    with pytest.raises(ConfigError, match="^workdir is "):
+        training.train_many([small(), small()], [tmp_path / "a", workdir], progress=False)
+    assert not os.listdir(tmp_path)
 
 
 def holder(workdir):
@@ -384,12 +476,15 @@ def test_ctrl_c_in_python_says_where_the_run_is_and_loses_nothing(tmp_path, monk
     assert timeless(train(tmp_path / "run")) == timeless(finished[1])
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(run, finished, monkeypatch):
+def test_a_full_disk_leaves_the_checkpoint_before(run, finished, monkeypatch, capsys):
     """ENOSPC, from orbax in the words of tensorstore, and from our own files."""
 
     class Full:
         def save(self, *_, **__):
-            raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device\nmore")
+            for name in ("asyncio", "absl"):  # as orbax's threads and loops do
+                logging.getLogger(name).error("Task exception was never retrieved")
+            spec = """[os_error_code='28'] [tensorstore_spec='{"a":["b"],"c": "d"}']"""
+            raise ValueError(f"RESOURCE_EXHAUSTED: Error writing: No space left on device {spec}\nmore")
 
         def restore(self, *arguments, **named):
             return real.restore(*arguments, **named)
@@ -398,16 +493,46 @@ def test_a_full_disk_leaves_the_checkpoint_before(run, finished, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "_orbax", Full)
         with pytest.raises(
-            OSError, match="the checkpoint of round 8 cannot be written: .*No space left on device$"
+            OSError,
+            match=f"the checkpoint of round 8 cannot be written to {run}/.*_8: No space left on device$",
         ):
             train(run, rounds=10)
+    assert not capsys.readouterr().err and logging.getLogger("asyncio").isEnabledFor(logging.ERROR)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space left on device"):
+        with pytest.raises(OSError, match=f"No space left on device: '{run}/metrics.jsonl'"):
             train(run, rounds=10)
+        for name in ("config.json", "privacy.txt", "partition.txt"):
+            text = (run / name).read_text()
+            (run / name).write_text("3 clients")
+            with pytest.raises(OSError, match=f"No space left on device: '{run}/{name}'"):
+                files.write(run / name, text)
+            assert (run / name).read_text() == "3 clients"
+            (run / name).write_text(text)
+        assert not list(run.glob("*.tmp"))
     longer = train(run, rounds=10)
     assert longer[:4] == finished[1] and [line["round"] for line in longer] == [0, 2, 4, 6, 8, 10]
     assert sorted(os.listdir(run / "checkpoints")) == ["10", "8"]  # nothing half written is left
+
+
+def test_what_threads_of_a_failed_save_report_later_is_dropped(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+
+    def report(error):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+
+    with pytest.raises(OSError, match="full"), checkpoints._quiet():
+        raise OSError("full")
+    report(RuntimeError("Event loop is closed"))
+    assert not seen
+    report(ValueError("a fault"))
+    assert len(seen) == 1
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    with checkpoints._quiet():
+        pass
+    report(RuntimeError("Event loop is closed"))
+    assert len(seen) == 2  # nothing failed: nothing is hidden
 
 
 def test_a_file_in_place_of_the_directory(tmp_path):
