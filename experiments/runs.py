@@ -57,7 +57,7 @@ def mean_of(runs, field: str) -> float:
 
 def settings_text(data, seeds: int) -> str:
     """What stands above a table of runs."""
-    note = " The CIFAR-10 at hand may be a re-encoding: see the README." if "cifar10" in data else ""
+    note = " The CIFAR-10 at hand may be a re-encoding: see docs/reproducing.md." if "cifar10" in data else ""
     return f"{flags.FLAGS.rounds} rounds, {seeds} seeds (mean ± standard deviation).{note}\n\n"
 
 

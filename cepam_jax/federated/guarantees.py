@@ -142,7 +142,7 @@ def _exposed(config, about):
 
 def _words(config, about, federation, coordinates) -> str:
     """What 32-bit arithmetic leaves out, with its size where it is known."""
-    text = "noise sampled in 32-bit arithmetic: see 'Randomness' in the README"
+    text = "noise sampled in 32-bit arithmetic: see docs/randomness.md"
     if not about.outsiders or federation.norm is None:
         return text
     law, layered = about.outsiders.law, config.mechanism.name in ("lrsuq", "split")
