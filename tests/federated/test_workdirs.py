@@ -476,6 +476,25 @@ def test_ctrl_c_in_python_says_where_the_run_is_and_loses_nothing(tmp_path, monk
     assert timeless(train(tmp_path / "run")) == timeless(finished[1])
 
 
+def test_an_interrupt_that_was_swallowed_ends_the_run_after_its_block(tmp_path, monkeypatch, finished):
+    def interrupted(self, *arguments):
+        if self.done == 2:
+            training.interrupt(KeyboardInterrupt())  # waits until the checkpoint is written
+        add(self, *arguments)
+
+    add = records.Record.add
+    monkeypatch.setattr(records.Record, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        train(tmp_path)
+    assert stop.value.__notes__ == [f"{tmp_path} holds the run up to round 4 of 6; repeat to continue there"]
+    assert (tmp_path / "checkpoints/4").is_dir()
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        training.interrupt(KeyboardInterrupt("now"))
+    training.forget_interrupt()
+    monkeypatch.undo()
+    assert timeless(train(tmp_path)) == timeless(finished[1])
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(run, finished, monkeypatch, capsys):
     """ENOSPC, from orbax in the words of tensorstore, and from our own files."""
 
