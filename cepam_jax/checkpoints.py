@@ -25,7 +25,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError
+from cepam_jax.errors import CheckpointDamagedError
 from cepam_jax.files import digests, naming, set_aside, sync, write
 
 KEPT = 2  # the newest, and one more in case that one is damaged
@@ -72,7 +72,8 @@ class Checkpoints:
                 f"{self._directory} is not a directory, or a link to one that is not there. Nothing was "
                 f"changed. Put the checkpoints back, or delete it to train again from the beginning."
             )
-        return sorted(int(entry.name) for entry in self._directory.iterdir() if entry.name.isdecimal())
+        names = (entry.name for entry in self._directory.iterdir())
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def seen(self) -> int:
         """The last round of which there is a checkpoint, intact or not, also one set aside; 0 if none."""
@@ -136,7 +137,7 @@ class Checkpoints:
             return
         self._directory.mkdir(parents=True, exist_ok=True)
         unfinished = self._directory / f"unfinished_{number}"
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _remove(unfinished)
         unfinished.mkdir()
         try:
             with _quiet(), naming(unfinished), _plain_path(unfinished) as path:
@@ -162,17 +163,20 @@ class Checkpoints:
         if self._directory.is_dir():
             for entry in self._directory.iterdir():
                 if entry.name.startswith("unfinished_") or ".orbax-checkpoint-tmp" in entry.name:
-                    shutil.rmtree(entry, ignore_errors=True)
+                    _remove(entry)
 
     def _record(self, number) -> dict | None:
         """The record of a round's checkpoint; None where the first release wrote it."""
         folder = self._directory / str(number)
-        if (folder / _FIRST_RELEASE).exists() and not (folder / _RECORD).exists():
-            return None
+        if (folder / _FIRST_RELEASE).exists():
+            # Where any has what the first release did not write, a record may have been deleted.
+            folders = [self._directory / str(one) for one in self.rounds()]
+            if not any((one / name).exists() for one in folders for name in (_RECORD, _LINES)):
+                return None
         try:
             record = json.loads((folder / _RECORD).read_bytes())
             intact = record.pop("record") == _sha256(_canonical(record)) and record["round"] == number
-        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointDamagedError(f"{_RECORD} cannot be read") from error
         if not intact:
             raise CheckpointDamagedError(f"{_RECORD} was altered")
@@ -207,6 +211,14 @@ class Checkpoints:
             return jax.tree.map(np.asarray, found)
         except Exception as error:  # damage shows in many ways; the cause is kept
             raise CheckpointDamagedError(f"its state cannot be read ({type(error).__name__})") from error
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or what stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=1)
@@ -276,60 +288,3 @@ def _sha256(text: str) -> str:
 
 def _canonical(tree: dict) -> str:
     return json.dumps(tree, sort_keys=True)
-
-
-def check_claim(workdir: Path, config: dict, may_change: tuple[str, ...], store: Checkpoints) -> str:
-    """Checks that a work directory is new, or that of the same run; writes nothing.
-
-    Args:
-      workdir: of the run.
-      config: nested dictionary.
-      may_change: fields that do not alter rounds already done.
-      store: its checkpoints, which hold the configuration too, in case config.json is lost or altered.
-
-    Returns:
-      What is wrong with config.json and will be mended by writing it again, in words; "" if nothing is.
-
-    Raises:
-      CheckpointMismatchError: names the first field that differs from the run in the directory.
-      CheckpointDamagedError: config.json is lost or cannot be read, and no checkpoint holds a configuration.
-    """
-    path = Path(workdir) / "config.json"
-    saved = store.config()
-    found, wrong = [] if saved is None else [saved], ""
-    try:
-        claimed = json.loads(path.read_bytes())
-        if isinstance(claimed, dict):
-            found.append(claimed)
-        else:
-            wrong = "is not an object"
-    except FileNotFoundError:
-        wrong = "is lost" if store.rounds() else ""
-    except ValueError as error:
-        wrong = f"is not JSON ({error})"
-    if wrong and not found:
-        raise CheckpointDamagedError(
-            f"{path} {wrong}, and no checkpoint says which run this directory holds. Put an intact copy "
-            f"there, or delete {workdir} to train again from the beginning."
-        )
-    now = flatten(config)
-    for before in map(flatten, found):
-        for field in sorted(before.keys() | now.keys()):
-            old, new = before.get(field, "absent"), now.get(field, "absent")
-            if field not in may_change and old != new:
-                raise CheckpointMismatchError(
-                    f"{workdir} holds a run with config.{field} = {old!r}, this one has {new!r}. "
-                    f"Use another --workdir, or delete that one to start over."
-                )
-    return wrong and f"config.json {wrong}; it is written again"
-
-
-def flatten(tree: dict, prefix: str = "") -> dict:
-    """Nested dictionaries as one with dotted names; sequences as lists."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = list(value) if isinstance(value, (tuple, list)) else value
-    return flat

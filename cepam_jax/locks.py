@@ -33,10 +33,11 @@ class Lock:
     """
 
     def __init__(self, workdir: Path):
-        path = Path(workdir) / NAME
+        path = self._path = Path(workdir) / NAME
         self._file = _open(path)
         try:
             self._take(path, workdir)
+            self.check()
         except BaseException:
             self.release()
             raise
@@ -65,6 +66,17 @@ class Lock:
             os.ftruncate(self._file, 0)
             os.write(self._file, (json.dumps(holder) + "\n").encode())
 
+    def check(self) -> None:
+        """Raises WorkdirInUseError if the file was deleted or replaced: another process may hold that one."""
+        mine, there = os.fstat(self._file), None
+        with contextlib.suppress(FileNotFoundError):
+            there = os.stat(self._path, follow_symlinks=False)
+        if there is None or not os.path.samestat(mine, there):
+            raise WorkdirInUseError(
+                f"{self._path} was {'deleted' if there is None else 'replaced'} while this process trained "
+                f"there: another may do so too. This one has stopped; the checkpoints before are kept."
+            )
+
     def release(self) -> None:
         """Lets others in; may be called twice."""
         if self._file is not None:
@@ -73,10 +85,13 @@ class Lock:
 
 
 def _open(path):
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+    # A link would have another file overwritten.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
         return os.open(path, flags, 0o644)
     except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise OSError(error.errno, "A lock cannot be a symbolic link; delete it", str(path)) from None
         if error.errno != errno.EMFILE:
             raise
         # A sweep holds a lock for each of its runs: hundreds, where a process may open 1,024 files.
@@ -88,7 +103,7 @@ def _open(path):
 
 def _holder(path) -> str:
     holder = {}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         holder = json.loads(path.read_text())
     if not isinstance(holder, dict) or not {"pid", "host", "since"} <= holder.keys():
         return "another process"

@@ -63,7 +63,7 @@ def parse(text: str) -> list[dict]:
     for one in text.splitlines():
         try:
             line = json.loads(one)
-        except ValueError:
+        except (ValueError, RecursionError):
             break  # cut off by a kill while it was written
         if not isinstance(line, dict) or type(line.get("round")) is not int:
             break

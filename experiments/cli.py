@@ -13,6 +13,8 @@ from ml_collections import config_flags
 
 from cepam_jax import runtime
 from cepam_jax.errors import EXPECTED, ConfigError, require, require_choice
+from cepam_jax.federated import training
+from experiments import not_begun
 
 
 class _Terminated(KeyboardInterrupt):
@@ -110,14 +112,25 @@ def _parse(argv):
 def _one_line() -> Iterator[None]:
     """What a user caused ends with one line: their mistakes, their system's refusals, Ctrl-C and SIGTERM."""
 
-    def terminate(number, frame):
-        raise _Terminated
+    def stop_here(number, frame):
+        stop = _Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        training.interrupt(stop)
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    def report(unraisable):
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            reported_by(unraisable)
+
+    signals = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop_here) or signal.SIG_DFL for number in signals}
+    reported_by, sys.unraisablehook = sys.unraisablehook, report
+    training.forget_interrupt()
     try:
         yield
+        training.check_interrupt()
     except KeyboardInterrupt as stop:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what follows takes a moment
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)  # what follows takes a moment
+        before.pop(signal.SIGINT, None)
         what, code = ("Terminated", 143) if isinstance(stop, _Terminated) else ("Interrupted", 130)
         _end(f"{what}. {' '.join(getattr(stop, '__notes__', ()))}", code)
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -130,7 +143,11 @@ def _one_line() -> Iterator[None]:
             _end(f"ConfigError: {str(error).splitlines()[-1].strip()}", 1)
         _end(f"{type(error).__name__}: {error}", 1)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        training.forget_interrupt()
+        if sys.unraisablehook is report:
+            sys.unraisablehook = reported_by
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if handler is not_begun else handler)
 
 
 def _end(text: str, code: int) -> None:

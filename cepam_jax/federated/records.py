@@ -11,6 +11,7 @@ import numpy as np
 import tqdm
 
 from cepam_jax import checkpoints, files
+from cepam_jax.claims import check_claim
 from cepam_jax.data import partition
 from cepam_jax.errors import CheckpointMismatchError
 from cepam_jax.federated import guarantees
@@ -71,7 +72,7 @@ class Record:
         self._store = checkpoints.Checkpoints(workdir / "checkpoints")
         path = workdir / "metrics.jsonl"
         before = path.read_bytes().decode(errors="replace") if path.exists() else ""
-        mended = [checkpoints.check_claim(workdir, self._asked, open_fields(config), self._store)]
+        mended = [check_claim(workdir, self._asked, open_fields(config), self._store)]
         found = self._store.newest(initial, lambda number: lines_up_to(before, number, config.eval_every))
         seen = max([self._store.seen(), *(line["round"] for line in parse(before))])
         if seen > self.last:  # also where the checkpoint of that round is lost or damaged
@@ -147,6 +148,8 @@ class Record:
           coordinates: d of one update.
           seconds: wall time of the block, its evaluation included.
         """
+        if self._lock:
+            self._lock.check()
         ran = int(state.round) - self.done
         self.state = state
         per_round = self.config.clients_per_round or self.config.num_clients

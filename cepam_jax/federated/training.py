@@ -144,6 +144,35 @@ def _images(name, data_dir, source, layout):
     return tuple(devices.put(part, layout.mesh) for part in programs.images(data))
 
 
+_interrupts: list[KeyboardInterrupt] = []
+_saving: list[Record] = []
+
+
+def interrupt(stop: KeyboardInterrupt) -> None:
+    """Raises the error, now or at the block's end; for handlers of signals.
+
+    An exception that a handler raises is lost where it meets a callback of JAX or a destructor, which print
+    it and go on: it is raised again after the block. While a checkpoint is written it waits; a second one
+    does not.
+    """
+    _interrupts.append(stop)
+    if not _saving or len(_interrupts) > 1:
+        raise stop
+
+
+def check_interrupt() -> None:
+    """Raises what `interrupt` was called with, once."""
+    if _interrupts:
+        stop = _interrupts[0]
+        forget_interrupt()
+        raise stop
+
+
+def forget_interrupt() -> None:
+    """As if `interrupt` had not been called."""
+    _interrupts.clear()
+
+
 def _train(configs, workdirs, progress, label, layout, keep_failures=False):
     """The runs of one Program, from their checkpoints to the end."""
     first = configs[0]
@@ -152,6 +181,7 @@ def _train(configs, workdirs, progress, label, layout, keep_failures=False):
     records: list[Record] = []
     try:
         for config, workdir in zip(configs, workdirs, strict=True):
+            check_interrupt()
             records.append(_open(compiled, config, data, workdir))
         running = [record for record in records if record.open or record.untouched]
         for record in records:
@@ -162,6 +192,7 @@ def _train(configs, workdirs, progress, label, layout, keep_failures=False):
             source = sources.SOURCES[first.data.name]
             images = _images(first.data.name, first.data.dir, source, layout._replace(together=1))
             name = label or f"{first.data.name} {first.mechanism.name}"
+            check_interrupt()
             _run(compiled, running, images, progress and devices.is_main(), name)
     except KeyboardInterrupt as error:
         error.add_note(_where(records, len(configs)))
@@ -259,6 +290,7 @@ def _run(compiled, records, images, progress, label):
     )
     with bar:
         while any(record.open for record in records):
+            check_interrupt()
             active = sum(record.open for record in records)
             state, metrics, evaluation, seconds = block(
                 state, [record.last if record.open else 0 for record in records]
@@ -276,7 +308,11 @@ def _run(compiled, records, images, progress, label):
 def _note(record, state, metrics, evaluation, coordinates, seconds):
     """Keeps a block's results, or why there are none."""
     if int(state.invalid_client) < 0:
-        record.add(state, metrics, evaluation, coordinates, seconds)
+        _saving.append(record)  # threads that write a checkpoint would outlive an exception
+        try:
+            record.add(state, metrics, evaluation, coordinates, seconds)
+        finally:
+            _saving.clear()
         return
     record.failure = NonFiniteUpdateError(_why(record, state))
 

@@ -1,6 +1,7 @@
 """What the binaries say where a user, or the user's system, is at fault: one line."""
 
 import errno
+import gc
 import os
 import pwd
 import signal
@@ -12,9 +13,11 @@ import types
 import pytest
 from absl import flags
 
+import experiments
 from cepam_jax import runtime
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, DataNotPreparedError, WorkdirInUseError
+from cepam_jax.federated import training
 from cepam_jax.metrics import read_lines
 from experiments import cli
 
@@ -67,9 +70,55 @@ def test_ctrl_c_and_sigterm_have_their_exit_codes(capsys):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-@pytest.mark.parametrize(
-    ("number", "word", "code"), [("SIGINT", "Interrupted", 130), ("SIGTERM", "Terminated", 143)]
-)
+SIGNALS = [("SIGINT", "Interrupted", 130), ("SIGTERM", "Terminated", 143)]
+
+
+@pytest.mark.parametrize(("number", "word", "code"), SIGNALS)
+def test_a_signal_that_a_callback_swallows_still_ends_the_program(number, word, code, capsys):
+    """As JAX's callback of the garbage collector does in the first seconds."""
+
+    def callback(phase, info):
+        if phase == "start":
+            signal.raise_signal(getattr(signal, number))
+
+    def action():
+        gc.callbacks.append(callback)
+        try:
+            gc.collect()
+        finally:
+            gc.callbacks.remove(callback)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert said(action, capsys) == (code, f"{word}.\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    training.check_interrupt()  # nothing is left for the next run
+
+
+@pytest.mark.parametrize(("number", "word", "code"), SIGNALS)
+def test_a_program_stopped_in_its_imports_says_so(number, word, code, tmp_path, root):
+    """A stand-in for JAX sends the signal when it is imported."""
+    (tmp_path / "jax.py").write_text(
+        f"import os, signal, time\nos.kill(os.getpid(), signal.{number})\ntime.sleep(60)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", *TRAIN, f"--workdir={tmp_path / 'run'}"],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (code, f"{word}. Nothing was trained yet\n")
+
+
+def test_who_imports_the_experiments_keeps_their_handlers():
+    assert signal.getsignal(signal.SIGINT) is not experiments.not_begun
+    assert signal.getsignal(signal.SIGTERM) is not experiments.not_begun
+
+
+@pytest.mark.parametrize(("number", "word", "code"), SIGNALS)
 def test_a_stopped_process_says_where_it_can_be_continued(number, word, code, tmp_path, root):
     """The real binary, in the midst of its rounds."""
     command = [sys.executable, "-m", *TRAIN, f"--workdir={tmp_path}", "--config.rounds=1000000"]

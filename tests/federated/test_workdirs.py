@@ -101,6 +101,39 @@ def test_from_a_damaged_checkpoint_the_run_goes_on_from_the_intact_one(damage, r
     assert not capsys.readouterr().err
 
 
+def test_a_checkpoint_without_its_record_is_none_of_the_first_release(run):
+    """An empty file of orbax's and a deleted record would switch all digests off."""
+    for number in (6, 4):
+        step = run / f"checkpoints/{number}"
+        (step / "record.json").unlink()
+        (step / "_CHECKPOINT_METADATA").write_text("")
+        if number == 6:
+            (step / "metrics.jsonl").unlink()  # as the first release, but for the older one's record
+            assert checkpoints.Checkpoints(run / "checkpoints").newest(template_of(run)).round == 4
+    with pytest.raises(CheckpointDamagedError, match="of round 4: record.json cannot be read"):
+        train(run)
+
+
+@pytest.mark.parametrize("name", ["record.json", "metrics.jsonl", "config.json"])
+def test_json_that_is_too_deep_is_damage(name, run, finished, capsys):
+    path = run / ("checkpoints/6/record.json" if name == "record.json" else name)
+    path.write_text("[" * 100_000)
+    assert timeless(train(run)) == timeless(finished[1])
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and name in said
+
+
+def test_names_that_are_no_rounds_and_files_in_place_of_folders(run, finished):
+    for name in ("\u0669", "07"):  # an Arabic nine
+        (run / "checkpoints" / name).mkdir()
+    for name in ("unfinished_6", "unfinished_8"):
+        (run / "checkpoints" / name).write_text("")
+    assert train(run) == finished[1]
+    (run / "checkpoints/unfinished_8").write_text("")
+    assert train(run, rounds=8)[:4] == finished[1]
+    assert sorted(os.listdir(run / "checkpoints")) == ["07", "6", "8", "\u0669"]
+
+
 def test_every_flipped_byte_is_seen(run, finished):
     """A hundred bytes of the newest checkpoint's files, one at a time."""
     template = template_of(finished[0])
@@ -297,7 +330,7 @@ def test_checkpoints_on_a_disk_that_is_not_there(what, run):
     assert train(run) == read_lines(run / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "null", "3", '"a"', b"\xff\xfe"])
+@pytest.mark.parametrize("text", [None, "", "{", "{}", "[]", "null", "3", '"a"', b"\xff\xfe"])
 def test_config_json_is_written_again_from_an_equal_configuration(text, run, finished, capsys):
     path = run / "config.json"
     before = path.read_bytes()
@@ -428,6 +461,35 @@ def test_two_processes_in_one_directory(run, finished, tmp_path):
     assert training.train_many([small(), small(rounds=8)], [tmp_path / "free", run], progress=False)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lock_that_was_deleted_stops_the_run(replaced, tmp_path, monkeypatch, finished):
+    def deleted(self, *arguments):
+        add(self, *arguments)
+        if self.done == 2:
+            (tmp_path / locks.NAME).unlink()
+            others.extend(locks.Lock(tmp_path) for _ in range(replaced))
+
+    add, others = records.Record.add, []
+    monkeypatch.setattr(records.Record, "add", deleted)
+    with pytest.raises(WorkdirInUseError, match="was replaced while" if replaced else "was deleted while"):
+        train(tmp_path)
+    monkeypatch.undo()
+    assert [line["round"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0, 2]
+    assert os.listdir(tmp_path / "checkpoints") == ["2"]
+    for other in others:
+        other.release()
+    assert timeless(train(tmp_path)) == timeless(finished[1])
+
+
+def test_a_lock_that_is_a_link_overwrites_nothing(run):
+    (run / locks.NAME).unlink()
+    (run / locks.NAME).symlink_to(run / "config.json")
+    before = content(run)
+    with pytest.raises(OSError, match=r"A lock cannot be a symbolic link; delete it: .*lock\.json"):
+        train(run)
+    assert content(run) == before
+
+
 def test_a_failure_lets_go_of_the_directory(run):
     with pytest.raises(CheckpointMismatchError):
         train(run, rounds=2)
@@ -474,6 +536,25 @@ def test_ctrl_c_in_python_says_where_the_run_is_and_loses_nothing(tmp_path, monk
     assert "0 of 2 runs were finished" in stop.value.__notes__[0]
     monkeypatch.undo()
     assert timeless(train(tmp_path / "run")) == timeless(finished[1])
+
+
+def test_an_interrupt_that_was_swallowed_ends_the_run_after_its_block(tmp_path, monkeypatch, finished):
+    def interrupted(self, *arguments):
+        if self.done == 2:
+            training.interrupt(KeyboardInterrupt())  # waits until the checkpoint is written
+        add(self, *arguments)
+
+    add = records.Record.add
+    monkeypatch.setattr(records.Record, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        train(tmp_path)
+    assert stop.value.__notes__ == [f"{tmp_path} holds the run up to round 4 of 6; repeat to continue there"]
+    assert (tmp_path / "checkpoints/4").is_dir()
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        training.interrupt(KeyboardInterrupt("now"))
+    training.forget_interrupt()
+    monkeypatch.undo()
+    assert timeless(train(tmp_path)) == timeless(finished[1])
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(run, finished, monkeypatch, capsys):
