@@ -25,9 +25,9 @@ class Limits(NamedTuple):
     whole: bool = False
 
 
-# Fractions and multiples of such a number are still normal numbers of float32: of smaller ones, noise is
-# flushed to zero.
-_POSITIVE = Limits(1e-30, 1e30, "a positive number between 1e-30 and 1e30, of which float32 holds the parts")
+# A millionth part of such a number is still a normal number of float32: smaller ones are flushed to zero, and
+# with them a part of the noise.
+_POSITIVE = Limits(1e-32, 1e32, "a positive number between 1e-32 and 1e32, of which float32 holds the parts")
 LIMITS = {
     "sigma": _POSITIVE,
     "clip": _POSITIVE,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cepam_jax import mechanisms
+from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import Keys, Knobs, lattices, rsuq
 
 KEYS = Keys(jax.random.key(1), jax.random.key(2))
@@ -49,9 +50,12 @@ def test_a_diverging_update_is_encoded_as_invalid(lattice, size):
 
 
 def test_hardly_any_noise_at_all():
-    """sigma so small that some layers have no width in float32."""
+    """The smallest sigma that there may be; and one whose layers would have no width in float32."""
     mechanism = mechanisms.lrsuq("gaussian", "D4")
-    knobs = Knobs(sigma=np.finfo(np.float32).tiny)
-    x = jnp.zeros(4000).at[:2000].set(1e-37)
+    knobs = Knobs(sigma=np.float32(1.001e-32))
+    x = jnp.zeros(4000).at[:2000].set(1e-31)
     x_hat = mechanism.decode(KEYS.shared, jax.jit(mechanism.encode)(KEYS, x, knobs), knobs)
-    assert not (np.abs(x_hat - x) > 1e-36).any()
+    assert np.isfinite(x_hat).all() and 0.9 < np.std(np.asarray(x_hat - x) * 1e32) < 1.1
+    assert (x_hat != x).mean() > 0.999
+    with pytest.raises(ConfigError, match="knob sigma is .*; it must be a positive number between 1e-32"):
+        mechanism.encode(KEYS, x, Knobs(sigma=np.finfo(np.float32).tiny))
