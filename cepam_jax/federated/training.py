@@ -86,7 +86,8 @@ def train_many(
       For each run the lines of its metrics.jsonl.
 
     Raises:
-      As `train`; NonFiniteUpdateError only after the other runs of the sweep were finished.
+      NonFiniteUpdateError: only after the other runs of the sweep were finished.
+      ConfigError, DataNotPreparedError, CheckpointMismatchError: as `train`.
     """
     workdirs = [_directory(workdir) for workdir in workdirs]
     configs = [plain(config) for config in configs]

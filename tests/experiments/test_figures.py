@@ -1,4 +1,4 @@
-"""What the figures compute, on small settings; that their commands run is tested with the README."""
+"""What the figures compute, on small settings; that their commands run is tested by tests/test_docs.py."""
 
 import itertools
 import json
@@ -93,7 +93,7 @@ def test_every_figure_is_listed_and_has_a_small_version(root):
 
 
 def test_a_small_figure_leaves_its_files(tmp_path, root, name="gamma"):
-    """The others are run with the README's commands."""
+    """The others are run with the commands of the pages."""
     command = ["experiments.figures", f"--only={name}", "--smoke", f"--workdir={tmp_path}", "--noprogress"]
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, check=False
