@@ -28,9 +28,12 @@ class Limits(NamedTuple):
 # A millionth part of such a number is still a normal number of float32: smaller ones are flushed to zero, and
 # with them a part of the noise.
 _POSITIVE = Limits(1e-32, 1e32, "a positive number between 1e-32 and 1e32, of which float32 holds the parts")
+_ANY_POSITIVE = Limits(
+    float(_FLOAT.tiny), float(_FLOAT.max), "a positive number that float32 holds (1.2e-38 to 3.4e38)"
+)
 LIMITS = {
     "sigma": _POSITIVE,
-    "clip": _POSITIVE,
+    "clip": _ANY_POSITIVE,
     "step": _POSITIVE,
     "bits": Limits(1, 8, "a number from 1 to 8"),
     "levels": Limits(1, 2**20, "a whole number from 1 to 1048576", whole=True),

@@ -42,7 +42,8 @@ def inputs(kind, sigma):
             "zeros": lambda: np.zeros(SIZE),
             "constant": lambda: np.full(SIZE, 0.77 * sigma),
             "large": lambda: random.normal(size=SIZE) * 1e3 * sigma,
-            "heavy": lambda: random.standard_cauchy(SIZE) * sigma,
+            # Of a million, some would be too large to be coded.
+            "heavy": lambda: np.clip(random.standard_cauchy(SIZE), -RANGE / 4, RANGE / 4) * sigma,
             # Half-integer multiples of the typical cell width, and a hair to either side.
             # Just below the largest update that is coded: here f32 is as coarse as it may be.
             "limit": lambda: random.choice([-1, 1], SIZE) * random.uniform(0.5, 0.999, SIZE) * RANGE * sigma,
