@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import warnings
@@ -99,8 +100,16 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _interruptible():
+    """Lets processes that tests start be interrupted, also where this one was started in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_configure(config):
     """What one test or subprocess compiled, the others read: a cache for this test run alone."""
+    _interruptible()
     if not hasattr(config, "workerinput"):
         config.compilation_cache = tempfile.mkdtemp(prefix="cepam_jax_tests_")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compilation_cache
