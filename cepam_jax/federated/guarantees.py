@@ -26,14 +26,13 @@ ALWAYS = (
 )
 
 
-def federation_of(config, counts, rounds: int | None = None, coordinates: int = 0) -> privacy.Federation:
+def federation_of(config, counts, rounds: int | None = None) -> privacy.Federation:
     """The facts that privacy depends on, for clients with these numbers of examples.
 
     Args:
       config: valid configuration.
       counts: int[clients], examples of each client.
       rounds: in place of config.rounds.
-      coordinates: of an update, for the size of what 32-bit words leave out; 0: not known.
     """
     rounds = config.rounds if rounds is None else rounds
     about = build_mechanism(config.mechanism, ((1,),)).about
@@ -45,7 +44,7 @@ def federation_of(config, counts, rounds: int | None = None, coordinates: int = 
         aggregation, weights = "weighted_sum", aggregator.public_weights(counts)
     else:
         aggregation, weights = "function" if aggregator.post_processing else "unstated", np.ones(clients)
-    federation = privacy.Federation(
+    return privacy.Federation(
         outsiders=about.outsiders.law if about.outsiders else None,
         server=about.server.law if about.server else None,
         norm=_norm(config, about),
@@ -63,10 +62,9 @@ def federation_of(config, counts, rounds: int | None = None, coordinates: int = 
         hidden=not config.local.normalize or np.ptp(steps_of(config, counts)) == 0,
         fresh=not config.mechanism.error_feedback,
         refused=tuple(_refused(config, about, aggregator)),
+        not_covered=(*_exposed(config, about), *ALWAYS),
         unit="example" if example else "client",
     )
-    words = _words(config, about, federation, coordinates)
-    return federation._replace(not_covered=(*_exposed(config, about), *ALWAYS, words))
 
 
 def _phases(config, about, rounds: int) -> tuple[privacy.Phase, ...]:
@@ -140,8 +138,9 @@ def _exposed(config, about):
         yield "the scale of the lattice, computed from the update without noise"
 
 
-def _words(config, about, federation, coordinates) -> str:
+def _words(config, federation, coordinates) -> str:
     """What 32-bit arithmetic leaves out, with its size where it is known."""
+    about = build_mechanism(config.mechanism, ((1,),)).about
     text = "noise sampled in 32-bit arithmetic: see docs/randomness.md"
     if not about.outsiders or federation.norm is None:
         return text
@@ -179,19 +178,25 @@ def _words(config, about, federation, coordinates) -> str:
 
 def _chance_beyond(law, block, end, federation) -> float:
     """Of the least protected client over all rounds, if it takes part in all of them."""
-    halve = privacy.halving(federation.relation if federation.fresh else "replace")
-    scale = 1.0 if law == "gaussian" else math.sqrt(0.5)
     total = np.zeros(len(federation.clip))
     for phase in federation.phases:
         with np.errstate(divide="ignore"):
-            shift = halve * federation.clip / (scale * np.asarray(phase.outsiders, np.float64))
+            shift = privacy.reach(federation) * federation.clip / privacy.noise_scale(law, phase.outsiders)
         total += phase.rounds * arithmetic.beyond(law, block, end, np.minimum(shift, 1e3))
     return float(min(1.0, total.max()))
 
 
 def report_text(config, counts, rounds: int | None = None, coordinates: int = 0) -> str:
-    """The report of `privacy.text` for the whole run, or for its first `rounds`."""
-    return privacy.text(federation_of(config, counts, rounds, coordinates), config.privacy.delta)
+    """The report of `privacy.text` for the whole run, or for its first `rounds`.
+
+    Args:
+      config, counts, rounds: as for `federation_of`.
+      coordinates: of an update, for the size of what 32-bit words leave out; 0: not known.
+    """
+    federation = federation_of(config, counts, rounds)
+    words = _words(config, federation, coordinates)
+    federation = federation._replace(not_covered=(*federation.not_covered, words))
+    return privacy.text(federation, config.privacy.delta)
 
 
 def epsilons(config, counts, rounds: int) -> dict:

@@ -15,7 +15,7 @@ import tqdm
 from cepam_jax.config import plain, validate
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
-from cepam_jax.federated import devices, guarantees, rounds
+from cepam_jax.federated import blame, devices, guarantees
 from cepam_jax.federated import program as programs
 from cepam_jax.federated.devices import CLIENTS, RUNS, Layout
 from cepam_jax.federated.records import Record, progress_text, say
@@ -315,72 +315,7 @@ def _note(record, state, metrics, evaluation, coordinates, seconds):
         finally:
             _saving.clear()
         return
-    record.failure = NonFiniteUpdateError(_why(record, state))
-
-
-def _why(record, state) -> str:
-    """What was not finite in the round after `state`, and what to change."""
-    client, cause = rounds.failure(state.invalid_client)
-    number, config = int(state.round) + 1, record.config
-    rate = f"Lower config.local.learning_rate (now {config.local.learning_rate:g})"
-    kept = (
-        f"the checkpoint of round {record.done} is intact"
-        if record.done
-        else "nothing was saved before round 1"
-    )
-    if cause == rounds.MECHANISM:
-        settings = config.mechanism
-        return (
-            f"the update of client {client} in round {number} was finite, but config.mechanism.name = "
-            f"{settings.name!r} cannot code it: what it decodes to is NaN or infinite, and was not averaged; "
-            f"{kept}. {_within_range(config, client)}"
-        )
-    if cause == rounds.MODEL:
-        server = f"config.server.learning_rate (now {config.server.learning_rate:g})"
-        return (
-            f"the global model became NaN or infinite in round {number}, from updates that were finite; "
-            f"the round was not applied, {kept}. {rate}, or {server}, or clip updates "
-            f"(config.mechanism.clip, now {config.mechanism.clip!r})."
-        )
-    advice = f"{rate}."
-    if record.lines and record.lines[-1]["loss"] is None:
-        advice = (
-            f"{rate} or config.server.learning_rate (now {config.server.learning_rate:g}): the global "
-            f"model's outputs were infinite before."
-        )
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
-        advice = "The global model was NaN or infinite before: train again from the beginning. " + advice
-    return (
-        f"client {client} sent a NaN or infinite update in round {number}: its local training diverged; it "
-        f"was not averaged, {kept}. {advice}"
-    )
-
-
-def _within_range(config, client) -> str:
-    """How to bring finite updates into the range of a mechanism."""
-    settings = config.mechanism
-    gamma = settings.per_client.gamma[client] if settings.per_client.gamma else settings.gamma
-    changes = []
-    if settings.name in ("jopeq", "noise_rounding", "noise_sdq") or _sets_scale(settings, "step"):
-        changes.append(f"make config.mechanism.step larger (now {settings.step:g})")
-    if settings.name in ("lrsuq", "split", "noise") or _sets_scale(settings, "sigma"):
-        if config.privacy.target_epsilon and config.privacy.calibrate:
-            target = f"config.privacy.target_epsilon (now {config.privacy.target_epsilon:g})"
-            changes.append(f"lower {target}, from which gamma = {gamma:.3g} follows")
-        else:
-            changes.append(f"make config.mechanism.gamma smaller (now {gamma:g})")
-    if config.schedule.knob != "none":
-        end = f"config.schedule.end (now {config.schedule.end:g})"
-        changes.append(f"choose another {end}, by which {config.schedule.knob} is multiplied")
-    if settings.clip == "none":
-        changes += ["clip updates (config.mechanism.clip, now 'none')", "lower config.local.learning_rate"]
-    else:
-        changes.append(f"choose another config.mechanism.clip_norm (now {settings.clip_norm:g})")
-    return f"To bring updates into its range {', or '.join(changes)}."
-
-
-def _sets_scale(settings, rate) -> bool:
-    return settings.name == "sdq" and settings.rate == rate
+    record.failure = NonFiniteUpdateError(blame.explanation(record, state))
 
 
 def _progress(records) -> str:

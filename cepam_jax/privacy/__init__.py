@@ -3,8 +3,8 @@
 from cepam_jax.privacy.accounting import epsilon, guaranteed, report, text
 from cepam_jax.privacy.calibrate import affordable_rounds, expected_bits, gamma_for, sigmas_for
 from cepam_jax.privacy.events import ADVERSARIES, Guarantee
-from cepam_jax.privacy.federation import Federation, Phase
-from cepam_jax.privacy.releases import ObservedDraws, halving
+from cepam_jax.privacy.federation import Federation, Phase, reach
+from cepam_jax.privacy.releases import ObservedDraws, noise_scale
 
 __all__ = [
     "ADVERSARIES",
@@ -17,7 +17,8 @@ __all__ = [
     "expected_bits",
     "gamma_for",
     "guaranteed",
-    "halving",
+    "noise_scale",
+    "reach",
     "report",
     "sigmas_for",
     "text",

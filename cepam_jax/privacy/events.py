@@ -48,8 +48,14 @@ from typing import NamedTuple
 import dp_accounting
 import numpy as np
 
-from cepam_jax.privacy.federation import Federation, check
-from cepam_jax.privacy.releases import ObservedDraws, Release, composed, halving, sampled_without_replacement
+from cepam_jax.privacy.federation import Federation, check, reach
+from cepam_jax.privacy.releases import (
+    ObservedDraws,
+    Release,
+    composed,
+    noise_scale,
+    sampled_without_replacement,
+)
 
 
 class Guarantee(NamedTuple):
@@ -90,11 +96,6 @@ def _missing(law: str | None, federation: Federation, who: str) -> str:
     return ""
 
 
-def _scale(law: str, deviation):
-    """The noise in units of its own sensitivity: sigma, or b of a Laplace law with that deviation."""
-    return deviation if law == "gaussian" else deviation / np.sqrt(2)
-
-
 def _own_noise(federation: Federation, law, deviation_of: Callable, who: str) -> list[Guarantee]:
     """Against whom a client counts on its own noise alone; z_k = sigma_k / C_k."""
     reason = _missing(law, federation, who)
@@ -102,7 +103,7 @@ def _own_noise(federation: Federation, law, deviation_of: Callable, who: str) ->
         return _none(reason, federation)
     of_phase = []
     for phase in federation.phases:
-        z = _scale(law, np.asarray(deviation_of(phase), np.float64)) / federation.clip
+        z = noise_scale(law, deviation_of(phase)) / federation.clip
         of_phase.append((phase.rounds, np.broadcast_to(z, federation.clip.shape)))
     return _guarantees(federation, law, of_phase, "each client's own noise")
 
@@ -195,7 +196,7 @@ def _guarantee(federation, law, multipliers, basis, hidden) -> Guarantee:
     if not all(z > 0 for _, z in multipliers):
         return Guarantee((dp_accounting.NonPrivateDpEvent(),), relation, "the noise is zero")
     clients, per_round = len(federation.clip), federation.per_round
-    halve = halving(relation if federation.fresh else "replace")
+    halve = reach(federation)
     if not federation.fresh:
         basis += ", and on nothing that memories hold"
     releases = [composed(law, multipliers, halve)]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cepam_jax.errors import require, require_choice
+from cepam_jax.privacy.releases import halving
 
 RELATIONS = ("add_remove", "replace")
 SAMPLINGS = ("all", "fixed", "poisson")
@@ -109,3 +110,8 @@ def _check_numbers(name, values, clients, positive):
     least = values.min()
     fits = np.isfinite(values).all() and (least > 0 if positive else least >= 0)
     require(bool(fits), name, values.tolist(), "finite and " + ("positive" if positive else "not negative"))
+
+
+def reach(federation: Federation) -> float:
+    """How many times its clip a client moves what it sends; with memories 2, under either relation."""
+    return halving(federation.relation if federation.fresh else "replace")

@@ -46,6 +46,12 @@ def halving(relation: str) -> float:
     return 2.0 if relation == "replace" else 1.0
 
 
+def noise_scale(law: str, deviation):
+    """f64[...], the noise in units of its own sensitivity: sigma, or b of a Laplace law of that deviation."""
+    deviation = np.asarray(deviation, np.float64)
+    return deviation if law == "gaussian" else deviation / np.sqrt(2)
+
+
 def composed(law: str, multipliers, halve: float) -> dp_accounting.DpEvent:
     """Rounds in all of which a client takes part.
 
