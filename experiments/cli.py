@@ -11,9 +11,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cepam_jax import runtime
 from cepam_jax.errors import EXPECTED, ConfigError, require, require_choice
-from cepam_jax.federated import training
+from cepam_jax.run import runtime, training
 from experiments import not_begun
 
 

@@ -16,8 +16,8 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
-from cepam_jax.config import validate
 from cepam_jax.errors import ConfigError
+from cepam_jax.run.config import validate
 from experiments import cli
 from experiments.paired import spread
 from experiments.runs import mean_of, train_all

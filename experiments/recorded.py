@@ -1,4 +1,4 @@
-"""Old runs against new: a fixed list of short runs, recorded once and compared after every change of the code.
+"""Old runs against new: short runs, recorded once and compared after every change of the code.
 
   python -m experiments.recorded --workdir=/tmp/recorded
   python -m experiments.recorded --workdir=/tmp/recorded --data=digits,mnist,cifar10 --data_dir=...
@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from cepam_jax.checkpoints import Checkpoints
 from cepam_jax.errors import require
-from cepam_jax.federated import training
+from cepam_jax.run import training
+from cepam_jax.run.checkpoints import Checkpoints
 from configs import cifar10, digits, mnist
 from experiments import cli
 from experiments.tables import markdown
@@ -134,7 +134,11 @@ def difference(old, new) -> float:
 def row(name: str, old: dict, new: dict) -> list[str]:
     """One line of the table: accuracy and bits, old and new, and how far they are from each other."""
     last, now = old["lines"][-1], new["lines"][-1]
-    same = "to the bit" if old["parameters"] == new["parameters"] else f"{difference(old['norm'], new['norm']):.1e}"
+    same = (
+        "to the bit"
+        if old["parameters"] == new["parameters"]
+        else f"{difference(old['norm'], new['norm']):.1e}"
+    )
     lines = difference(old["lines"], new["lines"])
     return [
         name,

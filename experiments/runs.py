@@ -7,7 +7,7 @@ import numpy as np
 from absl import flags
 
 from cepam_jax.errors import require_choice
-from cepam_jax.federated import training
+from cepam_jax.run import training
 from experiments import output
 
 DATA = ("digits", "mnist", "fashion_mnist", "cifar10")

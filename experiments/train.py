@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from cepam_jax.federated import devices, training
+from cepam_jax.run import devices, training
 from experiments import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "File and variant.")

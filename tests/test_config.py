@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from cepam_jax import models
-from cepam_jax.config import FIELDS, flat, plain, sigma_of_gamma, validate
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError
+from cepam_jax.run.config import FIELDS, flat, plain, sigma_of_gamma, validate
 from configs import cifar10, common, digits, fashion_mnist, mnist
 
 FAMILIES = {"digits": digits, "mnist": mnist, "fashion_mnist": fashion_mnist, "cifar10": cifar10}

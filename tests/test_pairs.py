@@ -12,10 +12,10 @@ import os
 import numpy as np
 import pytest
 
-from cepam_jax.config import validate
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError
-from cepam_jax.federated import guarantees
-from cepam_jax.federated.training import train
+from cepam_jax.run import guarantees
+from cepam_jax.run.config import validate
+from cepam_jax.run.training import train
 from configs import digits
 
 CLIENTS = 4

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from cepam_jax.registry import Registry
+
 
 def crop_and_flip(key, images, pad: int = 4):
     """Shifts each image by up to `pad` pixels (zeros come in) and mirrors half of them.
@@ -24,4 +26,6 @@ def crop_and_flip(key, images, pad: int = 4):
     return padded[jnp.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-AUGMENTATIONS = {"none": lambda key, images: images, "crop_flip": crop_and_flip}
+AUGMENTATIONS = Registry("augmentation")
+AUGMENTATIONS.register("none", lambda key, images: images)
+AUGMENTATIONS.register("crop_flip", crop_and_flip)

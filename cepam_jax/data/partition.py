@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cepam_jax import settings
 from cepam_jax.errors import ConfigError, require, require_choice
 
 
@@ -28,14 +29,15 @@ class Partition(NamedTuple):
         return self.indices[k, : self.counts[k]]
 
 
-def partition(labels, kind: str, num_clients: int, seed: int, **options) -> Partition:
+def partition(labels, kind: str, num_clients: int, seed: int, examples: int = 0, **options) -> Partition:
     """Splits examples over clients.
 
     Args:
-      labels: int[examples].
+      labels: int[examples]; the owners where the kind is "natural"; None where there are none.
       kind: one of `KINDS`.
       num_clients: K, at most the number of examples.
       seed: of this split alone.
+      examples: their number, where labels are None.
       **options: `alpha`, `shards_per_client` or `exponent`, as the kind needs.
 
     Returns:
@@ -45,6 +47,11 @@ def partition(labels, kind: str, num_clients: int, seed: int, **options) -> Part
       ConfigError: impossible values.
     """
     require_choice("config.partition.kind", kind, KINDS)
+    if labels is None and kind == "iid":
+        labels = np.zeros(examples, np.int32)
+    if labels is None:
+        what = "owners" if kind == "natural" else "labels"
+        raise ConfigError(f"config.partition.kind is {kind!r}, but the data set has no {what}; use 'iid'")
     labels = np.asarray(labels)
     most = f"at least 1 and at most {len(labels)}, the examples"
     require(1 <= num_clients <= len(labels), "config.num_clients", num_clients, most)
@@ -111,7 +118,51 @@ def _quantity(labels, num_clients, rng, exponent):
     return [parts[i] for i in rng.permutation(num_clients)]
 
 
-KINDS = {"iid": _iid, "dirichlet": _dirichlet, "shards": _shards, "quantity": _quantity}
+def _natural(owners, num_clients, rng):
+    """To each owner what is theirs; of more owners than clients a random choice, in increasing order."""
+    present, owner = np.unique(owners, return_inverse=True)
+    most = f"at most {len(present)}, the owners in the data set"
+    require(num_clients <= len(present), "config.num_clients", num_clients, most)
+    order, sizes = np.argsort(owner, kind="stable"), np.bincount(owner)
+    theirs = np.split(order, np.cumsum(sizes)[:-1])
+    chosen = np.sort(rng.permutation(len(present))[:num_clients])
+    return [theirs[k] for k in chosen]
+
+
+KINDS = {
+    "iid": _iid,
+    "dirichlet": _dirichlet,
+    "shards": _shards,
+    "quantity": _quantity,
+    "natural": _natural,
+}
+OPTIONS = {"dirichlet": "alpha", "shards": "shards_per_client", "quantity": "exponent"}
+
+_FREE = {"compiled": False}
+settings.declare(
+    "partition",
+    {
+        "kind": settings.choice(
+            "iid", "How examples are spread over clients; natural: each owner is a client.", KINDS, **_FREE
+        ),
+        "alpha": settings.positive(0.3, "Of dirichlet: smaller is more unequal.", **_FREE),
+        "shards_per_client": settings.integer(
+            2, "Of shards: pieces of sorted data for each client.", **_FREE
+        ),
+        "exponent": settings.not_negative(
+            1.0, "Of quantity: the k-th client's size is proportional to k^-exponent.", **_FREE
+        ),
+    },
+    "Who holds which examples.",
+)
+
+
+def of_config(config, labels, owners, examples: int) -> Partition:
+    """The partition that a configuration asks for, of data with these labels and owners (or None)."""
+    kind = config.partition.kind
+    options = {OPTIONS[kind]: config.partition[OPTIONS[kind]]} if kind in OPTIONS else {}
+    by = owners if kind == "natural" else labels
+    return partition(by, kind, config.num_clients, config.seeds.partition, examples, **options)
 
 
 def histogram(labels, split: Partition, num_classes: int) -> np.ndarray:

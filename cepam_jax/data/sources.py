@@ -1,23 +1,41 @@
-"""Labelled images as arrays: embedded digits, and TFDS data sets read without TensorFlow.
+"""Data sets by name: labelled images (embedded digits, TFDS read without TensorFlow), and any other examples.
 
-A data set is one function here, with `@register` before it.
+A data set is one function of the data directory, with `@register` before it. It returns a `Dataset` of images
+or `examples.Examples` of any kind.
 """
 
 import functools
-import inspect
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from cepam_jax.errors import DataNotPreparedError, DatasetError, require, require_choice
+from cepam_jax import settings
+from cepam_jax.data import examples
+from cepam_jax.errors import DataNotPreparedError, DatasetError, require_choice
+from cepam_jax.registry import Registry
 
 TFDS_SETS = ("mnist", "fashion_mnist", "cifar10")
 
 # Name -> function of the data directory. A data set joins by `register`.
-SOURCES: dict[str, Callable[[str], "Dataset"]] = {}
+SOURCES: Registry = Registry("data set")
+register = SOURCES.function
+
+settings.declare(
+    "data",
+    {
+        "name": settings.choice("mnist", "Data set.", SOURCES, compiled=False),
+        "dir": settings.text(
+            "",
+            "Where TFDS keeps data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
+            "a path",
+            compiled=False,
+            resumable=True,
+        ),
+    },
+    "What is learned from.",
+)
 
 
 class Dataset(NamedTuple):
@@ -38,8 +56,24 @@ class Dataset(NamedTuple):
     mean: np.ndarray
     std: np.ndarray
 
+    def as_examples(self) -> examples.Examples:
+        """The same images as examples of `tasks.images`."""
+        return examples.Examples(
+            {"image": self.train_images, "label": self.train_labels},
+            {"image": self.test_images, "label": self.test_labels},
+            {"mean": self.mean, "std": self.std},
+            (("num_classes", self.num_classes),),
+            self.train_labels,
+        )
 
-def load(name: str, data_dir: str = "") -> Dataset:
+
+def load_examples(name: str, data_dir: str = "") -> examples.Examples:
+    """As `load`, whatever the data set's function returned."""
+    data = load(name, data_dir)
+    return data.as_examples() if isinstance(data, Dataset) else data
+
+
+def load(name: str, data_dir: str = "") -> Dataset | examples.Examples:
     """Loads a data set whole; later calls in the same process return the same arrays.
 
     Args:
@@ -71,13 +105,18 @@ def _load(name, source, data_dir):
 
 
 def _checked(data):
-    """The Dataset in the types that the round expects.
+    """The data set in the types that the round expects.
 
     Raises:
       DatasetError: names what does not fit.
     """
+    if isinstance(data, examples.Examples):
+        return examples.check(data)
     if not isinstance(data, Dataset):
-        raise DatasetError(f"its function returned a {type(data).__name__}; it must return a sources.Dataset")
+        raise DatasetError(
+            f"its function returned a {type(data).__name__}; it must return a sources.Dataset or "
+            f"examples.Examples"
+        )
     whole = isinstance(data.num_classes, (int, np.integer)) and not isinstance(data.num_classes, bool)
     if not whole or not 1 <= data.num_classes <= _MOST_CLASSES:
         raise DatasetError(
@@ -145,14 +184,6 @@ def _check_split(split, images, labels):
             raise DatasetError(f"{name} are empty: {shape}")
     if len(images) != len(labels):
         raise DatasetError(f"there are {len(images)} {split}_images and {len(labels)} {split}_labels")
-
-
-def register(load):
-    """Makes a function (data directory) -> Dataset available under its own name; ConfigError for another."""
-    named = inspect.isfunction(load)
-    require(named, "a data set", load, "a function (def), whose name becomes the data set's")
-    SOURCES[load.__name__] = load
-    return load
 
 
 def dataset(train_images, train_labels, test_images, test_labels) -> Dataset:

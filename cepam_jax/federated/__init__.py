@@ -1,1 +1,35 @@
-"""The round: local training, messages, aggregation."""
+"""One round: broadcast, local training, messages, aggregation, step, control. Start with `rounds`."""
+
+from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, Facts
+from cepam_jax.federated.control import CONTROLS, Control, Released, constant, scheduled
+from cepam_jax.federated.downlink import Downlink, compressed
+from cepam_jax.federated.local import Influence, LocalTraining, LocalUpdate, Trained, make_local_update
+from cepam_jax.federated.plan import Plan
+from cepam_jax.federated.rounds import initial_state, make_round
+from cepam_jax.federated.state import ClientArrays, Report, RoundReport, State, shared_key
+
+__all__ = [
+    "AGGREGATORS",
+    "CONTROLS",
+    "Aggregator",
+    "ClientArrays",
+    "Control",
+    "Downlink",
+    "Facts",
+    "Influence",
+    "LocalTraining",
+    "LocalUpdate",
+    "Plan",
+    "Released",
+    "Report",
+    "RoundReport",
+    "State",
+    "Trained",
+    "compressed",
+    "constant",
+    "initial_state",
+    "make_local_update",
+    "make_round",
+    "scheduled",
+    "shared_key",
+]

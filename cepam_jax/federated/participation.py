@@ -1,12 +1,33 @@
-"""Who takes part in a round, and with which knobs."""
-
-from collections.abc import Callable
+"""Who takes part in a round."""
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
-from cepam_jax.mechanisms import Knobs
+from cepam_jax import settings
+
+_NO_CLIENT = np.uint32(2**32 - 1)  # where a key is for the whole round, in place of a client
+
+settings.declare(
+    "",
+    {
+        "num_clients": settings.integer(30, "Clients of the federation."),
+        "clients_per_round": settings.integer(0, "A random subset of this size takes part; 0: all.", low=0),
+        "clients_per_chunk": settings.integer(
+            0, "Clients trained at the same time on a device; 0: one on a CPU, all elsewhere.", low=0
+        ),
+    },
+)
+
+
+@settings.rule
+def _rules(fields):
+    clients = fields["num_clients"]
+    yield (
+        fields["clients_per_round"] <= clients,
+        "clients_per_round",
+        f"at most config.num_clients = {clients} (0: all)",
+    )
 
 
 def choose(key, num_clients: int, per_round: int):
@@ -20,29 +41,6 @@ def choose(key, num_clients: int, per_round: int):
     return jnp.sort(jax.random.permutation(key, num_clients)[:per_round]).astype(jnp.int32)
 
 
-SCHEDULES = {
-    "linear": lambda end, rounds: optax.linear_schedule(1.0, end, rounds),
-    "exponential": lambda end, rounds: optax.exponential_decay(1.0, rounds, end),
-    "cosine": lambda end, rounds: lambda t: end + (1 - end) * optax.cosine_decay_schedule(1.0, rounds)(t),
-}
-
-
-def scheduled(factors: dict[str, Callable]) -> Callable:
-    """Builds (Knobs, round) -> Knobs: each named knob times its optax schedule.
-
-    Args:
-      factors: name -> schedule (round -> factor). "gamma" stands for 1 / sigma; "bits" and "levels" are
-        rounded to whole numbers.
-    """
-
-    def apply(knobs: Knobs, number):
-        changed = {}
-        for name, factor in factors.items():
-            if name == "gamma":
-                changed["sigma"] = knobs.sigma / factor(number)
-            else:
-                value = getattr(knobs, name) * factor(number)
-                changed[name] = jnp.round(value) if name in ("bits", "levels") else value
-        return knobs._replace(**changed)
-
-    return apply
+def round_key(training_key, number):
+    """Key of a round's draw of participants."""
+    return jax.random.fold_in(jax.random.fold_in(training_key, number), _NO_CLIENT)

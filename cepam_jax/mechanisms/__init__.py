@@ -3,10 +3,11 @@
 from cepam_jax.mechanisms.base import RANGE, About, Keys, Knobs, Mechanism, Message, Noise, Transform
 from cepam_jax.mechanisms.chain import chain
 from cepam_jax.mechanisms.clipped import clipped
+from cepam_jax.mechanisms.configured import build, knobs_of, sigma_of_gamma
 from cepam_jax.mechanisms.dither import jopeq, noise_then_rounding, noise_then_sdq, rounding, sdq
 from cepam_jax.mechanisms.identity import identity
 from cepam_jax.mechanisms.noise import add_noise, additive
-from cepam_jax.mechanisms.registry import REGISTRY, make
+from cepam_jax.mechanisms.registry import REGISTRY, Entry, make, register
 from cepam_jax.mechanisms.rsuq import lrsuq
 from cepam_jax.mechanisms.split import split
 from cepam_jax.mechanisms.stochastic import binary, k_level, qsgd
@@ -16,6 +17,7 @@ __all__ = [
     "RANGE",
     "REGISTRY",
     "About",
+    "Entry",
     "Keys",
     "Knobs",
     "Mechanism",
@@ -25,21 +27,25 @@ __all__ = [
     "add_noise",
     "additive",
     "binary",
+    "build",
     "chain",
     "clip",
     "clipped",
     "identity",
     "jopeq",
     "k_level",
+    "knobs_of",
     "lrsuq",
     "make",
     "noise_then_rounding",
     "noise_then_sdq",
     "qsgd",
     "random_mask",
+    "register",
     "rotate",
     "rounding",
     "sdq",
+    "sigma_of_gamma",
     "split",
     "top_k",
 ]

@@ -10,22 +10,20 @@ It returns a flax module called as `module(images f32[batch, height, width, chan
 with logits f32[batch, num_classes] as result; dropout draws from the rng named "dropout".
 """
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cepam_jax.errors import ConfigError, require_choice
+from cepam_jax import settings
+from cepam_jax.errors import ConfigError
 from cepam_jax.models.convolution import Conv
+from cepam_jax.registry import Registry
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {}
+# Name -> function num_classes -> flax module; `register` adds one by the function's name.
+MODELS: Registry = Registry("model")
+register = MODELS.function
 
-
-def register(build):
-    """Makes a function num_classes -> flax module available under its own name."""
-    MODELS[build.__name__] = build
-    return build
+settings.declare("", {"model": settings.choice("mlp", "The network that is trained.", MODELS)})
 
 
 class Network(nn.Module):
@@ -90,8 +88,7 @@ def cnn3(num_classes):
 
 def build(name: str, num_classes: int) -> nn.Module:
     """The module called `name`; ConfigError lists the names."""
-    require_choice("model", name, MODELS)
-    return MODELS[name](num_classes)
+    return MODELS.get_or_raise(name)(num_classes)
 
 
 def initialize(module: nn.Module, key: jax.Array, image_shape: tuple[int, ...]):

@@ -3,11 +3,12 @@
 from cepam_jax.privacy.accounting import epsilon, guaranteed, report, text
 from cepam_jax.privacy.calibrate import affordable_rounds, expected_bits, gamma_for, sigmas_for
 from cepam_jax.privacy.events import ADVERSARIES, Guarantee
-from cepam_jax.privacy.federation import Federation, Phase, reach
+from cepam_jax.privacy.federation import RELATIONS, Federation, Phase, reach
 from cepam_jax.privacy.releases import ObservedDraws, noise_scale
 
 __all__ = [
     "ADVERSARIES",
+    "RELATIONS",
     "Federation",
     "Guarantee",
     "ObservedDraws",

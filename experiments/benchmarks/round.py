@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from cepam_jax import models
-from cepam_jax.federated.clients import make_local_update
+from cepam_jax.federated.local import make_local_update
 from experiments import cli
 from experiments.benchmarks.workloads import MECHANISMS, SHAPES, images, round_call, settings
 from experiments.tables import markdown

@@ -16,7 +16,7 @@ from absl import flags
 
 from cepam_jax.data import sources
 from cepam_jax.federated import program as programs
-from cepam_jax.federated.devices import CLIENTS, RUNS, Layout, put
+from cepam_jax.run.devices import CLIENTS, RUNS, Layout, put
 from configs import digits
 from experiments import cli
 from experiments.tables import markdown

@@ -12,8 +12,8 @@ from absl import flags
 
 from cepam_jax import mechanisms, models
 from cepam_jax.federated import rounds
-from cepam_jax.federated.aggregators import AGGREGATORS
-from cepam_jax.federated.clients import Images, LocalTraining, make_local_update
+from cepam_jax.federated.aggregation import AGGREGATORS
+from cepam_jax.federated.local import Images, LocalTraining, make_local_update
 from experiments import cli
 
 SHAPES = {

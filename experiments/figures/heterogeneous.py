@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from cepam_jax import privacy
-from cepam_jax.federated import guarantees
+from cepam_jax.run import guarantees
 from configs.common import with_variant
 from experiments import cli, output
 from experiments.paired import deviation

@@ -11,7 +11,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
-from cepam_jax.federated import guarantees
+from cepam_jax.run import guarantees
 from configs.common import VARIANTS, with_variant
 from experiments import cli, output
 from experiments.output import Claim

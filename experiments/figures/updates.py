@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 from cepam_jax import mechanisms, models, wire
 from cepam_jax.data import sources
 from cepam_jax.federated import program
-from cepam_jax.federated.clients import LocalTraining, make_local_update
+from cepam_jax.federated.local import LocalTraining, make_local_update
 from cepam_jax.federated.rounds import public_scales
 from cepam_jax.mechanisms import Keys, Knobs, code_length
 from configs import cifar10, digits, mnist

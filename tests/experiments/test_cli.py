@@ -14,11 +14,10 @@ import pytest
 from absl import flags
 
 import experiments
-from cepam_jax import runtime
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, DataNotPreparedError, WorkdirInUseError
-from cepam_jax.federated import training
-from cepam_jax.metrics import read_lines
+from cepam_jax.run import runtime, training
+from cepam_jax.run.metrics import read_lines
 from experiments import cli
 
 TRAIN = ("experiments.train", "--config.model=linear", "--config.local.steps=1", "--noprogress")

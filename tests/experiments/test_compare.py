@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 
-from cepam_jax.metrics import read_lines
+from cepam_jax.run.metrics import read_lines
 
 
 def run(root, *arguments):

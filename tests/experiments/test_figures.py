@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from conftest import check_figure
 
-from cepam_jax.config import validate
 from cepam_jax.mechanisms import Keys
 from cepam_jax.mechanisms import lattices as lattice_table
+from cepam_jax.run.config import validate
 from cepam_jax.theory import rate as theory
 from configs import authors
 from experiments import output, paired, tables

@@ -11,7 +11,7 @@ import pytest
 
 from cepam_jax.errors import CheckpointMismatchError, NonFiniteUpdateError
 from cepam_jax.federated import program, training
-from cepam_jax.metrics import read_lines
+from cepam_jax.run.metrics import read_lines
 from configs import common, digits
 
 TIMES = ("seconds", "seconds_per_round")

@@ -6,8 +6,7 @@ python tests/federated/spread_digits.py <cpu devices> <workdir>
 import sys
 from pathlib import Path
 
-from cepam_jax import runtime
-from cepam_jax.federated import training
+from cepam_jax.run import runtime, training
 from configs import digits
 
 CASES = {

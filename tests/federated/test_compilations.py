@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from cepam_jax.federated import training
+from cepam_jax.run import training
 from configs import digits
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
@@ -63,7 +63,7 @@ def test_a_changed_architecture_does_compile(tmp_path, compilations):
 
 def test_the_next_process_finds_what_was_compiled(tmp_path, root):
     """In a cache folder of the user, unless JAX was told of another."""
-    code = "import jax, cepam_jax.runtime as r; r.start(); print(jax.config.jax_compilation_cache_dir)"
+    code = "import jax, cepam_jax.run.runtime as r; r.start(); print(jax.config.jax_compilation_cache_dir)"
     environment = {"PATH": "/usr/bin", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
 
     def start(**more):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from federated import spread_digits
 
-from cepam_jax.checkpoints import Checkpoints
 from cepam_jax.federated import program
-from cepam_jax.metrics import read_lines
+from cepam_jax.run.checkpoints import Checkpoints
+from cepam_jax.run.metrics import read_lines
 
 TIMES = ("seconds", "seconds_per_round")
 

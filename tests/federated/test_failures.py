@@ -10,7 +10,7 @@ from federated.test_rounds import CLIENTS, SIZE, federation, local_update, make,
 from cepam_jax import mechanisms
 from cepam_jax.errors import NonFiniteUpdateError
 from cepam_jax.federated import evaluation, records, rounds, training
-from cepam_jax.metrics import read_lines
+from cepam_jax.run.metrics import read_lines
 from configs import digits
 
 

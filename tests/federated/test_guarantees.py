@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cepam_jax.config import validate
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import aggregators, guarantees
-from cepam_jax.federated.program import shared_key
 from cepam_jax.federated.rounds import Federation, client_keys
-from cepam_jax.federated.training import train
 from cepam_jax.privacy import arithmetic, releases
+from cepam_jax.run.build import shared_key
+from cepam_jax.run.config import validate
+from cepam_jax.run.training import train
 from configs import digits
 
 COUNTS = np.full(10, 140)

@@ -6,7 +6,7 @@ import pytest
 
 from cepam_jax import mechanisms
 from cepam_jax.federated import clients, evaluation, participation, program, rounds
-from cepam_jax.federated.aggregators import AGGREGATORS
+from cepam_jax.federated.aggregation import AGGREGATORS
 from cepam_jax.mechanisms import Knobs
 
 CLIENTS, SIZE = 7, 50

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError
-from cepam_jax.federated import training
-from cepam_jax.metrics import read_lines
+from cepam_jax.run import training
+from cepam_jax.run.metrics import read_lines
 from configs import digits
 
 TIMES = ("seconds", "seconds_per_round")

@@ -17,7 +17,7 @@ import pytest
 from cepam_jax import checkpoints, files, locks
 from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError, ConfigError, WorkdirInUseError
 from cepam_jax.federated import guarantees, records, training
-from cepam_jax.metrics import MetricsFile, lines_up_to, parse, read_lines
+from cepam_jax.run.metrics import MetricsFile, lines_up_to, parse, read_lines
 from configs import digits
 
 TIMES = ("seconds", "seconds_per_round")
@@ -436,7 +436,7 @@ def test_a_work_directory_that_is_no_path(workdir, tmp_path, monkeypatch):
 def holder(workdir):
     """Another process that holds a work directory until it is killed."""
     code = (
-        "import sys, time; from cepam_jax.locks import Lock; "
+        "import sys, time; from cepam_jax.run.locks import Lock; "
         "lock = Lock(sys.argv[1]); print('held', flush=True); time.sleep(100)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(workdir)], stdout=subprocess.PIPE, text=True)
@@ -507,7 +507,7 @@ def test_without_locks_the_run_says_so(tmp_path, monkeypatch, capsys):
 
 def test_more_locks_than_files_may_be_open(tmp_path):
     code = (
-        "import resource, sys, pathlib; from cepam_jax.locks import Lock\n"
+        "import resource, sys, pathlib; from cepam_jax.run.locks import Lock\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (60, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
         "places = [pathlib.Path(sys.argv[1], str(n)) for n in range(100)]\n"
         "[place.mkdir() for place in places]\n"

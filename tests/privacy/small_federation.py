@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cepam_jax.config import build_mechanism, knobs_of
 from cepam_jax.federated import guarantees, rounds
-from cepam_jax.federated.aggregators import AGGREGATORS
-from cepam_jax.federated.program import _schedule
+from cepam_jax.federated.aggregation import AGGREGATORS
 from cepam_jax.privacy import audit, report
+from cepam_jax.run.build import _schedule
+from cepam_jax.run.config import build_mechanism, knobs_of
 
 COORDINATES = 8
 SIGNIFICANCE = 1e-5

@@ -9,10 +9,10 @@ import math
 import numpy as np
 from privacy import small_federation
 
-from cepam_jax.config import validate
 from cepam_jax.errors import ConfigError
-from cepam_jax.federated import guarantees
 from cepam_jax.privacy import accounting
+from cepam_jax.run import guarantees
+from cepam_jax.run.config import validate
 from configs import digits
 
 CLIENTS, TRIALS = 4, 40_000

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError
-from cepam_jax.federated.training import train
+from cepam_jax.run.training import train
 from configs import digits
 
 

@@ -10,15 +10,17 @@ import jax
 import numpy as np
 import tqdm
 
-from cepam_jax import checkpoints, files
-from cepam_jax.claims import check_claim
+from cepam_jax import files
 from cepam_jax.data import partition
+from cepam_jax.data.examples import number_of
 from cepam_jax.errors import CheckpointMismatchError
-from cepam_jax.federated import guarantees
-from cepam_jax.federated.devices import broadcast, is_main
-from cepam_jax.federated.program import open_fields
-from cepam_jax.locks import Lock
-from cepam_jax.metrics import MetricsFile, lines_up_to, parse
+from cepam_jax.run import checkpoints, guarantees, ledger
+from cepam_jax.run.build import open_fields
+from cepam_jax.run.claims import check_claim
+from cepam_jax.run.devices import broadcast, is_main
+from cepam_jax.run.ledger import Ledger
+from cepam_jax.run.locks import Lock
+from cepam_jax.run.metrics import MetricsFile, lines_up_to, parse
 
 
 class Record:
@@ -31,10 +33,12 @@ class Record:
       lines: of metrics.jsonl so far; in other processes than 0, those of this call.
       last: the round after which the run ends.
       failure: the error that ended the run early, or None.
+      ledger: what the rounds so far applied.
+      task: what is learned.
       workdir: its directory.
     """
 
-    def __init__(self, asked: dict, config, split, data, initial, workdir: Path):
+    def __init__(self, asked: dict, config, split, data, initial, workdir: Path, task):
         """Claims the directory and restores what is there.
 
         Args:
@@ -44,6 +48,7 @@ class Record:
           data: its data set.
           initial: State of round 0, host arrays.
           workdir: of this run alone.
+          task: what is learned.
 
         Raises:
           CheckpointMismatchError: workdir belongs to another configuration, or the run there is longer.
@@ -53,8 +58,8 @@ class Record:
         """
         self.config, self.split, self.failure, self.workdir = config, split, None, workdir
         self.last = guarantees.rounds_within_budget(config, split.counts)
-        self.state, self.lines = initial, []
-        self._asked, self._warned = asked, False
+        self.state, self.lines, self.ledger, self.task = initial, [], Ledger(), task
+        self._asked, self._warned, self._tests = asked, False, number_of(data.test)
         self._store = self._file = self._lock = None
         if is_main():
             workdir.mkdir(parents=True, exist_ok=True)
@@ -85,6 +90,9 @@ class Record:
         self._store.clean()
         if found is not None:
             self.state = found.state
+            # A checkpoint of the first release holds no ledger: its rounds followed the plan.
+            before_it = guarantees.plan(config, found.round).text()
+            self.ledger = ledger.read(before_it if found.ledger is None else found.ledger)
             for number, why in found.damaged:
                 aside = self._store.set_aside(number)
                 mended.append(
@@ -98,6 +106,7 @@ class Record:
             coordinates = sum(leaf.size for leaf in jax.tree.leaves(initial.params))
             text = guarantees.report_text(config, self.split.counts, self.last, coordinates)
         files.write(workdir / "privacy.txt", text + "\n")
+        files.write(workdir / "ledger.jsonl", self.ledger.text())
         self._file = MetricsFile(path)
         lines = found.lines if found else ""  # the untrained model is evaluated again: it may be another
         if found is None:
@@ -135,29 +144,42 @@ class Record:
         return not self.lines
 
     def start(self, evaluation) -> None:
-        """Notes the untrained model's (loss, accuracy)."""
+        """Notes how the untrained model is evaluated."""
         if self.done == 0 and not self.lines:
-            self._add({"round": 0, **_evaluation(evaluation)})
+            self._add({"round": 0, **evaluated(self.task, evaluation, self._tests)})
 
-    def add(self, state, metrics, evaluation, coordinates: int, seconds: float) -> None:
+    def add(self, state, report, evaluation, coordinates: int, seconds: float) -> None:
         """Notes a block of rounds and saves the state after it.
 
         Args:
           state: State on the host.
-          metrics, evaluation: of `evaluation.make_block`, on the host.
+          report, evaluation: of `evaluation.make_block`, on the host.
           coordinates: d of one update.
           seconds: wall time of the block, its evaluation included.
         """
         if self._lock:
             self._lock.check()
-        ran = int(state.round) - self.done
         self.state = state
-        per_round = self.config.clients_per_round or self.config.num_clients
-        line = summarize(metrics, evaluation, self.done, ran, per_round * coordinates, seconds)
-        line["epsilon"] = guarantees.epsilons(self.config, self.split.counts, self.done)
+        self.ledger = self.ledger.add(report, self.config.num_clients)
+        line = {
+            "round": self.done,
+            **evaluated(self.task, evaluation, self._tests),
+            **summarize(report, coordinates, seconds),
+            "epsilon": guarantees.epsilons(self.config, self.split.counts, self.ledger),
+        }
         self._add(line)
         if self._store:
-            self._store.save(self.done, state, self._asked, self._file.text)
+            files.write(self.workdir / "ledger.jsonl", self.ledger.text())
+            self._store.save(self.done, state, self._asked, self._file.text, self.ledger.text())
+            if not self.open:
+                self._report_what_ran(coordinates)
+
+    def _report_what_ran(self, coordinates):
+        """privacy.txt says what the rounds applied, once all are done."""
+        text = guarantees.report_text(
+            self.config, self.split.counts, coordinates=coordinates, ledger=self.ledger
+        )
+        files.write(self.workdir / "privacy.txt", text + "\n")
 
     def _add(self, line):
         self.lines.append(line)
@@ -181,54 +203,87 @@ def say(text: str) -> None:
     tqdm.tqdm.write(text, file=sys.stderr)
 
 
-def summarize(metrics, evaluation, last_round: int, ran: int, coordinates: int, seconds: float) -> dict:
-    """One line of metrics.jsonl; None (null) for every number that is NaN or infinite.
+def summarize(report, coordinates: int, seconds: float) -> dict:
+    """What a line of metrics.jsonl says of a block of rounds; None (null) for NaN and infinite numbers.
 
     Args:
-      metrics: RoundMetrics of a block, leading axis rounds.
-      evaluation: (test loss, test accuracy) after the block.
-      last_round: rounds done so far.
-      ran: rounds of this block.
-      coordinates: coordinates sent by all participants of one round.
+      report: RoundReport on the host, leading axis rounds; those that did not run are left out.
+      coordinates: d of one update.
       seconds: wall time of the block, its evaluation included.
     """
-    total = {name: float(np.sum(np.asarray(v, np.float64))) for name, v in metrics._asdict().items()}
+    ran = np.flatnonzero(report.ran)
+    each = {name: np.asarray(v)[ran].astype(np.float64) for name, v in report.participants._asdict().items()}
+    rounds, participants = each["bits"].shape
+    noise = each["noise"].sum()
     line = {
-        "round": last_round,
-        **_evaluation(evaluation),
-        "train_loss": total["train_loss"] / ran,
-        "bits_per_coordinate": total["bits"] / ran / coordinates,
-        "uplink_bits": total["bits"],
-        **({"uplink_bytes": total["bytes"]} if total["bytes"] else {}),
-        "update_norm": total["norm"] / ran,
-        "clipped_norm": total["clipped_norm"] / ran,
-        "snr": total["signal"] / total["noise"] if total["noise"] > 0 else None,
+        "train_loss": each["loss"].mean(),
+        "bits_per_coordinate": each["bits"].sum() / (rounds * participants * coordinates),
+        "uplink_bits": each["bits"].sum(),
+        **({"uplink_bytes": each["bytes"].sum()} if each["bytes"].any() else {}),
+        "update_norm": each["norm"].mean(),
+        "clipped_norm": each["clipped_norm"].mean(),
+        "snr": each["signal"].sum() / noise if noise > 0 else None,
         "seconds": seconds,
-        "seconds_per_round": seconds / ran,
+        "seconds_per_round": seconds / rounds,
     }
     return {name: _finite(value) for name, value in line.items()}
 
 
-def _evaluation(evaluation):
-    loss, accuracy = map(float, evaluation)
-    return {"loss": _finite(loss), "accuracy": _finite(accuracy)}
+def evaluated(task, evaluation, tests: int) -> dict:
+    """Metrics of a line of metrics.jsonl, NaN and infinity as None; over clients, where they were evaluated.
+
+    Args:
+      task: what is learned.
+      evaluation: Evaluation on the host.
+      tests: number of test examples.
+    """
+    metrics = task.summarize(evaluation.test, float(tests))
+    order = [*(name for name in task.formats if name in metrics), *metrics]  # "loss" before "accuracy"
+    line = {name: _finite(metrics[name]) for name in order}
+    if evaluation.clients is not None:
+        line["clients"] = over_clients(task, evaluation)
+    return line
+
+
+def over_clients(task, evaluation) -> dict:
+    """Spread of each metric over the clients that have examples, from the worst to the best."""
+    counts = np.asarray(evaluation.counts)
+    each = [
+        task.summarize(jax.tree.map(lambda a, k=k: np.asarray(a)[k], evaluation.clients), float(counts[k]))
+        for k in np.flatnonzero(counts > 0)
+    ]
+    spread = {}
+    for name in each[0] if each else ():
+        values = np.array([metrics[name] for metrics in each])
+        best_is_high = task.higher_is_better if name == task.headline else name != "loss"
+        ordered = np.sort(values) if best_is_high else np.sort(values)[::-1]
+        spread[name] = {
+            "clients": len(values),
+            "mean": _finite(values.mean()),
+            "deviation": _finite(values.std()),
+            "worst": _finite(ordered[0]),
+            "tenth": _finite(np.quantile(values, 0.1 if best_is_high else 0.9)),
+            "median": _finite(np.median(values)),
+            "best": _finite(ordered[-1]),
+        }
+    return spread
 
 
 def _finite(value):
-    return value if value is None or math.isfinite(value) else None
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
-def progress_text(line: dict) -> str:
+def progress_text(line: dict, task) -> str:
     """The figures beside the progress bar."""
 
     def number(name, form, missing="nan"):
-        return missing if line[name] is None else format(line[name], form)
+        return missing if line.get(name) is None else format(line[name], form)
 
-    found = line.get("epsilon", {}).get("released_model")
-    epsilon = "" if found is None else f", epsilon {found:.3g} (released model)"
+    bound = line.get("epsilon", {}).get("released_model")
+    epsilon = "" if bound is None else f", epsilon {bound:.3g} (released model)"
+    metrics = "".join(f"{name} {number(name, form)}, " for name, form in task.formats.items())
     return (
-        f"loss {number('loss', '.3f')}, accuracy {number('accuracy', '.3f')}, "
-        f"{number('bits_per_coordinate', '.3f')} bits/coordinate, "
+        f"{metrics}{number('bits_per_coordinate', '.3f')} bits/coordinate, "
         f"norm {number('update_norm', '.3g')}->{number('clipped_norm', '.3g')}, "
         f"SNR {number('snr', '.2g', 'inf')}{epsilon}"
     )
@@ -237,7 +292,8 @@ def progress_text(line: dict) -> str:
 def _describe(data, split, workdir, new):
     """Writes who holds what: for a new run, and where it is lost, half drawn or of another partition."""
     text, picture = workdir / "partition.txt", workdir / "partition.png"
-    table = partition.histogram(data.train_labels, split, data.num_classes)
+    labels = np.zeros(number_of(data.train), np.int32) if data.labels is None else data.labels
+    table = partition.histogram(labels, split, int(labels.max()) + 1)
     summary = partition.summary(table) + "\n"
     if new or not picture.exists() or not text.exists() or text.read_bytes() != summary.encode():
         unfinished = workdir / "partition.tmp.png"

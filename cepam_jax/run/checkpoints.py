@@ -2,9 +2,11 @@
 
   checkpoints/<round>/default/       the state, as orbax writes it
   checkpoints/<round>/metrics.jsonl  the lines of the run up to this round
+  checkpoints/<round>/ledger.jsonl   what its rounds applied, for the accountant
   checkpoints/<round>/record.json    the configuration, digests of files and state, and one of the record
 
-A directory of the first release has no lines and no record: its states are taken as they are.
+A directory of the first release has no lines and no record: its states are taken as they are. One of 0.1 has
+no ledger.
 """
 
 import contextlib
@@ -29,7 +31,7 @@ from cepam_jax.errors import CheckpointDamagedError
 from cepam_jax.files import digests, naming, set_aside, sync, write
 
 KEPT = 2  # the newest, and one more in case that one is damaged
-_STATE, _LINES, _RECORD = "default", "metrics.jsonl", "record.json"
+_STATE, _LINES, _LEDGER, _RECORD = "default", "metrics.jsonl", "ledger.jsonl", "record.json"
 _FIRST_RELEASE = "_CHECKPOINT_METADATA"  # stands beside the state where the first release wrote it
 
 
@@ -41,12 +43,14 @@ class Checkpoint(NamedTuple):
       state: host arrays, in the structure of the template.
       lines: text of metrics.jsonl up to this round.
       damaged: (round, what is wrong) of every newer checkpoint, newest first.
+      ledger: text of ledger.jsonl up to this round; None where none was written.
     """
 
     round: int
     state: Any
     lines: str
     damaged: tuple[tuple[int, str], ...] = ()
+    ledger: str | None = None
 
 
 class Checkpoints:
@@ -121,7 +125,7 @@ class Checkpoints:
         """Renames the checkpoint of a round, which is damaged; returns where it is now."""
         return set_aside(self._directory / str(number), f"damaged_{number}")
 
-    def save(self, number: int, state: Any, config: dict, lines: str) -> None:
+    def save(self, number: int, state: Any, config: dict, lines: str, ledger: str = "") -> None:
         """Writes the checkpoint of a round, and removes those before the last two.
 
         Args:
@@ -129,6 +133,7 @@ class Checkpoints:
           state: host arrays.
           config: nested dictionary of plain values.
           lines: text of metrics.jsonl up to this round.
+          ledger: text of ledger.jsonl up to this round.
 
         Raises:
           OSError: it could not be written; earlier checkpoints are as before.
@@ -150,6 +155,7 @@ class Checkpoints:
                 f"the checkpoint of round {number} cannot be written to {unfinished}: {why}"
             ) from error
         write(unfinished / _LINES, lines)
+        write(unfinished / _LEDGER, ledger)
         record = {"round": number, "config": config, "state": digest(state), "files": digests(unfinished)}
         record["record"] = _sha256(_canonical(record))
         write(unfinished / _RECORD, json.dumps(record, indent=2) + "\n")
@@ -183,7 +189,7 @@ class Checkpoints:
         return record
 
     def _load(self, number, template, lines_of):
-        record = self._record(number)
+        record, ledger = self._record(number), None
         if record is None:
             lines = lines_of(number)
             if lines is None:
@@ -196,12 +202,13 @@ class Checkpoints:
                     what = "was altered" if name in found else "is lost"
                     raise CheckpointDamagedError(f"its {name} {what}")
             lines = (folder / _LINES).read_text()
+            ledger = (folder / _LEDGER).read_text() if _LEDGER in record["files"] else None
         state = self._state(number, template)
         if record is not None and digest(state) != record["state"]:
             raise CheckpointDamagedError("its state is not what was saved")
         if int(state.round) != number:
             raise CheckpointDamagedError(f"its state is that of round {int(state.round)}")
-        return Checkpoint(number, state, lines)
+        return Checkpoint(number, state, lines, ledger=ledger)
 
     def _state(self, number, template):
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)

@@ -4,10 +4,12 @@ import jax
 import numpy as np
 
 from cepam_jax.federated import rounds
-from cepam_jax.federated.records import Record
+from cepam_jax.federated.state import State
+from cepam_jax.mechanisms.registry import CONFIGURABLE
+from cepam_jax.run.records import Record
 
 
-def explanation(record: Record, state: rounds.State) -> str:
+def explanation(record: Record, state: State) -> str:
     """What was not finite in the round after `state`, what caused it, and what to change.
 
     Args:
@@ -55,9 +57,10 @@ def _within_range(config, client) -> str:
     settings = config.mechanism
     gamma = settings.per_client.gamma[client] if settings.per_client.gamma else settings.gamma
     changes = []
-    if settings.name in ("jopeq", "noise_rounding", "noise_sdq") or _sets_scale(settings, "step"):
+    range_by = CONFIGURABLE[settings.name].range_by(settings)
+    if range_by == "step":
         changes.append(f"make config.mechanism.step larger (now {settings.step:g})")
-    if settings.name in ("lrsuq", "split", "noise") or _sets_scale(settings, "sigma"):
+    if range_by == "gamma":
         if config.privacy.target_epsilon and config.privacy.calibrate:
             target = f"config.privacy.target_epsilon (now {config.privacy.target_epsilon:g})"
             changes.append(f"lower {target}, from which gamma = {gamma:.3g} follows")
@@ -71,7 +74,3 @@ def _within_range(config, client) -> str:
     else:
         changes.append(f"choose another config.mechanism.clip_norm (now {settings.clip_norm:g})")
     return f"To bring updates into its range {', or '.join(changes)}."
-
-
-def _sets_scale(settings, rate) -> bool:
-    return settings.name == "sdq" and settings.rate == rate

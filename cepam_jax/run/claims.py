@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from cepam_jax.checkpoints import Checkpoints
+from cepam_jax import settings
 from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError
+from cepam_jax.run.checkpoints import Checkpoints
 
 
 def check_claim(workdir: Path, config: dict, may_change: tuple[str, ...], store: Checkpoints) -> str:
@@ -42,9 +43,10 @@ def check_claim(workdir: Path, config: dict, may_change: tuple[str, ...], store:
             f"there, or delete {workdir} to train again from the beginning."
         )
     now = flatten(config)
+    usual = flatten(json.loads(settings.defaults().to_json()))  # a field that is newer than the run
     for before in map(flatten, found):
         for field in sorted(before.keys() | now.keys()):
-            old, new = before.get(field, "absent"), now.get(field, "absent")
+            old, new = (tree.get(field, usual.get(field, "absent")) for tree in (before, now))
             if field not in may_change and old != new:
                 raise CheckpointMismatchError(
                     f"{workdir} holds a run with config.{field} = {old!r}, this one has {new!r}. "

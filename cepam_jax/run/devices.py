@@ -17,9 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cepam_jax import settings
 from cepam_jax.errors import require
+from cepam_jax.federated.spread import CLIENTS
 
-CLIENTS, RUNS = "clients", "runs"
+RUNS = "runs"
+
+settings.declare(
+    "",
+    {
+        "devices": settings.integer(
+            0,
+            "A round's clients are spread over so many devices; 0: all.",
+            low=0,
+            compiled=False,
+            resumable=True,
+        )
+    },
+)
 
 
 class Layout(NamedTuple):

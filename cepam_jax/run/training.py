@@ -12,13 +12,14 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from cepam_jax.config import plain, validate
+from cepam_jax import mechanisms
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
-from cepam_jax.federated import blame, devices, guarantees
-from cepam_jax.federated import program as programs
-from cepam_jax.federated.devices import CLIENTS, RUNS, Layout
-from cepam_jax.federated.records import Record, progress_text, say
+from cepam_jax.federated.spread import CLIENTS
+from cepam_jax.run import blame, build, devices, guarantees
+from cepam_jax.run.config import plain, validate
+from cepam_jax.run.devices import RUNS, Layout
+from cepam_jax.run.records import Record, progress_text, say
 
 
 def train(
@@ -26,12 +27,12 @@ def train(
 ) -> list[dict]:
     """Trains, or continues where an earlier call with the same workdir was stopped.
 
-    Writes under workdir: config.json, partition.txt, partition.png, privacy.txt, metrics.jsonl, lock.json,
-    checkpoints/. The clients of a round are spread over `config.devices` devices. Everything is computed in
-    32 bits, also where JAX_ENABLE_X64 is set.
+    Writes under workdir: config.json, partition.txt, partition.png, privacy.txt, metrics.jsonl, ledger.jsonl,
+    lock.json, checkpoints/. The clients of a round are spread over `config.devices` devices. Everything is
+    computed in 32 bits, also where JAX_ENABLE_X64 is set.
 
     Args:
-      config: as `configs/common.py` defines it, frozen or not.
+      config: as `cepam_jax.defaults()` makes it, with any changes, frozen or not.
       workdir: directory of this run alone; created if needed; a leading ~ is the home directory.
       progress: show a progress bar on standard error.
       label: stands before the bar; by default data set and mechanism.
@@ -118,7 +119,7 @@ def _train_groups(configs, workdirs, progress, labels, together, keep_failures):
     for number, config in enumerate(configs):
         alone = number if jax.process_count() > 1 else None
         shape = (config.data.name, config.data.dir)
-        groups.setdefault((programs.shared_fields(config), shape, alone), []).append(number)
+        groups.setdefault((build.shared_fields(config), shape, alone), []).append(number)
     results = [[] for _ in configs]
     for numbers in groups.values():
         mine = [configs[n] for n in numbers]
@@ -139,10 +140,11 @@ def _train_groups(configs, workdirs, progress, labels, together, keep_failures):
 
 
 @functools.lru_cache(maxsize=2)
-def _images(name, data_dir, source, layout):
+def _examples(name, data_dir, source, layout):
+    """(training examples, constants, Tested) on the devices."""
     del source  # registered anew it is another data set
-    data = sources.load(name, data_dir)
-    return tuple(devices.put(part, layout.mesh) for part in programs.images(data))
+    data = sources.load_examples(name, data_dir)
+    return tuple(devices.put(part, layout.mesh) for part in (data.train, data.constants, build.tested(data)))
 
 
 _interrupts: list[KeyboardInterrupt] = []
@@ -177,8 +179,8 @@ def forget_interrupt() -> None:
 def _train(configs, workdirs, progress, label, layout, keep_failures=False):
     """The runs of one Program, from their checkpoints to the end."""
     first = configs[0]
-    data = sources.load(first.data.name, first.data.dir)
-    compiled = programs.program(first, data.train_images.shape[1:], data.num_classes, layout)
+    data = sources.load_examples(first.data.name, first.data.dir)
+    compiled = build.program(first, data.specification, layout)
     records: list[Record] = []
     try:
         for config, workdir in zip(configs, workdirs, strict=True):
@@ -189,12 +191,12 @@ def _train(configs, workdirs, progress, label, layout, keep_failures=False):
             if record not in running:
                 record.close()  # of hundreds of finished runs nothing need stay open
         if running:
-            # The pixels stay the same: one copy on the devices for all calls.
+            # The examples stay the same: one copy on the devices for all calls.
             source = sources.SOURCES[first.data.name]
-            images = _images(first.data.name, first.data.dir, source, layout._replace(together=1))
+            examples = _examples(first.data.name, first.data.dir, source, layout._replace(together=1))
             name = label or f"{first.data.name} {first.mechanism.name}"
             check_interrupt()
-            _run(compiled, running, images, progress and devices.is_main(), name)
+            _run(compiled, running, data, examples, progress and devices.is_main(), name)
     except KeyboardInterrupt as error:
         error.add_note(_where(records, len(configs)))
         raise
@@ -222,13 +224,13 @@ def _where(records, runs) -> str:
 
 
 def _open(compiled, config, data, workdir):
-    split = programs.split_of(config, data.train_labels)
+    split = build.split_of(config, data)
     asked = json.loads(config.to_json())
     if config.privacy.target_epsilon and config.privacy.calibrate:
         config = guarantees.calibrated(config, split.counts)
-    initial = compiled.initialize(jax.random.key(config.seeds.model), jnp.float32(config.mechanism.clip_norm))
+    initial = compiled.initialize(jax.random.key(config.seeds.model), mechanisms.knobs_of(config))
     initial = jax.tree.map(np.asarray, initial)
-    return Record(asked, config, split, data, initial, workdir)
+    return Record(asked, config, split, data, initial, workdir, compiled.task)
 
 
 def _stacked(trees, slots):
@@ -241,14 +243,14 @@ def _stacked(trees, slots):
     return jax.tree.map(stack, *trees)
 
 
-def _federations(records):
-    """The runs' federations; rows of examples padded to a common length, which changes nothing."""
-    found = [programs.federation_arrays(record.config, record.split) for record in records]
-    longest = max(federation.rows.shape[1] for federation in found)
-    return [f._replace(rows=np.pad(f.rows, ((0, 0), (0, longest - f.rows.shape[1])))) for f in found]
+def _client_arrays(records):
+    """The runs' arrays; rows of examples padded to a common length, which changes nothing."""
+    each = [build.client_arrays(record.config, record.split) for record in records]
+    longest = max(arrays.rows.shape[1] for arrays in each)
+    return [a._replace(rows=np.pad(a.rows, ((0, 0), (0, longest - a.rows.shape[1])))) for a in each]
 
 
-def _run(compiled, records, images, progress, label):
+def _run(compiled, records, data, examples, progress, label):
     """Blocks of rounds until every run's last, or until its privacy budget is spent."""
     layout = compiled.layout
     several = layout.axis == RUNS
@@ -266,14 +268,15 @@ def _run(compiled, records, images, progress, label):
             target = f"epsilon = {record.config.privacy.target_epsilon:g}"
             note = f"the privacy budget of {target} ends after round {record.last} of {record.config.rounds}"
             say(note)
-    train_images, test = images
-    federation = place(_federations(records))._replace(data=train_images)
+    train, constants, test = examples
+    arrays = place(_client_arrays(records))._replace(examples=train, constants=constants)
+    owners = place([build.test_owners(record.config, data, record.split) for record in records])
 
     def block(state, stops):
         """The block's results on the host, but for the state; seconds."""
         start = time.perf_counter()
         stops = place([np.int32(stop) for stop in stops])
-        state, *found = jax.block_until_ready(compiled.block(state, federation, test, stops))
+        state, *found = jax.block_until_ready(compiled.block(state, arrays, test, owners, stops))
         return state, *jax.tree.map(np.asarray, found), time.perf_counter() - start
 
     state = place([record.state for record in records])
@@ -293,25 +296,25 @@ def _run(compiled, records, images, progress, label):
         while any(record.open for record in records):
             check_interrupt()
             active = sum(record.open for record in records)
-            state, metrics, evaluation, seconds = block(
+            state, report, evaluation, seconds = block(
                 state, [record.last if record.open else 0 for record in records]
             )
             host = jax.tree.map(np.asarray, state)
             for number, record in enumerate(records):
                 if record.open:
                     before = record.done
-                    results = (of_run(tree, number) for tree in (host, metrics, evaluation))
+                    results = (of_run(tree, number) for tree in (host, report, evaluation))
                     _note(record, *results, compiled.coordinates, seconds / active)
                     bar.update(record.done - before)
             bar.set_postfix_str(_progress(records))
 
 
-def _note(record, state, metrics, evaluation, coordinates, seconds):
+def _note(record, state, report, evaluation, coordinates, seconds):
     """Keeps a block's results, or why there are none."""
     if int(state.invalid_client) < 0:
         _saving.append(record)  # threads that write a checkpoint would outlive an exception
         try:
-            record.add(state, metrics, evaluation, coordinates, seconds)
+            record.add(state, report, evaluation, coordinates, seconds)
         finally:
             _saving.clear()
         return
@@ -319,10 +322,13 @@ def _note(record, state, metrics, evaluation, coordinates, seconds):
 
 
 def _progress(records) -> str:
+    """The figures beside the bar: of one run, or the range of the headline metric over several."""
+    task = records[0].task
     if len(records) == 1:
         lines = records[0].lines
-        return progress_text(lines[-1]) if len(lines) > 1 else ""
-    last = [record.lines[-1]["accuracy"] for record in records if record.lines]
-    accuracy = [value for value in last if value is not None] or [math.nan]
+        return progress_text(lines[-1], task) if len(lines) > 1 else ""
+    name, shown = task.headline, task.formats.get(task.headline, ".3f")
+    last = [record.lines[-1][name] for record in records if record.lines]
+    values = [value for value in last if value is not None] or [math.nan]
     failed = sum(record.failure is not None for record in records)
-    return f"accuracy {min(accuracy):.3f} to {max(accuracy):.3f}" + (f", {failed} failed" if failed else "")
+    return f"{name} {min(values):{shown}} to {max(values):{shown}}" + (f", {failed} failed" if failed else "")

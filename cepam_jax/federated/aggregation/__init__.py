@@ -1,0 +1,7 @@
+"""How the server combines decoded updates. See `base` for the contract."""
+
+from cepam_jax.federated.aggregation.base import AGGREGATORS, Aggregator, Facts, check
+from cepam_jax.federated.aggregation.median import median
+from cepam_jax.federated.aggregation.weighted import examples, inverse_error, mean
+
+__all__ = ["AGGREGATORS", "Aggregator", "Facts", "check", "examples", "inverse_error", "mean", "median"]

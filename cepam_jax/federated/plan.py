@@ -1,0 +1,58 @@
+"""What a round is made of: its parts, chosen before anything is compiled."""
+
+from typing import NamedTuple
+
+import optax
+from jax.sharding import Mesh
+
+from cepam_jax.federated.aggregation.base import Aggregator
+from cepam_jax.federated.control import Control, constant
+from cepam_jax.federated.downlink import Downlink
+from cepam_jax.federated.local import LocalUpdate
+from cepam_jax.mechanisms import Mechanism
+from cepam_jax.tasks.base import Task
+
+
+class Plan(NamedTuple):
+    """The parts of a round; static.
+
+    Attributes:
+      local_update: what a participant does with its own examples.
+      mechanism: encodes and decodes every update.
+      aggregator: combines the decoded updates.
+      server: optax optimizer fed with minus the aggregated update of the parameters.
+      segments: lengths of the update's tensors, parameters first, then statistics.
+      per_round: participants.
+      per_chunk: participants under one vmap, on each device.
+      control: sets the knobs of each round.
+      task: whose statistics, if there are any, are projected after the server's step; None: nothing to
+        project.
+      downlink: how the model reaches the clients; None: as it is, 32 bits a coordinate.
+      quantize: "updates", or "weights": the client's new weights go through the mechanism.
+      wire: whether every message is packed into bytes and unpacked again.
+      mesh: devices over which the participants are spread, one axis `CLIENTS`; None: one device.
+    """
+
+    local_update: LocalUpdate
+    mechanism: Mechanism
+    aggregator: Aggregator
+    server: optax.GradientTransformation
+    segments: tuple[int, ...]
+    per_round: int
+    per_chunk: int
+    control: Control = constant()
+    task: Task | None = None
+    downlink: Downlink | None = None
+    quantize: str = "updates"
+    wire: bool = False
+    mesh: Mesh | None = None
+
+    @property
+    def devices(self) -> int:
+        """Devices over which the participants are spread."""
+        return 1 if self.mesh is None else self.mesh.devices.size
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of participants, one after another on each device."""
+        return -(-self.per_round // (self.per_chunk * self.devices))

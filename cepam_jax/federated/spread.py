@@ -1,0 +1,234 @@
+"""The participants of a round over chunks and devices: who runs when, and what is added up or gathered.
+
+Inside a chunk clients train under one vmap, chunk after chunk in a scan. With several devices each runs such
+a scan over its share of the participants. A rule that streams needs sums alone, and memory for a chunk; a
+rule that gathers needs all decoded updates.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from cepam_jax.federated import uplink
+from cepam_jax.federated.aggregation.base import Facts
+from cepam_jax.federated.plan import Plan
+from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
+from cepam_jax.federated.uplink import VALID, Sent
+from cepam_jax.mechanisms import Knobs
+
+CLIENTS = "clients"  # the axis of a mesh over which participants are spread
+
+# Updates with so many coordinates pass through the mechanism one after another, even where their clients
+# trained under one vmap: one of them keeps every device busy, and messages, decoded updates and what
+# lies between them take the memory of one client.
+STREAMING_THRESHOLD = 2**20
+
+# Coordinates that a coordinatewise rule is given at a time: its copies, such as a sort's, are no larger.
+COORDINATES_AT_A_TIME = 2**16
+
+
+class Sums(NamedTuple):
+    """What is added up over participants.
+
+    Attributes:
+      update: f32[d], weighted decoded updates; f32[0] for rules that gather.
+      weight: f32[] or f32[tensors], weights.
+      steps: f32[], what FedNova divided by, weighted.
+      code: int32[], the smallest code of a participant.
+    """
+
+    update: jax.Array
+    weight: jax.Array
+    steps: jax.Array
+    code: jax.Array
+
+
+class Kept(NamedTuple):
+    """What is kept of each participant, leading axes [chunks, participants of a chunk].
+
+    Attributes:
+      report: Report.
+      lost: f32[.., d] for error feedback, or None.
+      local: the clients' own state, or None.
+      decoded: f32[.., d] for rules that gather, or None.
+    """
+
+    report: Report
+    lost: jax.Array | None
+    local: Any
+    decoded: jax.Array | None
+
+
+class Arrived(NamedTuple):
+    """What the server has after all participants.
+
+    Attributes:
+      aggregate: f32[d].
+      aggregator: state of the rule.
+      step_weight: f32[], mean of what FedNova divided by.
+      code: int32[], VALID, or the first participant whose update could not be averaged, and why.
+      report: Report, leading axis [participants].
+      lost, local: as of `Kept`, leading axis [slots].
+    """
+
+    aggregate: jax.Array
+    aggregator: Any
+    step_weight: jax.Array
+    code: jax.Array
+    report: Report
+    lost: jax.Array | None
+    local: Any
+
+
+def over_participants(
+    plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, slots, mask, sent_model, model
+) -> Arrived:
+    """Trains, sends and combines all participants of a round.
+
+    Args:
+      plan: of the round.
+      state, arrays: before the round.
+      knobs: of all clients.
+      slots: int32[chunks, devices * per_chunk], participants; the last ones are filled up.
+      mask: f32, the same shape, 0 where a slot was filled up.
+      sent_model: f32[d], the global model as clients received it.
+      model: the same as a tasks.Model.
+    """
+
+    def here(state, arrays, knobs, slots, mask, sent_model, model):
+        return _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model)
+
+    if plan.mesh is not None:
+        cut = P(None, CLIENTS)
+        here = jax.shard_map(
+            here,
+            mesh=plan.mesh,
+            in_specs=(P(), P(), P(), cut, cut, P(), P()),
+            out_specs=Arrived(P(), P(), P(), P(), P(), cut, cut),
+            check_vma=False,  # it asks for casts in every loop of every mechanism, to find nothing
+        )
+    return here(state, arrays, knobs, slots, mask, sent_model, model)
+
+
+def _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model) -> Arrived:
+    """One device's participants, int32[chunks, per_chunk], and what all devices make of them together."""
+    context = (plan, state, arrays, knobs, sent_model, model)
+    tensors = len(plan.segments) if plan.aggregator.per_tensor else None
+    start = Sums(
+        jnp.zeros_like(sent_model) if plan.aggregator.weigh else jnp.zeros(0, jnp.float32),
+        jnp.zeros(() if tensors is None else (tensors,), jnp.float32),
+        jnp.float32(0),
+        VALID,
+    )
+    sums, kept = jax.lax.scan(lambda carry, chunk: _add_chunk(context, carry, chunk), start, (slots, mask))
+    if plan.mesh is not None:
+        code = jax.lax.pmin(sums.code, CLIENTS)
+        sums = jax.lax.psum(sums._replace(code=jnp.int32(0)), CLIENTS)._replace(code=code)
+    report = jax.tree.map(lambda a: _in_order(plan, a), kept.report)
+    if plan.aggregator.weigh:
+        aggregate = sums.update / per_coordinate(plan, sums.weight)
+        step_weight = sums.steps / jnp.mean(sums.weight)
+        rule = state.aggregator
+    else:
+        facts = Facts(report.client, arrays.counts[report.client].astype(jnp.float32))
+        aggregate, rule = _gather(plan, state.aggregator, kept.decoded, facts, sent_model.shape[0])
+        step_weight = sums.steps / sums.weight
+    return Arrived(aggregate, rule, step_weight, sums.code, report, kept.lost, kept.local)
+
+
+def _add_chunk(context, carry: Sums, chunk):
+    """The sums with one chunk of participants, int32[per_chunk] and their mask; Kept of each."""
+    slots, mask = chunk
+    plan = context[0]
+
+    def add_participant(carry, participant):
+        added, kept = _send(context, *participant)
+        return _added(carry, added), kept
+
+    if plan.per_chunk == 1:  # a vmap over one client would still pay for batched kernels
+        trained = _train(context, slots[0])
+        carry, kept = add_participant(carry, (slots[0], mask[0], trained))
+        return carry, jax.tree.map(lambda a: a[None], kept)
+    trained = jax.vmap(lambda client: _train(context, client))(slots)
+    if sum(plan.segments) >= STREAMING_THRESHOLD:
+        return jax.lax.scan(add_participant, carry, (slots, mask, trained))
+    added, kept = jax.vmap(lambda *participant: _send(context, *participant))(slots, mask, trained)
+    total = jax.tree.map(lambda a: a.sum(0), added)._replace(code=added.code.min())
+    return _added(carry, total), kept
+
+
+def _added(a: Sums, b: Sums) -> Sums:
+    return jax.tree.map(jnp.add, a, b)._replace(code=jnp.minimum(a.code, b.code))
+
+
+def _train(context, client):
+    """Trained of one participant; its update holds what earlier messages lost."""
+    plan, state, arrays, _, _, model = context
+    key, _ = client_keys(arrays, state.round, client)
+    local = jax.tree.map(lambda a: a[client], state.local)
+    trained = plan.local_update.run(model, arrays, client, key, local, state.round)
+    if state.memory is not None:
+        trained = trained._replace(update=trained.update + state.memory[client])
+    return trained
+
+
+def _send(context, client, mask, trained) -> tuple[Sums, Kept]:
+    """What one participant adds to the sums, and what is kept of it."""
+    plan, state, arrays, knobs, sent_model, _ = context
+    sent: Sent = uplink.send(plan, state, arrays, knobs, client, trained, sent_model)
+    if plan.aggregator.combine:
+        sums = Sums(jnp.zeros(0, jnp.float32), mask, mask * sent.step_weight, sent.code)
+        return sums, Kept(sent.report, sent.lost, sent.local, sent.decoded)
+    count = arrays.counts[client].astype(jnp.float32)
+    weight = mask * plan.aggregator.weigh(count, sent.errors)
+    update = per_coordinate(plan, weight) * sent.decoded
+    sums = Sums(update, weight, jnp.mean(weight) * sent.step_weight, sent.code)
+    return sums, Kept(sent.report._replace(weight=jnp.mean(weight)), sent.lost, sent.local, None)
+
+
+def per_coordinate(plan: Plan, weight):
+    """A weight f32[], or f32[d] of weights f32[tensors]."""
+    if not plan.aggregator.per_tensor:
+        return weight
+    return jnp.concatenate([jnp.full((n,), weight[i]) for i, n in enumerate(plan.segments)])
+
+
+def _in_order(plan, values):
+    """[chunks, per_chunk, ...] of this device as [participants, ...] of all, in the order of their slots."""
+    if plan.mesh is not None:
+        values = jax.lax.all_gather(values, CLIENTS, axis=1, tiled=True)
+    return values.reshape(-1, *values.shape[2:])[: plan.per_round]
+
+
+def _gather(plan, rule, decoded, facts, d):
+    """(aggregate f32[d], state of the rule) from decoded updates f32[chunks, per_chunk, d] of each device."""
+    aggregator = plan.aggregator
+    if not aggregator.coordinatewise:
+        return aggregator.combine(rule, _in_order(plan, decoded), facts)
+    if plan.mesh is None:
+        return _by_coordinates(aggregator, decoded.reshape(-1, d)[: plan.per_round], facts), rule
+    # Each device is given all participants' values of its share of the coordinates, and no more.
+    share = -(-d // plan.devices)
+    padded = jnp.pad(decoded, ((0, 0), (0, 0), (0, share * plan.devices - d)))
+    mine = jax.lax.all_to_all(padded, CLIENTS, split_axis=2, concat_axis=1, tiled=True)
+    part = _by_coordinates(aggregator, mine.reshape(-1, share)[: plan.per_round], facts)
+    return jax.lax.all_gather(part, CLIENTS, tiled=True)[:d], rule
+
+
+def _by_coordinates(aggregator, updates, facts):
+    """A coordinatewise rule on f32[participants, c], some coordinates at a time."""
+    participants, c = updates.shape
+    if c <= COORDINATES_AT_A_TIME:
+        return aggregator.combine(None, updates, facts)[0]
+    parts = -(-c // COORDINATES_AT_A_TIME)
+
+    def one(part):
+        start = jnp.minimum(part * COORDINATES_AT_A_TIME, c - COORDINATES_AT_A_TIME)
+        piece = jax.lax.dynamic_slice(updates, (0, start), (participants, COORDINATES_AT_A_TIME))
+        return aggregator.combine(None, piece, facts)[0]
+
+    results = jax.lax.map(one, jnp.arange(parts))
+    last = c - (parts - 1) * COORDINATES_AT_A_TIME  # the last piece begins earlier, and overlaps
+    return jnp.concatenate([results[:-1].reshape(-1), results[-1, -last:]])

@@ -1,0 +1,128 @@
+"""What a round takes and gives: the state, the clients' arrays, and what is reported of each participant."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cepam_jax.mechanisms import Keys, Knobs
+from cepam_jax.tasks.base import Model
+
+
+class State(NamedTuple):
+    """All that a run carries from round to round, and all that a checkpoint holds.
+
+    Attributes:
+      params: pytree of f32, the global model's parameters.
+      server: state of the server optimizer.
+      round: int32[], rounds done.
+      invalid_client: int32[], -1, or the client whose update could not be averaged (the first of them), with
+        the cause in the upper bits: `rounds.failure` takes it apart. The round that met it was not applied:
+        `round` and `params` are those before it.
+      memory: f32[clients, d], the residual of error feedback: what each client's messages have lost so far;
+        None without it. Takes the memory of that many updates.
+      scale: int32[tensors], scales of the last aggregated update, for coders whose scales are public;
+        None for others.
+      statistics, frozen: of the global model, as `tasks.Model` says.
+      local: what clients carry from round to round, leading axis [clients]; None: nothing.
+      aggregator, control, downlink: states of these parts; None where they have none.
+    """
+
+    params: Any
+    server: Any
+    round: jax.Array
+    invalid_client: jax.Array
+    memory: jax.Array | None = None
+    scale: jax.Array | None = None
+    statistics: Any = None
+    frozen: Any = None
+    local: Any = None
+    aggregator: Any = None
+    control: Any = None
+    downlink: Any = None
+
+    @property
+    def model(self) -> Model:
+        """The global model."""
+        return Model(self.params, self.statistics, self.frozen)
+
+
+class ClientArrays(NamedTuple):
+    """Arrays that describe one federation; nothing here is compiled in.
+
+    Attributes:
+      examples: training examples of all clients, name -> array [examples, ...].
+      constants: arrays that every batch is seen with.
+      rows: int32[clients, capacity], examples of each client, padded.
+      counts: int32[clients], examples of each client.
+      steps: int32[clients], local steps of each client.
+      knobs: of each client, arrays with leading axis [clients] (or None).
+      training_key: batches, participation, dropout, private noise.
+      shared_key: shared randomness.
+    """
+
+    examples: Any
+    constants: Any
+    rows: jax.Array
+    counts: jax.Array
+    steps: jax.Array
+    knobs: Knobs
+    training_key: jax.Array
+    shared_key: jax.Array
+
+
+class Report(NamedTuple):
+    """Of one participant in one round.
+
+    Attributes:
+      client: int32[], its number.
+      loss: mean loss of local training.
+      bits: ideal code length of its message.
+      bytes: real length of its message; 0 unless it was packed.
+      norm: norm of the update before clipping (L1 if the clip is an L1 clip, else L2).
+      clipped_norm: norm after clipping.
+      signal, noise: sums of squares of the clipped update and of the error.
+      weight: mean over tensors of the weight that the aggregation gave it; 1 for rules that gather.
+    """
+
+    client: jax.Array
+    loss: jax.Array
+    bits: jax.Array
+    bytes: jax.Array
+    norm: jax.Array
+    clipped_norm: jax.Array
+    signal: jax.Array
+    noise: jax.Array
+    weight: jax.Array
+
+
+class RoundReport(NamedTuple):
+    """Of one round.
+
+    Attributes:
+      ran: bool[], whether it was carried out and applied; if not, nothing else here means anything.
+      participants: Report, leading axis [participants].
+      knobs: Knobs of all clients as they were applied, leading axis [clients]: what the accountant reads.
+      downlink_bits: f32[], ideal code length of what the server sent to each participant.
+    """
+
+    ran: jax.Array
+    participants: Report
+    knobs: Knobs
+    downlink_bits: jax.Array
+
+
+def client_keys(arrays: ClientArrays, round_number, client) -> tuple[jax.Array, Keys]:
+    """(training key, mechanism keys) of one client in one round, never used twice."""
+    training = jax.random.fold_in(jax.random.fold_in(arrays.training_key, round_number), client)
+    shared = jax.random.fold_in(jax.random.fold_in(arrays.shared_key, round_number), client)
+    return jax.random.fold_in(training, 1), Keys(shared, jax.random.fold_in(training, 2))
+
+
+def shared_key(seed: int) -> jax.Array:
+    """Root of the shared randomness.
+
+    Set apart from the training key: with equal seeds, whoever knows a client's shared key would
+    otherwise know its private key, which is folded out of the same root.
+    """
+    return jax.random.fold_in(jax.random.key(seed), np.uint32(0x53484152))

@@ -1,0 +1,147 @@
+"""One participant's way up: its update becomes a message, perhaps bytes, and what the server makes of it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from cepam_jax.federated.local import Trained
+from cepam_jax.federated.plan import Plan
+from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
+from cepam_jax.mechanisms import Knobs, code_length
+from cepam_jax.mechanisms.transforms import l1_norm, l2_norm
+from cepam_jax.wire.transmission import transmit
+
+VALID = np.int32(2**31 - 1)  # the code of an update that can be averaged; all other codes are smaller
+
+# Causes, in the order in which the first is reported; without one an invalid client is its number alone.
+LOCAL, MECHANISM, MODEL = "local update", "mechanism", "model"
+_CAUSES = (LOCAL, MECHANISM, MODEL)
+_CLIENT_BITS = 28
+
+
+class Sent(NamedTuple):
+    """What arrived of one participant.
+
+    Attributes:
+      decoded: f32[d], the update as the server has it.
+      errors: f32[tensors], mean squared error of each tensor against the clipped update.
+      step_weight: f32[], what FedNova divided the update by.
+      code: int32[], VALID, or who sent what could not be averaged, and why.
+      report: Report.
+      lost: f32[d], what error feedback keeps of it; None without.
+      local: what the client keeps for its next round; None: nothing.
+    """
+
+    decoded: jax.Array
+    errors: jax.Array
+    step_weight: jax.Array
+    code: jax.Array
+    report: Report
+    lost: jax.Array | None
+    local: Any
+
+
+def failure_code(client, cause: str):
+    """One int32 for a client and a cause, as `State.invalid_client` holds it."""
+    return client + np.int32(_CAUSES.index(cause) << _CLIENT_BITS)
+
+
+def failure(code) -> tuple[int, str]:
+    """Why a round was not applied, from `State.invalid_client`.
+
+    Args:
+      code: int32[], not negative.
+
+    Returns:
+      The client, and the cause: LOCAL, its update was NaN or infinite before it was encoded; MECHANISM, its
+      update was finite, what the server decoded was not; MODEL, all decoded updates were finite, and the
+      server's step led to a model that is not (then the client means nothing).
+    """
+    return int(code) % 2**_CLIENT_BITS, _CAUSES[int(code) >> _CLIENT_BITS]
+
+
+def tensor_means(square, segments: tuple[int, ...]):
+    """Mean of each tensor's part of a vector f32[d]: f32[tensors]."""
+    stops = np.cumsum(segments)
+    return jnp.stack([square[stop - n : stop].mean() for n, stop in zip(segments, stops, strict=True)])
+
+
+def send(
+    plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, client, trained: Trained, sent_model
+) -> Sent:
+    """Encodes, transmits, decodes and checks one participant's update.
+
+    Args:
+      plan: of the round.
+      state: before the round.
+      arrays: of all clients.
+      knobs: of all clients, for this round.
+      client: int32[], its number.
+      trained: what local training left; its update holds the residual of error feedback already.
+      sent_model: f32[d], the global model as clients received it.
+    """
+    mechanism = plan.mechanism
+    measure = l1_norm if mechanism.about.clip == "l1" else l2_norm
+    _, keys = client_keys(arrays, state.round, client)
+    knobs = jax.tree.map(lambda knob: knob[client], knobs)._replace(scale=state.scale)
+    update = trained.update
+    base = sent_model if plan.quantize == "weights" else 0.0
+    message = mechanism.encode(keys, base + update, knobs)
+    size = jnp.int32(0)
+    if plan.wire:
+        message, size = transmit(mechanism, keys.shared, message, knobs, state.round, client)
+    decoded = mechanism.decode(keys.shared, message, knobs) - base
+    clipped = mechanism.reference(base + update, knobs) - base
+    code = jnp.where(jnp.isfinite(decoded).all(), VALID, failure_code(client, MECHANISM))
+    code = jnp.where(jnp.isfinite(update).all(), code, client)
+    error = jnp.square(decoded - clipped)
+    # An aggregator by errors needs one float per tensor of each client.
+    extra_bits = 32 * len(plan.segments) if plan.aggregator.per_tensor else 0
+    report = Report(
+        client=client,
+        loss=trained.loss,
+        bits=mechanism.bits(keys.shared, message, knobs) + extra_bits,
+        bytes=size + extra_bits // 8 if plan.wire else jnp.int32(0),
+        norm=measure(update),
+        clipped_norm=measure(clipped),
+        signal=jnp.sum(jnp.square(clipped)),
+        noise=jnp.sum(error),
+        weight=jnp.float32(1),
+    )
+    lost = None if state.memory is None else update - decoded
+    return Sent(
+        decoded, tensor_means(error, plan.segments), trained.weight, code, report, lost, trained.state
+    )
+
+
+def public_scales(mean, segments, sigmas, family, per_round, private=0.0):
+    """What all can know of the next updates' scales: those of the last aggregated update, less noise.
+
+    Where noise of the clients' own comes before the quantizer, it is a part of what is coded.
+
+    Args:
+      mean: f32[d], aggregated update.
+      segments: lengths of its tensors.
+      sigmas: f32[clients], deviation of each client's noise.
+      family: law of the coordinates that the coder assumes.
+      per_round: clients that were averaged.
+      private: f32[clients] or f32[], deviation of the noise that is added before the quantizer.
+
+    Returns:
+      int32[segments], in eighths of an octave.
+    """
+    spread = np.float32(code_length.DEVIATION[family])
+    square = code_length.fit_scales(mean, segments, "gaussian").astype(jnp.float32)
+    square = jnp.exp2(2 * square / code_length.SCALES_PER_OCTAVE)
+    noise = jnp.mean(jnp.square(sigmas)) / per_round
+    coded = jnp.maximum(square - noise, noise / 16) + jnp.mean(jnp.square(private))
+    deviation = jnp.sqrt(coded) / spread
+    return jnp.round(code_length.SCALES_PER_OCTAVE * jnp.log2(deviation)).astype(jnp.int32)
+
+
+def flat_model(state: State) -> jax.Array:
+    """Parameters and statistics of the global model as one vector f32[d], in the order of updates."""
+    return ravel_pytree((state.params, state.statistics))[0]

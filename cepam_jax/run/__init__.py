@@ -1,0 +1,1 @@
+"""From settings to a finished work directory. Start with `training`."""

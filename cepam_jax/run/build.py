@@ -1,0 +1,191 @@
+"""From a configuration to its parts, to what is compiled for it, and to the arrays it runs on."""
+
+import functools
+import json
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from cepam_jax import federated, mechanisms
+from cepam_jax.data import partition
+from cepam_jax.data.examples import Examples, number_of
+from cepam_jax.federated import aggregation, control, local, rounds, server
+from cepam_jax.models import MODELS
+from cepam_jax.run import evaluation
+from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout
+from cepam_jax.run.evaluation import Tested
+from cepam_jax.settings import FIELDS
+from cepam_jax.tasks.base import TASKS, Model, Task, check_model
+
+
+class Program(NamedTuple):
+    """What one configuration compiles to; shared by all runs that differ in arrays alone.
+
+    Attributes:
+      initialize: (key, Knobs of all clients) -> State.
+      block: (State, ClientArrays, Tested, owners, stop), from `evaluation.make_block`, jitted; where runs are
+        spread over devices, of several runs: all but examples, constants and Tested have a leading axis, and
+        so have the results.
+      coordinates: d, length of an update.
+      layout: what is spread over the devices.
+      task: what is learned.
+    """
+
+    initialize: Any
+    block: Any
+    coordinates: int
+    layout: Layout
+    task: Task
+
+
+def program(config: ml_collections.ConfigDict, specification: tuple, layout: Layout = ONE_DEVICE) -> Program:
+    """The Program of a valid configuration; the same object for configurations that can share it.
+
+    Runs that differ only in data, seeds, gamma, clip bound or the number of rounds (from eval_every on) share
+    one.
+
+    Args:
+      config: valid configuration.
+      specification: of the examples.
+      layout: what is spread over the devices.
+    """
+    backend = jax.default_backend()
+    return _program(shared_fields(config), specification, backend, layout, _parts_by_name(config))
+
+
+def _parts_by_name(config) -> tuple:
+    """The parts that a configuration names: registered anew, a part is another one."""
+    return (
+        TASKS.get_or_raise(config.task),
+        MODELS.get_or_raise(config.model),
+        aggregation.AGGREGATORS.get_or_raise(config.aggregator),
+        control.CONTROLS.get_or_raise(config.control),
+        mechanisms.registry.CONFIGURABLE.get_or_raise(config.mechanism.name),
+    )
+
+
+def shared_fields(config: ml_collections.ConfigDict) -> str:
+    """What runs must have in common to share one Program, as text."""
+    fields = json.loads(config.to_json())
+    # A block of more rounds than the run has would only be skipped through.
+    fields["eval_every"] = min(config.eval_every, config.rounds)
+    for name in [*(name for name, field in FIELDS.items() if not field.compiled), *open_fields(config)]:
+        *sections, last = name.split(".")
+        place = fields
+        for section in sections:
+            place = place[section]
+        place.pop(last, None)
+    return json.dumps(fields, sort_keys=True)
+
+
+def open_fields(config) -> tuple[str, ...]:
+    """Fields that rounds already done do not depend on."""
+    planned = config.schedule.knob != "none" or config.control != "schedule" or config.privacy.target_epsilon
+    resumable = tuple(name for name, field in FIELDS.items() if field.resumable)
+    return (*resumable, *(() if planned else ("rounds",)))
+
+
+@functools.lru_cache(maxsize=16)
+def _program(fields_text, specification, backend, layout, parts):
+    del parts
+    config = ml_collections.ConfigDict(json.loads(fields_text))
+    task = TASKS[config.task](config, specification)
+    model = jax.eval_shape(task.initialize, jax.random.key(0))
+    check_model(model)
+    mesh = None if layout.axis == RUNS else layout.mesh
+    plan = plan_of(config, task, model, mesh, backend)
+
+    def initialize(key, knobs):
+        model = task.initialize(key)
+        remembers = config.mechanism.error_feedback
+        return rounds.initial_state(plan, model, knobs, config.num_clients, remembers, knobs.clip[0])
+
+    evaluate = evaluation.make_evaluate(task, config.evaluation.batch_size, config.evaluation.clients)
+    block = evaluation.make_block(rounds.make_round(plan), evaluate, config.eval_every)
+    if layout.axis == RUNS:
+        block = evaluation.make_blocks(block, layout.mesh, layout.together)
+    return Program(jax.jit(initialize), jax.jit(block), sum(plan.segments), layout, task)
+
+
+def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.Plan:
+    """The parts of a round, as a configuration says.
+
+    Args:
+      config: its compiled fields.
+      task: what is learned.
+      model: its Model, arrays or shapes.
+      mesh: devices over which participants are spread; None: one.
+      backend: of JAX; on a CPU clients train one after another, unless the configuration says otherwise.
+    """
+    leaves = jax.tree.leaves((model.params, model.statistics))
+    per_round = config.clients_per_round or config.num_clients
+    share = -(-per_round // (mesh.devices.size if mesh else 1))  # of one device
+    per_chunk = config.clients_per_chunk or (1 if backend == "cpu" else share)
+    return federated.Plan(
+        local_update=local.make_local_update(task, training_of(config)),
+        mechanism=mechanisms.build(config.mechanism, tuple(leaf.shape for leaf in leaves)),
+        aggregator=aggregation.AGGREGATORS[config.aggregator],
+        server=server.OPTIMIZERS[config.server.optimizer](
+            config.server.learning_rate, config.server.momentum
+        ),
+        segments=tuple(leaf.size for leaf in leaves),
+        per_round=per_round,
+        per_chunk=min(per_chunk, share),
+        control=control_of(config),
+        task=task,
+        quantize=config.mechanism.quantize,
+        wire=config.wire,
+        mesh=mesh,
+    )
+
+
+def training_of(config) -> local.LocalTraining:
+    """The settings of local training."""
+    return local.LocalTraining(**{name: config.local[name] for name in local.LocalTraining._fields})
+
+
+def control_of(config) -> control.Control:
+    """The rule that sets the knobs."""
+    return control.CONTROLS.get_or_raise(config.control)(config)
+
+
+def steps_of(config: ml_collections.ConfigDict, counts):
+    """Local steps of each client, int32[clients]: the largest client takes all of them."""
+    share = counts / counts.max() if config.local.steps_by_size else np.ones(len(counts))
+    return np.maximum(1, np.round(config.local.steps * share)).astype(np.int32)
+
+
+def split_of(config: ml_collections.ConfigDict, data: Examples) -> partition.Partition:
+    """The partition that a configuration asks for."""
+    return partition.of_config(config, data.labels, data.owners, number_of(data.train))
+
+
+def test_owners(config, data: Examples, split: partition.Partition) -> np.ndarray:
+    """int32[test examples]: which client each belongs to, or the number of clients where to none."""
+    clients = len(split.counts)
+    if config.evaluation.clients != "test" or data.test_owners is None:
+        return np.full(number_of(data.test), clients, np.int32)
+    owner_of_client = data.owners[split.indices[:, 0]]
+    client_of = dict(zip(owner_of_client.tolist(), range(clients), strict=True))
+    return np.array([client_of.get(owner, clients) for owner in data.test_owners.tolist()], np.int32)
+
+
+def tested(data: Examples) -> Tested:
+    """The test examples as an evaluation takes them."""
+    return Tested(data.test, data.constants)
+
+
+def client_arrays(config: ml_collections.ConfigDict, split: partition.Partition) -> federated.ClientArrays:
+    """The arrays of a federation but for its examples."""
+    return federated.ClientArrays(
+        examples=None,
+        constants=None,
+        rows=np.asarray(split.indices),
+        counts=np.asarray(split.counts),
+        steps=steps_of(config, split.counts),
+        knobs=mechanisms.knobs_of(config),
+        training_key=jax.random.key(config.seeds.training),
+        shared_key=federated.shared_key(config.seeds.shared),
+    )

@@ -1,0 +1,19 @@
+"""What is learned: the contract of a task, and the tasks of this project. See `base` for the contract."""
+
+from cepam_jax.tasks.base import TASKS, Batch, Model, Sums, Task, register
+from cepam_jax.tasks.classification import classification
+from cepam_jax.tasks.images import image_classification
+from cepam_jax.tasks.networks import Network, network
+
+__all__ = [
+    "TASKS",
+    "Batch",
+    "Model",
+    "Network",
+    "Sums",
+    "Task",
+    "classification",
+    "image_classification",
+    "network",
+    "register",
+]

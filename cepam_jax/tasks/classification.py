@@ -1,0 +1,67 @@
+"""One label of several for each example: cross-entropy and accuracy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cepam_jax.tasks.base import Sums, Task
+from cepam_jax.tasks.networks import Network, network
+
+FORMATS = {"loss": ".3f", "accuracy": ".3f"}
+
+
+def classification(
+    model: nn.Module | Network,
+    example: Any = None,
+    inputs: str = "inputs",
+    labels: str = "labels",
+    prepare: Callable | None = None,
+) -> Task:
+    """Learns which of several labels an example has.
+
+    Args:
+      model: flax module whose outputs are logits f32[batch, classes], or a `tasks.network` of one.
+      example: inputs of one example, where `model` is a module.
+      inputs: name of the examples' array that goes into the module.
+      labels: name of the array int[examples] of labels, from 0 on.
+      prepare: (inputs of a batch, constants, key or None) -> what goes into the module; with a key it may
+        augment. By default nothing is done.
+    """
+    net = model if isinstance(model, Network) else network(model, example)
+
+    def loss(model, batch, constants, key):
+        prepare_key, apply_key = jax.random.split(key)
+        x = batch[inputs] if prepare is None else prepare(batch[inputs], constants, prepare_key)
+        logits, statistics = net.apply(model, x, apply_key)
+        return cross_entropy(logits, batch[labels]).mean(), statistics
+
+    def evaluate(model, batch, constants):
+        x = batch[inputs] if prepare is None else prepare(batch[inputs], constants, None)
+        logits, _ = net.apply(model, x, None)
+        correct = (logits.argmax(-1) == batch[labels]).astype(jnp.float32)
+        return {"loss": cross_entropy(logits, batch[labels]), "accuracy": correct}
+
+    return Task(
+        net.initialize,
+        loss,
+        evaluate,
+        means,
+        "accuracy",
+        higher_is_better=True,
+        formats=FORMATS,
+        project=net.project,
+    )
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """f32[...] in nats, of logits [..., classes], computed in float32 whatever the outputs are."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+
+
+def means(sums: Sums, count: float) -> dict[str, float]:
+    """Each sum divided by the number of examples."""
+    return {name: float(total) / count for name, total in sums.items()}
