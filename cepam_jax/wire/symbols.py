@@ -102,7 +102,7 @@ def _centered(word: np.ndarray) -> np.ndarray:
 
 
 def _boxes(model: Model, proposal: int, ids: np.ndarray) -> list[np.ndarray]:
-    """The dithers of a proposal, as `mechanisms.blocks.boxes` draws them: n arrays f64[k] for ids uint32[k]."""
+    """The dithers of a proposal of blocks uint32[k], as `blocks.boxes` draws them: n arrays f64[k]."""
     n = model.lattice.dimension
     if model.code.streams[1] is None:
         return [np.zeros(len(ids)) for _ in range(n)]
