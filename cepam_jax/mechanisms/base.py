@@ -232,9 +232,9 @@ class Transform(NamedTuple):
     Attributes:
       name: name of the step, under which a chain keeps its side information.
       forward: (Keys, x f32[d], Knobs) -> (f32[size(d)], side information or None).
-      inverse: (shared key, y f32[size(d)], side, Knobs, d) -> f32[d]; None stands for the identity.
+      inverse: (shared key, y f32[size(d)], side, Knobs, d) -> f32[d]; None if it is the identity.
       size: d -> length of the vector after the step, static.
-      reference: (x f32[d], Knobs) -> f32[d], the part of the step that is no error; None stands for the
+      reference: (x f32[d], Knobs) -> f32[d], the part of the step that is no error; None if it is the
         identity.
       weight: (shared key, side, Knobs, d) -> f32[d], 0 where a coordinate is not sent; None if all are sent.
       side_bits: (side, Knobs, d) -> f32[], cost of the side information in bits; None if there is none.

@@ -44,7 +44,14 @@ _FLOAT_BITS = 32
 
 
 class _Setting(NamedTuple):
-    """The arguments of `clipped`."""
+    """What is fixed when a clipped quantizer is built.
+
+    Attributes:
+      rounding: one of `ROUNDINGS`.
+      threshold: one of `THRESHOLDS`.
+      granularity: one of `GRANULARITIES`.
+      shapes: shapes of the update's tensors; None: it is one vector.
+    """
 
     rounding: str
     threshold: str

@@ -14,7 +14,7 @@ Enhancement and Quantization in Federated Learning (JoPEQ, arXiv 2208.10888).
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from cepam_jax.mechanisms.base import About, Code, Keys, Knobs, Mechanism, Messa
 from cepam_jax.mechanisms.chain import chain
 from cepam_jax.mechanisms.knobs import knob
 from cepam_jax.mechanisms.noise import add_noise, coded_as_noise, scaled_noise
-from cepam_jax.mechanisms.rounding import noise_then_rounding, rounding
+from cepam_jax.mechanisms.plain_rounding import noise_then_rounding, rounding
 
 __all__ = ["RATES", "jopeq", "noise_then_rounding", "noise_then_sdq", "rounding", "sdq"]
 
@@ -187,7 +187,7 @@ def _variance(setting: _Setting, x: jax.Array, knobs: Knobs) -> jax.Array:
     return jnp.square(_width(setting, side, knobs)) * np.float32(setting.lat.second_moment)
 
 
-def noise_then_sdq(target: str = "gaussian", **options) -> Mechanism:
+def noise_then_sdq(target: str = "gaussian", **options: Any) -> Mechanism:
     """Private noise `knobs.sigma`, then SDQ with `knobs.step`: FL + noise + SDQ of CEPAM (arXiv 2501.12046).
 
     Args:
@@ -204,7 +204,7 @@ def noise_then_sdq(target: str = "gaussian", **options) -> Mechanism:
     return chain(add_noise(target), sdq(rate="step", **coded_as_noise(target, options)))
 
 
-def jopeq(target: str = "gaussian", lattice: str = "Z1", **options) -> Mechanism:
+def jopeq(target: str = "gaussian", lattice: str = "Z1", **options: Any) -> Mechanism:
     """Private noise that complements the dither's error to a target variance (JoPEQ, arXiv 2208.10888).
 
     The total error is private noise plus a uniform error on the cell, with standard deviation

@@ -15,6 +15,7 @@ time grows exponentially with the information in a block.
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ from cepam_jax.mechanisms.noise import coded_as_noise, scaled_noise
 from cepam_jax.mechanisms.rsuq import lrsuq
 
 
-def split(lattice: str = "Z1", share: float = 0.5, **options) -> Mechanism:
+def split(lattice: str = "Z1", share: float = 0.5, **options: Any) -> Mechanism:
     """LRSUQ after private Gaussian noise; together their error is exactly N(0, sigma^2).
 
     Args:

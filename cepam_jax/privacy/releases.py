@@ -120,7 +120,7 @@ def sampled_without_replacement(
 
 
 def _fewer_kinds(multipliers: Multipliers) -> Multipliers:
-    """The rounds as at most `_KINDS` kinds, each with its least noise: accounting takes time for each kind."""
+    """The rounds as at most `_KINDS` kinds, each with its least noise; accounting takes time for each."""
     if len(multipliers) <= _KINDS:
         return multipliers
     ordered = sorted(multipliers, key=lambda pair: pair[1])

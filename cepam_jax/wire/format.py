@@ -193,12 +193,12 @@ def describe(data: bytes) -> dict[str, Any]:
     Raises:
       WireError: the bytes are not a message.
     """
-    found, _ = header.parse(data)
+    parsed, _ = header.parse(data)
     return {
-        "mechanism": header.kind_text(found.kind),
-        "length": found.length,
-        "round": found.round,
-        "client": found.client,
-        "offsets": bool(found.flags & header.OFFSETS),
+        "mechanism": header.kind_text(parsed.kind),
+        "length": parsed.length,
+        "round": parsed.round,
+        "client": parsed.client,
+        "offsets": bool(parsed.flags & header.OFFSETS),
         "bytes": len(data),
     }

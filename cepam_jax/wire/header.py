@@ -183,26 +183,26 @@ def read(data: bytes, kind: int, length: int, expectation: Expectation) -> tuple
     Raises:
       WireError: says in what the message differs from what its receiver expects, or that it is corrupt.
     """
-    found, end = parse(data)
+    parsed, end = parse(data)
     rest = data[end:]
     (checksum,) = struct.unpack_from("<I", data, end - 4)
     whole = zlib.crc32(rest, zlib.crc32(data[: end - 4], expectation.seed())) == checksum
-    if whole and (found.kind, found.length) == (kind, length):
-        return found, rest
-    if found.kind != kind:
+    if whole and (parsed.kind, parsed.length) == (kind, length):
+        return parsed, rest
+    if parsed.kind != kind:
         raise WireError(
-            f"the message was packed by another mechanism ({kind_text(found.kind)}; expected: "
+            f"the message was packed by another mechanism ({kind_text(parsed.kind)}; expected: "
             f"{kind_text(kind)}), or it is corrupt"
         )
-    if found.length != length:
-        raise WireError(f"the message has {found.length} coordinates (expected: {length}), or it is corrupt")
+    if parsed.length != length:
+        raise WireError(f"the message has {parsed.length} coordinates (expected: {length}), or it is corrupt")
     causes = (
         "by another mechanism (chain of steps), or with the tables of another version of this package",
         "with other tensors (segment lengths)",
         "with another shared key (seed, round and client make the key)",
         "with other knobs",
     )
-    for cause, expected, hint in zip(causes, expectation.hints(), found.hints, strict=True):
+    for cause, expected, hint in zip(causes, expectation.hints(), parsed.hints, strict=True):
         if expected != hint:
             raise WireError(f"the message was packed {cause}, or it is corrupt")
     raise WireError("the message is corrupt or truncated: its checksum does not fit its bytes")

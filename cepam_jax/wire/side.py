@@ -100,7 +100,8 @@ class Cursor:
         """
         remaining = iter(scales)
 
-        def read_leaf(leaf):
+        def read_leaf(leaf: Any) -> np.ndarray:
+            """The array of one leaf, with the kind and shape that the template's leaf has."""
             if _is_scales(leaf):
                 return next(remaining)
             if leaf.dtype == bool:

@@ -6,6 +6,7 @@ Learning (arXiv 2501.12046).
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ def _bits(
     return block_bits.code_bits(center, step, scale, scales.family, weight) + scales.bits(message.length)
 
 
-def noise_then_rounding(target: str = "gaussian", **options) -> Mechanism:
+def noise_then_rounding(target: str = "gaussian", **options: Any) -> Mechanism:
     """Private noise `knobs.sigma`, then rounding to multiples of `knobs.step`.
 
     Args:
