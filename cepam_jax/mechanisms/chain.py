@@ -117,10 +117,10 @@ def _weight(
     that mixes coordinates. So the product of their masks is the mask of the whole.
 
     Args:
-      steps: of the chain.
+      steps: the steps of the chain.
       shared: shared key of the whole chain.
       side: side information of the whole chain.
-      knobs: of the client.
+      knobs: the client's knobs.
       d: length of the update.
       weight: f32[d], mask that was given from outside, 0 where a coordinate is not sent; None: all are sent.
 

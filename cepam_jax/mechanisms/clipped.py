@@ -63,8 +63,9 @@ class _Group(NamedTuple):
     """Where a tensor lies in the update.
 
     Attributes:
-      start, stop: the tensor has coordinates start to stop - 1.
-      channels: number of its ranges. Coordinate start + i belongs to range i modulo channels.
+      start: first coordinate of the tensor.
+      stop: coordinate after its last one.
+      channels: number of the tensor's ranges. Coordinate start + i belongs to range i modulo channels.
     """
 
     start: int

@@ -23,7 +23,7 @@ from cepam_jax.mechanisms import exact
 from cepam_jax.mechanisms.base import Knobs
 
 SCALES_PER_OCTAVE = 8  # a scale off by 4 % costs less than 0.1 % of the bits
-SCALE_BITS = 16
+SCALE_BITS = 16  # of one scale in a message
 LARGEST_SCALE = 880  # 2^110: f32 still has room for a lattice that is finer than the data
 
 FAMILIES = tuple(exact.COMPONENTS)
@@ -61,7 +61,7 @@ def fit_scales(
     """Scale of each segment, rounded to eighths of an octave.
 
     Args:
-      x: f32[d].
+      x: f32[d], the update.
       segments: lengths of the segments, summing to d.
       family: the scale is the mean absolute value for "laplace" and "mixture", and the root mean square for
         "gaussian".
@@ -127,7 +127,7 @@ class Scales(NamedTuple):
         return ("scale",) if self.source == "public" else ()
 
     def lengths(self, d: int) -> tuple[int, ...]:
-        """The non-empty segments of d coordinates; ConfigError unless they fill them."""
+        """Lengths of the segments of d coordinates that are not empty; ConfigError unless their sum is d."""
         segments = (d,) if self.segments is None else self.segments
         require(sum(segments) == d, "segments", segments, f"lengths with sum {d}, the length of x")
         return tuple(n for n in segments if n)
@@ -136,7 +136,7 @@ class Scales(NamedTuple):
         """Side information of a message: the scales of the update, unless they are public.
 
         Args:
-          x: f32[d].
+          x: f32[d], the update.
           weight: f32[d], 0 where a coordinate does not count; None: all count.
           knobs: with `scale` if the scales are public.
 

@@ -22,7 +22,8 @@ class Limits(NamedTuple):
     """Which values of a knob are allowed.
 
     Attributes:
-      low, high: the least and the largest allowed number, both allowed; compared as float32.
+      low: the least allowed number, compared as float32.
+      high: the largest allowed number, compared as float32.
       text: the same in words, for messages: "it must be `text`".
       whole: whether only whole numbers are allowed.
     """

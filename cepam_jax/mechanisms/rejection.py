@@ -26,7 +26,7 @@ _SMALLEST = 8192  # below this many blocks another compaction saves less than it
 
 
 class _Tests(NamedTuple):
-    """What is done with every block until it is done with.
+    """What is tried with every block, proposal by proposal.
 
     Attributes:
       attempt: (proposal uint32[] or uint32[k], blocks uint32[k], data, done bool[k], value [k]) -> (done,

@@ -32,7 +32,7 @@ def stochastic_variance(position: jax.Array, spacing: jax.Array) -> jax.Array:
 
 
 def k_level() -> Mechanism:
-    """k-level quantization: `knobs.levels` >= 2 levels, equally spaced from min(x) to max(x) (1611.00429).
+    """k-level quantization (arXiv 1611.00429): `knobs.levels` >= 2 equally spaced levels, min(x) to max(x).
 
     Returns:
       A mechanism with knob `levels`. Its message has `symbols` int32[d], the numbers of the levels, and

@@ -2,7 +2,8 @@
 
 A coordinate that could not be quantized (NaN, infinite), a level outside its alphabet, integers that name no
 lattice point, a proposal that nobody accepts: none of them comes from a valid update. All of them
-must arrive as they are, or an invalid update would come back as a valid one. So every message can be written.
+must arrive as they are, or an invalid update would come back as a valid one. With them listed, every message
+can be written.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from cepam_jax.errors import WireError
 from cepam_jax.mechanisms import acceptance, lattices
 from cepam_jax.mechanisms.base import Code, Message
 from cepam_jax.mechanisms.blocks import INVALID
-from cepam_jax.wire import symbols
+from cepam_jax.wire import deviations, symbols
 from cepam_jax.wire.context import Context
 from cepam_jax.wire.side import Cursor
 
@@ -138,7 +139,7 @@ def _of_blocks(
     count = -(-len(values) // block)
     rows = np.concatenate([values, np.zeros(count * block - len(values), np.int32)]).reshape(count, block)
     exists = np.arange(count * block).reshape(count, block) < len(values)
-    wrong = ~symbols.is_lattice_point(lat, rows, exists) | (rows == INVALID).any(1)
+    wrong = ~deviations.is_lattice_point(lat, rows, exists) | (rows == INVALID).any(1)
     bad_index = np.zeros(0, bool)
     if index is not None:
         bad_index = index >= symbols.most_tries(code)

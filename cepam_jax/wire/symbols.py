@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cepam_jax.errors import WireError
-from cepam_jax.mechanisms import acceptance, blocks, code_length, counter, exact, latents, lattices
+from cepam_jax.mechanisms import acceptance, code_length, counter, exact, latents, lattices
 from cepam_jax.mechanisms.base import Code
-from cepam_jax.wire import integers
+from cepam_jax.wire import deviations, integers
 from cepam_jax.wire.coder import Coder
 
 _CHUNK = 1 << 15  # coordinates coded together: small enough for the cache, large enough for numpy
@@ -113,6 +113,25 @@ def _boxes(model: Model, proposal: int, ids: np.ndarray) -> list[np.ndarray]:
     return [_centered(word) for word in words[:n]]
 
 
+def _zero_at(model: Model, proposal: int, ids: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """What a proposal would do to blocks of zeros.
+
+    Args:
+      model: model of the message.
+      proposal: number of the proposal.
+      ids: uint32[k], numbers of the blocks.
+
+    Returns:
+      The integers that name the nearest lattice point, and the error of zero in units of the lattice's scale:
+      n arrays f64[k] each.
+    """
+    lat = model.lattice
+    origin = [np.zeros(len(ids))] * lat.dimension
+    dither = lat.point(origin, _boxes(model, proposal, ids))
+    integer = lat.nearest([-v for v in dither])
+    return integer, [p + v for p, v in zip(lat.point(integer, origin), dither, strict=True)]
+
+
 def independent(
     coder: Coder, model: Model, first: int, last: int, sent: np.ndarray, values: np.ndarray | None = None
 ) -> np.ndarray:
@@ -183,10 +202,7 @@ def dependent(
     while active.size:
         if proposal > limit:
             raise WireError("the message's body is not one that a coder wrote (a block accepts nothing)")
-        zero = np.zeros(len(active))
-        box = lat.point([zero] * n, _boxes(model, proposal, ids[active]))
-        point = lat.nearest([-v for v in box])
-        suffered = [p + v for p, v in zip(lat.point(point, [zero] * n), box, strict=True)]
+        point, suffered = _zero_at(model, proposal, ids[active])
         same, other = acceptance.predict(
             lat, layer, acceptance.table_of(family), acceptance.norm(suffered, layer), deviation[active]
         )
@@ -206,87 +222,7 @@ def dependent(
     rest = np.flatnonzero(~at_zero)
     if rest.size:
         given = None if values is None else (values[rest] - symbols[rest]).T.astype(np.float64)
-        symbols[rest] += _deviations(coder, lat, family, error[:, rest], scales[:, rest], sent[rest].T, given)
+        symbols[rest] += deviations.code(
+            coder, lat, family, error[:, rest], scales[:, rest], sent[rest].T, given
+        )
     return np.where(sent, symbols, 0), accepted
-
-
-def _deviations(
-    coder: Coder,
-    lat: lattices.Lattice,
-    family: str,
-    error: np.ndarray,
-    scales: np.ndarray,
-    sent: np.ndarray,
-    values: np.ndarray | None = None,
-) -> np.ndarray:
-    """Deviations, not all zero, from the points that zero would get; axis by axis.
-
-    Args:
-      coder: Writer or Reader.
-      lat: lattice of n dimensions.
-      family: law of the coordinates, one of `code_length.FAMILIES`.
-      error: f64[n, k], errors that zero would suffer, in units of the lattice's scale.
-      scales: f64[n, k], scales of the coordinates in the same units.
-      sent: bool[n, k], axes that are coded.
-      values: f64[n, k], the deviations; None when reading.
-
-    Returns:
-      int64[k, n], the deviations.
-    """
-    count = error.shape[1]
-    stays = {}
-    for axis in lat.order:
-        above, below = integers.sides(error[axis] / scales[axis], lat.spacing[axis] / scales[axis], family)
-        stays[axis] = np.where(sent[axis], np.clip(1.0 - above - below, 0.0, 1.0), 1.0)
-    later, product = {}, np.ones(count)  # that all axes after this one stay
-    for axis in reversed(lat.order):
-        later[axis] = product
-        product = product * stays[axis]
-    before: dict[int, np.ndarray] = {}
-    undecided = np.ones(count, bool)
-    for axis in lat.order:
-        first, start = lat.residue(axis, error[axis], before)
-        width = lat.spacing[axis] / scales[axis]
-        center = start / scales[axis]
-        above, below = integers.sides(center, width, family)
-        # Somewhere a deviation must come: while none has, staying is less likely than the law says.
-        moves = np.maximum(1.0 - stays[axis] * later[axis], acceptance.LEAST)
-        zero = np.where(undecided, stays[axis] * (1.0 - later[axis]) / moves, 1.0 - above - below)
-        at = np.flatnonzero(sent[axis])
-        given = None
-        if values is not None:
-            given = np.rint((values[axis] - first) / lat.modulus[axis]).astype(np.int64)[at]
-        k = np.zeros(count)
-        j = integers.code(coder, center[at], width[at], family, given, zero[at])
-        k[at] = first[at] + lat.modulus[axis] * j
-        before[axis] = k
-        undecided &= k == 0
-    return np.stack([before[axis] for axis in range(lat.dimension)], 1).astype(np.int64)
-
-
-def is_lattice_point(lat: lattices.Lattice, symbols: np.ndarray, sent: np.ndarray) -> np.ndarray:
-    """Whether symbols name lattice points, as far as they are sent.
-
-    Args:
-      lat: lattice of n dimensions.
-      symbols: int[k, n].
-      sent: bool[k, n].
-
-    Returns:
-      bool[k].
-    """
-    if not any(step > 1 for step in lat.modulus):
-        return np.ones(len(symbols), bool)
-    valid = np.ones(len(symbols), bool)
-    before: dict[int, np.ndarray] = {}
-    for axis in lat.order:
-        integer = symbols[:, axis].astype(np.float64)
-        first, _ = lat.residue(axis, np.zeros(len(symbols)), before)
-        valid &= ~sent[:, axis] | (np.mod(integer - first, lat.modulus[axis]) == 0)
-        before[axis] = integer
-    return valid
-
-
-def block_count(code: Code, d: int) -> int:
-    """Number of blocks that d coordinates fill."""
-    return blocks.count(lattices.LATTICES[code.lattice].dimension, d)
