@@ -4,6 +4,11 @@ On Z^n without rejection every coordinate can be coded alone: `code_bits`. Other
 and the index of its accepted proposal depend on each other, and `block_bits` counts them as `wire.symbols`
 writes them. For every proposal up to the accepted one: was it accepted? Then: is the symbol the lattice point
 that an update of zero would have got? If not, the deviation from that point is coded axis by axis.
+
+`wire.symbols` computes the same probabilities once more, in float64 on the host: an entropy coder needs the
+same numbers on every machine, which compiled float32 arithmetic does not give. What both can share they do,
+as
+functions that take arrays of either library: `acceptance`, `lattices`, `latents`, `counter`.
 """
 
 import functools

@@ -97,6 +97,7 @@ def sampled_without_replacement(
     clients: int, per_round: int, multipliers: Multipliers
 ) -> dp_accounting.DpEvent:
     """The event of rounds with hidden draws of exchangeable clients; Gaussian noise, replace relation.
+
     Args:
       clients: number of clients.
       per_round: how many of them are drawn in each round.
@@ -132,7 +133,7 @@ def gaussian_delta(epsilon: float, mu: ArrayLike) -> np.ndarray:
     """delta of Gaussian mechanisms at a given epsilon.
 
     Source: Balle and Wang: Improving the Gaussian Mechanism for Differential Privacy: Analytical Calibration
-      and Optimal Denoising (arXiv 1805.06530, theorem 8).
+    and Optimal Denoising (arXiv 1805.06530, theorem 8).
 
     Args:
       epsilon: at least 0.
