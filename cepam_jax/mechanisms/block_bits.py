@@ -6,9 +6,8 @@ writes them. For every proposal up to the accepted one: was it accepted? Then: i
 that an update of zero would have got? If not, the deviation from that point is coded axis by axis.
 
 `wire.symbols` computes the same probabilities once more, in float64 on the host: an entropy coder needs the
-same numbers on every machine, which compiled float32 arithmetic does not give. What both can share they do,
-as
-functions that take arrays of either library: `acceptance`, `lattices`, `latents`, `counter`.
+same numbers on every machine, which compiled float32 arithmetic does not give. Both use the
+functions that take arrays of either library, in `acceptance`, `lattices`, `latents` and `counter`.
 """
 
 import functools
