@@ -1,7 +1,7 @@
 """The contract of every mechanism.
 
 A mechanism turns one client's update into a message and back. It is a tuple of pure functions
-in the spirit of optax: no hidden state, safe under `jit` and `vmap`.
+in the spirit of optax: it has no hidden state and is safe under `jit` and `vmap`.
 
   mechanism = mechanisms.lrsuq(target="gaussian", lattice="Z2")
   keys = mechanisms.Keys(shared=jax.random.key(1), private=jax.random.key(2))
@@ -11,16 +11,16 @@ in the spirit of optax: no hidden state, safe under `jit` and `vmap`.
 
 Laws, each tested for every mechanism of the registry:
 
-1. `decode` needs the shared key, the message and the knobs, nothing else of the client's.
+1. `decode` needs the shared key, the message and the knobs, and nothing else of the client's.
 2. The error x_hat - reference(x) has the law stated in `about`, whatever x is; its mean is zero
    if `about.unbiased`; its mean square per coordinate is `variance(x, knobs)`.
 3. Where `about.local`, coordinate i of message and result depends on i and on its own block, not
    on len(x): padding x with zeros leaves the leading whole blocks as they were.
 4. `vmap` over clients with different keys and knobs equals a Python loop.
-5. An update with a NaN or infinite coordinate does not decode to finite numbers alone, nor does
-   one too large to be coded: an invalid update is never laundered into a valid one. Too large is a
-   coordinate of more than `RANGE` standard deviations of the noise, or lattice cells where there is no
-   noise; it decodes to NaN with its whole block. Up to there law 2 holds (without noise,
+5. An update with a NaN or infinite coordinate does not decode to finite numbers alone, and neither does
+   one that is too large to be coded: an invalid update never comes back as a valid one. A coordinate is too
+   large if it exceeds `RANGE` standard deviations of the noise, or `RANGE` lattice cells where there is no
+   noise; it decodes to NaN with its whole block. Up to that limit law 2 holds (without noise,
    near the limit, to 2^-8 of a cell). An encoder always ends.
 6. The same keys and x give the same message; keys are for one round of one client.
 7. `wire.unpack(wire.pack(message))` is the message, from its bytes, the shared key and the knobs; the
@@ -36,9 +36,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.errors import require
+from cepam_jax.mechanisms.arrays import Array
 
-# Largest |x| that is coded: in standard deviations of the noise (LRSUQ, additive noise; in `split` of both
-# parts), or in cells, multiples of the lattice's scale, of a quantizer without noise (SDQ, rounding).
+# Largest |x| that is coded. The unit is the standard deviation of the noise (LRSUQ, additive noise; in
+# `split` of both parts), or a cell, which is the lattice's scale, of a quantizer without noise (SDQ,
+# rounding).
 #
 # float32 has 24 bits. Encoder and decoder round a few times, each by at most |x| 2^-24: the quotient x/d,
 # the sum m + V, its product with d. Of x_hat = x + error the error is what is left below x, so it comes on
@@ -54,8 +56,8 @@ class Keys(NamedTuple):
     """Randomness of one client in one round.
 
     Attributes:
-      shared: key known to client and server: dithers, latents, rotations.
-      private: key of the client alone: additive noise, stochastic rounding.
+      shared: key that client and server know. Dithers, radii of layers and rotations are drawn from it.
+      private: key that the client alone knows, for additive noise and stochastic rounding.
     """
 
     shared: jax.Array
@@ -63,10 +65,11 @@ class Keys(NamedTuple):
 
 
 class Knobs(NamedTuple):
-    """What may differ from client to client and from round to round: arrays, never static.
+    """What may differ from client to client and from round to round: numbers or arrays, never static.
 
-    `knobs.LIMITS` says what each may be. A known value that is not allowed is a ConfigError, a traced one
-    makes what is decoded NaN.
+    Each is a number (f32[]) for one client, or None where the mechanism does not need it. `knobs.LIMITS` says
+    which values are allowed. A known value that is not allowed is a ConfigError; a traced one makes
+    everything that is decoded with it NaN.
 
     Attributes:
       sigma: standard deviation of the error per coordinate, in units of the update, for
@@ -75,8 +78,8 @@ class Knobs(NamedTuple):
       step: scale of the lattice in subtractively dithered quantization, in units of the update.
       bits: bits per coordinate of uniform quantizers.
       levels: number of levels of stochastic quantizers.
-      fraction: share of the coordinates that are sent.
-      scale: int32[segments], public guess of the update's scales in eighths of an octave, for mechanisms
+      fraction: fraction of the coordinates that are sent.
+      scale: int32[segments], a public guess of the update's scales in eighths of an octave, for mechanisms
         built with scales="public".
     """
 
@@ -95,16 +98,17 @@ class Message:
     """What one client sends in one round; a pytree.
 
     Attributes:
-      symbols: int32 lattice coordinates or levels, or f32 where nothing is quantized.
+      symbols: lattice coordinates or levels as int32[...], or coordinates as f32[...] where nothing is
+        quantized; one for each quantized coordinate, on some lattices rounded up to whole blocks.
       index: uint32[blocks], how many proposals were rejected before the accepted one; None where
         nothing can be rejected.
       side: side information by name: scales, ranges, supports.
-      length: d of the update, static; symbols may be more or fewer.
+      length: d of the update, static. There may be more or fewer symbols than that.
     """
 
-    symbols: jax.Array
-    index: jax.Array | None
-    side: dict[str, jax.Array]
+    symbols: Array
+    index: Array | None
+    side: dict[str, Any]
     length: int = dataclasses.field(metadata={"static": True})
 
 
@@ -113,7 +117,7 @@ class Noise(NamedTuple):
 
     Attributes:
       law: "gaussian" or "laplace", i.i.d. over coordinates and independent of the update.
-      deviation: Knobs -> standard deviation per coordinate.
+      deviation: Knobs -> standard deviation per coordinate, in units of the update.
     """
 
     law: str
@@ -124,23 +128,25 @@ class About(NamedTuple):
     """Static facts of a mechanism.
 
     Attributes:
-      name: for tables and files.
+      name: the mechanism's name in tables and files.
       law: exact law of the error of one coordinate: "gaussian", "laplace", "uniform" (on the
         lattice's cell), "none" (no error), or "other" (depends on x, or has no name).
       unbiased: whether the error has mean zero for every x.
-      block: coordinates quantized together.
+      block: how many coordinates are quantized together.
       randomness: which keys are used, a subset of ("shared", "private").
       knobs: names of the knobs that must be given.
-      clip: the norm bounded before quantization, "l2", "l1" or None.
+      clip: the norm that is bounded before quantization, "l2", "l1" or None.
       local: whether a coordinate's result depends on its own block alone.
-      outsiders: what hides the update from those who do not know the shared key; None: nothing.
-      server: what hides it from those who do, noise from the private key; None: nothing.
+      outsiders: the noise that hides the update from those who do not know the shared key; None if there
+        is none.
+      server: the noise, drawn from the private key, that hides the update from those who know the shared key
+        as well; None if there is none.
       sensitivity: the norm that is bounded where that noise comes in, "l2", "l1" or None. A rotation
         keeps the L2 norm alone; an L1 bound implies the same L2 bound.
       leaks: what is sent without noise, in words.
-      summable: whether noises of clients add up in a sum of their decoded updates: what comes after the noise
-        is linear, or adds an error that is independent of what entered. Rounding is neither: it may remove
-        the noise of a client altogether.
+      summable: whether noises of clients add up in a sum of their decoded updates. They do if what comes
+        after the noise is linear, or adds an error that is independent of what entered. Rounding is neither:
+        it may remove the noise of a client altogether.
     """
 
     name: str
@@ -159,51 +165,53 @@ class About(NamedTuple):
 
 
 class Code(NamedTuple):
-    """How a mechanism's symbols are distributed: what `wire` needs to write them. Static.
+    """How a mechanism's symbols are distributed, which is what `wire` needs to write them; all is static.
+
+    In a chain, "the whole" is the chain, and "these symbols" are those of its last mechanism.
 
     Attributes:
       kind: "float" (written as they are), "levels" (uniform over an alphabet) or "lattice".
-      alphabet: Knobs of numbers -> (lowest symbol, number of symbols), of levels.
-      lattice: its name.
+      alphabet: Knobs of numbers -> (lowest symbol, number of symbols), for the kind "levels".
+      lattice: the lattice's name.
       layer: law of the layers of LRSUQ, "gaussian" or "laplace"; "cell" if there are none.
-      streams: tags of the shared streams of layers and dithers; None: not used.
+      streams: tags of the shared streams that layers and dithers are drawn from; None where it is not used.
       width: (side information, Knobs of numbers) -> float, scale of the lattice; with layers, the scale per
         unit of `latents.radius`.
-      family: law of the update's coordinates, one of `code_length.FAMILIES`.
-      segments: lengths of the tensors that have a scale of their own; None: one.
+      family: assumed law of the update's coordinates, one of `code_length.FAMILIES`.
+      segments: lengths of the tensors that have a scale of their own; None: the update is one segment.
       key: shared key of the whole -> shared key of these symbols.
-      size: d of the update -> coordinates that are quantized.
-      weight: (shared key of the whole, Message, Knobs) -> f32[size], 0 where a coordinate is not sent; None:
-        all are.
+      size: d of the update -> number of coordinates that are quantized.
+      weight: (shared key of the whole, Message, Knobs) -> f32[size], 0 where a coordinate is not sent; None
+        if all are sent.
       side: side information of the whole -> side information of these symbols.
     """
 
     kind: str
-    alphabet: Callable | None = None
+    alphabet: Callable[[Knobs], tuple[int, int]] | None = None
     lattice: str = "Z1"
     layer: str = "cell"
     streams: tuple[int | None, int | None] = (None, None)
-    width: Callable | None = None
+    width: Callable[[dict, Knobs], Any] | None = None
     family: str = "laplace"
     segments: tuple[int, ...] | None = None
-    key: Callable = lambda shared: shared
-    size: Callable = lambda d: d
-    weight: Callable | None = None
-    side: Callable = lambda side: side
+    key: Callable[[jax.Array], jax.Array] = lambda shared: shared
+    size: Callable[[int], int] = lambda d: d
+    weight: Callable[[jax.Array, Message, Knobs], jax.Array | None] | None = None
+    side: Callable[[dict], dict] = lambda side: side
 
 
 class Mechanism(NamedTuple):
-    """A mechanism: see the module's laws.
+    """A mechanism, for which the laws at the top of this module hold.
 
     Attributes:
-      encode: (Keys, x f32[d], Knobs, weight f32[d] or None) -> Message. What the client does. Coordinates
-        with weight 0 will not be sent; they do not count where the update is measured.
-      decode: (shared key, Message, Knobs) -> f32[d]. What the server does.
+      encode: (Keys, x f32[d], Knobs, weight f32[d] or None) -> Message. This is what the client does.
+        Coordinates with weight 0 will not be sent; they do not count where the update is measured.
+      decode: (shared key, Message, Knobs) -> f32[d]. This is what the server does.
       bits: (shared key, Message, Knobs, weight f32[d] or None) -> f32[], ideal code length of the
         message in bits; a coordinate with weight 0 is not sent and costs nothing.
-      reference: (x f32[d], Knobs) -> f32[d], the vector the error is measured from: x after the
+      reference: (x f32[d], Knobs) -> f32[d], the vector that the error is measured from: x after the
         deterministic steps of the chain, such as clipping.
-      about: static facts.
+      about: static facts of the mechanism.
       code: how the symbols are distributed.
       variance: (x f32[d], Knobs) -> f32[d] or f32[], expected squared error per coordinate; None
         where there is no formula.
@@ -222,32 +230,34 @@ class Transform(NamedTuple):
     """A step before a mechanism: clipping, noise, rotation, sparsification.
 
     Attributes:
-      name: key of its side information.
+      name: name of the step, under which a chain keeps its side information.
       forward: (Keys, x f32[d], Knobs) -> (f32[size(d)], side information or None).
-      inverse: (shared key, y f32[size(d)], side, Knobs, d) -> f32[d]; None: the identity.
-      size: d -> length after the step, static.
-      reference: (x, Knobs) -> f32[d], the part of the step that is no error; None: the identity.
-      weight: (shared key, side, Knobs, d) -> f32[d], 0 where a coordinate is not sent; None: all are.
-      side_bits: (side, Knobs, d) -> f32[], cost of the side information; None: there is none.
-      variance: (x, Knobs, expected squared error of the rest per coordinate) -> f32[d] or f32[];
-        None: no formula.
-      mixes: whether coordinates are mixed; it cannot then follow a step that has weights.
-      about: what it adds to the mechanism's facts: knobs, randomness, clip, unbiased, law, local.
+      inverse: (shared key, y f32[size(d)], side, Knobs, d) -> f32[d]; None if it is the identity.
+      size: d -> length of the vector after the step, static.
+      reference: (x f32[d], Knobs) -> f32[d], the part of the step that is no error; None if it is the
+        identity.
+      weight: (shared key, side, Knobs, d) -> f32[d], 0 where a coordinate is not sent; None if all are sent.
+      side_bits: (side, Knobs, d) -> f32[], cost of the side information in bits; None if there is none.
+      variance: (x f32[d], Knobs, rest) -> f32[d] or f32[], expected squared error per coordinate of this step
+        and all that follow, where rest(x, knobs) is that of the steps that follow; None if there is no
+        formula.
+      mixes: whether coordinates are mixed; such a step cannot follow one that leaves coordinates out.
+      about: what the step adds to the mechanism's facts: knobs, randomness, clip, unbiased, law, local.
     """
 
     name: str
-    forward: Callable
-    inverse: Callable | None = None
+    forward: Callable[[Keys, jax.Array, Knobs], tuple[jax.Array, Any]]
+    inverse: Callable[[jax.Array, jax.Array, Any, Knobs, int], jax.Array] | None = None
     size: Callable[[int], int] = lambda d: d
-    reference: Callable | None = None
-    weight: Callable | None = None
-    side_bits: Callable | None = None
-    variance: Callable | None = None
+    reference: Callable[[jax.Array, Knobs], jax.Array] | None = None
+    weight: Callable[[jax.Array, Any, Knobs, int], jax.Array] | None = None
+    side_bits: Callable[[Any, Knobs, int], jax.Array] | None = None
+    variance: Callable[[jax.Array, Knobs, Callable], jax.Array] | None = None
     mixes: bool = False
     about: About = About("", "none")
 
 
-def check_vector(x) -> None:
-    """Raises ConfigError unless x is f32[d]."""
+def check_vector(x: jax.Array) -> None:
+    """Raises ConfigError unless x is a vector f32[d]."""
     require(getattr(x, "ndim", None) == 1, "shape of x", jnp.shape(x), "one-dimensional")
     require(x.dtype == jnp.float32, "dtype of x", str(x.dtype), "float32")

@@ -1,12 +1,36 @@
-"""Transforms in front of a mechanism, as one mechanism."""
+"""Transforms in front of a mechanism, as one mechanism.
+
+A chain applies its transforms one after the other and ends with a mechanism, as `optax.chain` composes the
+steps of an optimizer. Step i draws from keys that are derived from the client's keys and from i, so that no
+randomness is used twice. The side information of step i is kept in the message under the key "i:name of the
+step", that of the mechanism at the end under the key "chain".
+
+Every function below takes the steps first, as a `_Steps`; `chain` binds them.
+"""
 
 import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cepam_jax.errors import ConfigError
-from cepam_jax.mechanisms.base import About, Keys, Mechanism, Transform, check_vector
+from cepam_jax.mechanisms.base import Code, Keys, Knobs, Mechanism, Message, Transform, check_vector
+from cepam_jax.mechanisms.chain_facts import about_of_chain
+
+
+class _Steps(NamedTuple):
+    """The steps of one chain.
+
+    Attributes:
+      transforms: the transforms, in the order in which the client applies them.
+      last: the mechanism that ends the chain.
+    """
+
+    transforms: tuple[Transform, ...]
+    last: Mechanism
 
 
 def chain(*steps: Transform | Mechanism) -> Mechanism:
@@ -23,10 +47,26 @@ def chain(*steps: Transform | Mechanism) -> Mechanism:
       ConfigError: the chain does not end with its only mechanism, or mixes coordinates after some
         were left out.
     """
+    checked = _checked(steps)
+    transforms, last = checked
+    has_variance = last.variance and all(step.variance for step in transforms)
+    return Mechanism(
+        encode=partial(_encode, checked),
+        decode=partial(_decode, checked),
+        bits=partial(_bits, checked),
+        reference=partial(_reference, checked),
+        about=about_of_chain(transforms, last.about),
+        code=_code(checked),
+        variance=partial(_variance, checked) if has_variance else None,
+    )
+
+
+def _checked(steps: Sequence[Any]) -> _Steps:
+    """The arguments of `chain` as `_Steps`; raises ConfigError as `chain` says."""
     if not steps or not isinstance(steps[-1], Mechanism):
         raise ConfigError("chain(...) must end with a mechanism, such as lrsuq()")
     *transforms, last = steps
-    sparse = None
+    sparse = None  # name of the last step so far that leaves coordinates out
     for step in transforms:
         if not isinstance(step, Transform):
             raise ConfigError("chain(...): every step before the last must be a transform")
@@ -35,137 +75,164 @@ def chain(*steps: Transform | Mechanism) -> Mechanism:
                 f"chain(...): {step.name} cannot follow {sparse}: it would mix what is not sent"
             )
         sparse = step.name if step.weight else sparse
+    return _Steps(tuple(transforms), last)
 
-    def sizes(d):
-        found = [d]
-        for step in transforms:
-            found.append(step.size(found[-1]))
-        return found
 
-    def own(key, i):
-        return jax.random.fold_in(key, i)
+def _sizes(steps: _Steps, d: int) -> list[int]:
+    """Lengths of the vector before each step, and at the end the length that the mechanism receives."""
+    lengths = [d]
+    for step in steps.transforms:
+        lengths.append(step.size(lengths[-1]))
+    return lengths
 
-    def weighted(shared, side, knobs, d, weight=None):
-        """Product of the steps' weights: 0 where a coordinate is not sent; None: all are."""
-        before = sizes(d)
-        for i, step in enumerate(transforms):
-            if step.weight:
-                kept = step.weight(own(shared, i), side.get(f"{i}:{step.name}"), knobs, before[i])
-                weight = kept if weight is None else weight * kept
+
+def _key_of_step(key: jax.Array, i: int) -> jax.Array:
+    """Key of step i, derived from the key of the whole chain."""
+    return jax.random.fold_in(key, i)
+
+
+def _key_of_last(steps: _Steps, key: jax.Array) -> jax.Array:
+    """Key of the mechanism that ends the chain, derived from the key of the whole chain."""
+    return _key_of_step(key, len(steps.transforms))
+
+
+def _side_name(i: int, step: Transform) -> str:
+    """Key of the side information of step i in `Message.side`."""
+    return f"{i}:{step.name}"
+
+
+def _message_of_last(steps: _Steps, message: Message) -> Message:
+    """The message as the mechanism at the end of the chain encoded it."""
+    return dataclasses.replace(
+        message, side=message.side.get("chain", {}), length=_sizes(steps, message.length)[-1]
+    )
+
+
+def _weight(
+    steps: _Steps, shared: jax.Array, side: dict, knobs: Knobs, d: int, weight: jax.Array | None = None
+) -> jax.Array | None:
+    """Which coordinates are sent, of the vector that the mechanism at the end receives.
+
+    Steps that leave coordinates out keep the length of the vector, and none of them is followed by a step
+    that mixes coordinates. So the product of their masks is the mask of the whole.
+
+    Args:
+      steps: the steps of the chain.
+      shared: shared key of the whole chain.
+      side: side information of the whole chain.
+      knobs: the client's knobs.
+      d: length of the update.
+      weight: f32[d], mask that was given from outside, 0 where a coordinate is not sent; None: all are sent.
+
+    Returns:
+      f32[size], 0 where a coordinate is not sent; None where all are.
+    """
+    lengths = _sizes(steps, d)
+    for i, step in enumerate(steps.transforms):
+        if step.weight:
+            kept = step.weight(_key_of_step(shared, i), side.get(_side_name(i, step)), knobs, lengths[i])
+            weight = kept if weight is None else weight * kept
+    return weight
+
+
+def _encode(
+    steps: _Steps, keys: Keys, x: jax.Array, knobs: Knobs, weight: jax.Array | None = None
+) -> Message:
+    """The message of x f32[d]: every transform in turn, then the mechanism; see `Mechanism.encode`."""
+    check_vector(x)
+    d, side = x.shape[0], {}
+    for i, step in enumerate(steps.transforms):
+        step_keys = Keys(_key_of_step(keys.shared, i), _key_of_step(keys.private, i))
+        x, step_side = step.forward(step_keys, x, knobs)
+        if step_side is not None:
+            side[_side_name(i, step)] = step_side
+    last_keys = Keys(_key_of_last(steps, keys.shared), _key_of_last(steps, keys.private))
+    mask = _weight(steps, keys.shared, side, knobs, d, weight)
+    message = steps.last.encode(last_keys, x, knobs, mask)
+    nested = {"chain": message.side} if message.side else {}
+    return dataclasses.replace(message, side=side | nested, length=d)
+
+
+def _decode(steps: _Steps, shared: jax.Array, message: Message, knobs: Knobs) -> jax.Array:
+    """The update f32[d] that a message stands for: the mechanism's, then every transform undone in turn."""
+    y = steps.last.decode(_key_of_last(steps, shared), _message_of_last(steps, message), knobs)
+    lengths = _sizes(steps, message.length)
+    for i, step in reversed(list(enumerate(steps.transforms))):
+        if step.inverse:
+            step_side = message.side.get(_side_name(i, step))
+            y = step.inverse(_key_of_step(shared, i), y, step_side, knobs, lengths[i])
+    return y
+
+
+def _bits(
+    steps: _Steps, shared: jax.Array, message: Message, knobs: Knobs, weight: jax.Array | None = None
+) -> jax.Array:
+    """f32[], the ideal code length of a message in bits: side information of all steps, and symbols."""
+    total = jnp.float32(0)
+    lengths = _sizes(steps, message.length)
+    for i, step in enumerate(steps.transforms):
+        if step.side_bits:
+            total += step.side_bits(message.side.get(_side_name(i, step)), knobs, lengths[i])
+    weight = _weight(steps, shared, message.side, knobs, message.length, weight)
+    return total + steps.last.bits(
+        _key_of_last(steps, shared), _message_of_last(steps, message), knobs, weight
+    )
+
+
+def _reference(steps: _Steps, x: jax.Array, knobs: Knobs) -> jax.Array:
+    """The vector f32[d] that the error is measured from: x f32[d] after the deterministic steps."""
+    for step in steps.transforms:
+        if step.reference:
+            x = step.reference(x, knobs)
+    return steps.last.reference(x, knobs)
+
+
+def _variance(steps: _Steps, x: jax.Array, knobs: Knobs) -> jax.Array:
+    """Expected squared error per coordinate, f32[d] or f32[], of x f32[d].
+
+    The errors of the steps add up, because each of them has mean zero given what entered its step.
+    """
+    if not steps.transforms:
+        assert steps.last.variance  # `chain` asks only where every step has one
+        return steps.last.variance(x, knobs)
+    first, rest = steps.transforms[0], _Steps(steps.transforms[1:], steps.last)
+    assert first.variance
+    entering = first.reference(x, knobs) if first.reference else x
+    return first.variance(entering, knobs, partial(_variance, rest))
+
+
+def _code(steps: _Steps) -> Code:
+    """How the symbols of the chain are distributed: as those of its last mechanism."""
+    last = steps.last.code
+    sparse = last.weight or any(step.weight for step in steps.transforms)
+    return last._replace(
+        key=partial(_code_key, steps),
+        size=partial(_code_size, steps),
+        weight=partial(_code_weight, steps) if sparse else None,
+        side=partial(_code_side, steps),
+    )
+
+
+def _code_key(steps: _Steps, shared: jax.Array) -> jax.Array:
+    """Shared key of the whole chain -> shared key of the symbols."""
+    return steps.last.code.key(_key_of_last(steps, shared))
+
+
+def _code_size(steps: _Steps, d: int) -> int:
+    """Length of the update -> number of coordinates that are quantized."""
+    return steps.last.code.size(_sizes(steps, d)[-1])
+
+
+def _code_side(steps: _Steps, side: dict) -> dict:
+    """Side information of the whole chain -> side information of the symbols."""
+    return steps.last.code.side(side.get("chain", {}))
+
+
+def _code_weight(steps: _Steps, shared: jax.Array, message: Message, knobs: Knobs) -> jax.Array | None:
+    """f32[size], 0 where a coordinate is not sent: the masks of the transforms and of the last mechanism."""
+    weight = _weight(steps, shared, message.side, knobs, message.length)
+    weight_of_last = steps.last.code.weight
+    if weight_of_last is None:
         return weight
-
-    def encode(keys, x, knobs, weight=None):
-        check_vector(x)
-        d, side = x.shape[0], {}
-        for i, step in enumerate(transforms):
-            mine = Keys(own(keys.shared, i), own(keys.private, i))
-            x, found = step.forward(mine, x, knobs)
-            if found is not None:
-                side[f"{i}:{step.name}"] = found
-        rest = Keys(own(keys.shared, len(transforms)), own(keys.private, len(transforms)))
-        message = last.encode(rest, x, knobs, weighted(keys.shared, side, knobs, d, weight))
-        nested = {"chain": message.side} if message.side else {}
-        return dataclasses.replace(message, side=side | nested, length=d)
-
-    def inner(message):
-        return dataclasses.replace(
-            message, side=message.side.get("chain", {}), length=sizes(message.length)[-1]
-        )
-
-    def decode(shared, message, knobs):
-        y = last.decode(own(shared, len(transforms)), inner(message), knobs)
-        before = sizes(message.length)
-        for i, step in reversed(list(enumerate(transforms))):
-            if step.inverse:
-                found = message.side.get(f"{i}:{step.name}")
-                y = step.inverse(own(shared, i), y, found, knobs, before[i])
-        return y
-
-    def bits(shared, message, knobs, weight=None):
-        total = jnp.float32(0)
-        before = sizes(message.length)
-        for i, step in enumerate(transforms):
-            found = message.side.get(f"{i}:{step.name}")
-            if step.side_bits:
-                total += step.side_bits(found, knobs, before[i])
-        weight = weighted(shared, message.side, knobs, message.length, weight)
-        return total + last.bits(own(shared, len(transforms)), inner(message), knobs, weight)
-
-    def reference(x, knobs):
-        for step in transforms:
-            if step.reference:
-                x = step.reference(x, knobs)
-        return x
-
-    def variance(x, knobs):
-        """Errors of the steps add up: each is unbiased given what entered it."""
-        if not transforms:
-            return last.variance(x, knobs)
-        first = transforms[0]
-        rest = chain(*steps[1:])
-        entering = first.reference(x, knobs) if first.reference else x
-        return first.variance(entering, knobs, rest.variance)
-
-    def code_weight(shared, message, knobs):
-        weight = weighted(shared, message.side, knobs, message.length)
-        if last.code.weight is None:
-            return weight
-        kept = last.code.weight(own(shared, len(transforms)), inner(message), knobs)
-        return kept if weight is None else weight * kept
-
-    sparse = sparse or last.code.weight
-    code = last.code._replace(
-        key=lambda shared: last.code.key(own(shared, len(transforms))),
-        size=lambda d: last.code.size(sizes(d)[-1]),
-        weight=code_weight if sparse else None,
-        side=lambda side: last.code.side(side.get("chain", {})),
-    )
-    known = last.variance and all(step.variance for step in transforms)
-    return Mechanism(
-        encode,
-        decode,
-        bits,
-        lambda x, knobs: last.reference(reference(x, knobs), knobs),
-        _about(transforms, last.about),
-        code,
-        variance if known else None,
-    )
-
-
-def _protection(transforms, last: About):
-    """(outsiders, server, sensitivity, summable) of a chain: a later clip bounds nothing that noise hides."""
-    outsiders, server, norm, frozen, after = None, None, None, False, []
-    for step in transforms:
-        if step.about.server and not frozen:
-            outsiders, server, frozen = step.about.outsiders, step.about.server, True
-        elif frozen:
-            after.append(step.about)
-        else:
-            norm = step.about.clip or norm
-            norm = "l2" if step.mixes and norm else norm
-    if frozen:
-        # A law of its own is that of an error independent of x; a clip has none, but is not linear.
-        linear = all(about.law != "other" and about.clip is None for about in [*after, last])
-        return outsiders, server, norm, linear
-    return last.outsiders, last.server, last.sensitivity or norm, last.summable
-
-
-def _about(transforms, last: About) -> About:
-    abouts = [step.about for step in transforms]
-    outsiders, server, sensitivity, summable = _protection(transforms, last)
-    laws = {about.law for about in [*abouts, last]} - {"none"}
-    return About(
-        name="+".join([step.name for step in transforms if step.name] + [last.name]),
-        law=laws.pop() if len(laws) == 1 else "other" if laws else "none",
-        unbiased=all(about.unbiased for about in [*abouts, last]),
-        block=last.block,
-        randomness=tuple(sorted(set(sum((about.randomness for about in abouts), last.randomness)))),
-        knobs=tuple(dict.fromkeys(sum((about.knobs for about in [*abouts, last]), ()))),
-        clip=next((about.clip for about in reversed(abouts) if about.clip), last.clip),
-        local=all(about.local for about in [*abouts, last]),
-        outsiders=outsiders,
-        server=server,
-        sensitivity=sensitivity,
-        leaks=sum((about.leaks for about in [*abouts, last]), ()),
-        summable=summable,
-    )
+    kept = weight_of_last(_key_of_last(steps, shared), _message_of_last(steps, message), knobs)
+    return kept if weight is None or kept is None else weight * kept

@@ -1,18 +1,18 @@
 """Ideal code length of lattice coordinates, conditioned on the shared randomness.
 
-The receiver knows the step d (through the latent) and the dither V, so a coordinate m costs
--log2 P(m | d, V) with
+The receiver knows the lattice's scale d (through the radius of the layer) and the dither V, so a coordinate m
+costs -log2 P(m | d, V) with
 
   P(m | d, V) = F((m + V + 1/2) d) - F((m + V - 1/2) d)
 
 where F is the distribution function of the update's coordinates. Without the conditioning the
-cost is H(m) > H(m | d, V): at small updates several times as much. F is a zero-mean law (Gaussian,
-Laplace, or a mixture of two Laplace laws) whose scale is sent once per segment (tensor) as a small
-integer. On blocks of several coordinates the index of the accepted proposal is predicted too:
-`acceptance`. The package `wire` writes these bits for real, with the same probabilities.
+cost is H(m) > H(m | d, V): for small updates several times as much. F is a zero-mean law (Gaussian,
+Laplace, or a mixture of two Laplace laws) whose scale is sent once per segment, usually a tensor, as a small
+integer. On blocks of several coordinates the index of the accepted proposal is predicted, too: see
+`acceptance`. The package `wire` writes messages of this length, with the same probabilities.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,11 @@ import numpy as np
 
 from cepam_jax.errors import require, require_choice
 from cepam_jax.mechanisms import exact
+from cepam_jax.mechanisms.base import Knobs
 
 SCALES_PER_OCTAVE = 8  # a scale off by 4 % costs less than 0.1 % of the bits
-SCALE_BITS = 16
+SCALE_BITS = 16  # of one scale in a message
 LARGEST_SCALE = 880  # 2^110: f32 still has room for a lattice that is finer than the data
-
 
 FAMILIES = tuple(exact.COMPONENTS)
 CODINGS = ("auto", *FAMILIES)
@@ -33,15 +33,21 @@ SOURCES = ("own", "public")
 ENTROPY = {"gaussian": 2.0471, "laplace": 2.4427, "mixture": 2.3708}
 # Standard deviation of each family's law with scale 1.
 DEVIATION = {"gaussian": 1.0, "laplace": 2**0.5, "mixture": (0.4**2 + 1.6**2) ** 0.5}
+_WIDE_SCALE = np.float32(exact.MIXTURE[1][1])
 
 
 def resolved(coding: str, best: str) -> str:
-    """The family that a setting stands for: `best` for "auto"; ConfigError if there is no such setting."""
+    """The family of `FAMILIES` that a setting `coding` stands for, with `best` for "auto".
+
+    Raises:
+      ConfigError: the setting is none of `CODINGS`.
+    """
     require_choice("coding", coding, CODINGS)
     return best if coding == "auto" else coding
 
 
-def _moment(x, sent, family):
+def _moment(x: jax.Array, sent: jax.Array, family: str) -> jax.Array:
+    """Scale f32[] of the coordinates of x f32[n] for which `sent` f32[n] is 1 and not 0; see `fit_scales`."""
     number = jnp.maximum(jnp.sum(sent), 1.0)
     if family != "gaussian":
         return jnp.sum(jnp.abs(x) * sent) / number
@@ -49,17 +55,20 @@ def _moment(x, sent, family):
     return scale * jnp.sqrt(jnp.sum(jnp.square(x / scale) * sent) / number)
 
 
-def fit_scales(x, segments: tuple[int, ...], family: str, weight=None):
+def fit_scales(
+    x: jax.Array, segments: tuple[int, ...], family: str, weight: jax.Array | None = None
+) -> jax.Array:
     """Scale of each segment, rounded to eighths of an octave.
 
     Args:
-      x: f32[d].
+      x: f32[d], the update.
       segments: lengths of the segments, summing to d.
-      family: "laplace" and "mixture" (scale = mean absolute value) or "gaussian" (root mean square).
-      weight: f32[d], 0 where a coordinate is not sent and does not count; None: all are.
+      family: the scale is the mean absolute value for "laplace" and "mixture", and the root mean square for
+        "gaussian".
+      weight: f32[d], 0 where a coordinate is not sent and does not count; None if all are sent.
 
     Returns:
-      int32[len(segments)]: 8 log2(scale).
+      int32[len(segments)]: 8 log2(scale), at most `LARGEST_SCALE` in magnitude.
     """
     if not segments:
         return jnp.zeros((0,), jnp.int32)
@@ -73,8 +82,16 @@ def fit_scales(x, segments: tuple[int, ...], family: str, weight=None):
     return jnp.where(jnp.isnan(exponent), LARGEST_SCALE, bounded).astype(jnp.int32)
 
 
-def scale_per_coordinate(scales, segments: tuple[int, ...]):
-    """f32[d]: the scale of each coordinate's segment."""
+def scale_per_coordinate(scales: jax.Array, segments: tuple[int, ...]) -> jax.Array:
+    """The scale of each coordinate's segment, in units of the update.
+
+    Args:
+      scales: int32[len(segments)], from `fit_scales`.
+      segments: lengths of the segments, summing to d.
+
+    Returns:
+      f32[d].
+    """
     values = jnp.exp2(scales.astype(jnp.float32) / SCALES_PER_OCTAVE)
     return jnp.concatenate(
         [jnp.zeros((0,), jnp.float32)] + [jnp.full((n,), values[i]) for i, n in enumerate(segments)]
@@ -85,70 +102,82 @@ class Scales(NamedTuple):
     """Where the scales of an update come from.
 
     Attributes:
-      segments: lengths of the tensors; None: the whole update is one.
-      family: law of the coordinates.
-      source: "own" (measured on the update, sent) or "public" (the knob `scale`).
+      segments: lengths of the tensors that have a scale each; None: the whole update is one segment.
+      family: assumed law of the coordinates, one of `FAMILIES`.
+      source: "own" (measured on the update and sent) or "public" (the knob `scale`).
     """
 
     segments: tuple[int, ...] | None
     family: str
     source: str
 
-    def check(self):
-        """Raises ConfigError for what does not exist; returns itself."""
+    def check(self) -> "Scales":
+        """Returns itself; raises ConfigError for an unknown family or source, or for wrong segments."""
         require_choice("coding", self.family, FAMILIES)
         require_choice("scales", self.source, SOURCES)
         lengths = self.segments if isinstance(self.segments, (tuple, list)) else (self.segments,)
-        whole = all(type(n) is int or isinstance(n, np.integer) for n in lengths)
-        fits = self.segments is None or (whole and all(n >= 0 for n in lengths))
+        whole = all((type(n) is int or isinstance(n, np.integer)) and n >= 0 for n in lengths)
+        fits = self.segments is None or whole
         require(fits, "segments", self.segments, "a tuple of whole numbers, the tensors' lengths; or None")
         return self
 
     @property
     def knobs(self) -> tuple[str, ...]:
-        """Knobs that are needed."""
+        """Names of the knobs that the scales need."""
         return ("scale",) if self.source == "public" else ()
 
     def lengths(self, d: int) -> tuple[int, ...]:
-        """The non-empty segments of d coordinates; ConfigError unless they fill them."""
+        """Lengths of the segments of d coordinates that are not empty; ConfigError unless their sum is d."""
         segments = (d,) if self.segments is None else self.segments
         require(sum(segments) == d, "segments", segments, f"lengths with sum {d}, the length of x")
         return tuple(n for n in segments if n)
 
-    def measure(self, x, weight, knobs) -> dict:
-        """Side information of a message; ConfigError if public scales are missing."""
+    def measure(self, x: jax.Array, weight: jax.Array | None, knobs: Knobs) -> dict[str, jax.Array]:
+        """Side information of a message: the scales of the update, unless they are public.
+
+        Args:
+          x: f32[d], the update.
+          weight: f32[d], 0 where a coordinate does not count; None: all count.
+          knobs: with `scale` if the scales are public.
+
+        Returns:
+          {"scale": int32[segments]}, or an empty dictionary.
+
+        Raises:
+          ConfigError: public scales are missing or too many, or the segments do not fill x.
+        """
         lengths = self.lengths(x.shape[0])
         if self.source == "public":
-            here = None if knobs.scale is None else jnp.shape(knobs.scale)
+            shape = None if knobs.scale is None else jnp.shape(knobs.scale)
             allowed = (
                 f"int32[{len(lengths)}], one for each segment, for a mechanism built with scales='public'"
             )
-            require(here is not None, "knob scale", None, allowed)
-            require(here == (len(lengths),), "shape of knob scale", here, allowed)
+            require(shape is not None, "knob scale", None, allowed)
+            require(shape == (len(lengths),), "shape of knob scale", shape, allowed)
         return {"scale": fit_scales(x, lengths, self.family, weight)} if self.source == "own" else {}
 
-    def per_coordinate(self, side: dict, knobs, d: int):
-        """f32[d]."""
+    def per_coordinate(self, side: dict[str, jax.Array], knobs: Knobs, d: int) -> jax.Array:
+        """Scale of each coordinate, f32[d], from the side information of a message or from the knobs."""
         scales = side["scale"] if self.source == "own" else jnp.asarray(knobs.scale)
         return scale_per_coordinate(scales, self.lengths(d))
 
-    def bits(self, d: int):
-        """Bits of the side information."""
+    def bits(self, d: int) -> np.float32:
+        """Bits of the side information of an update with d coordinates."""
         return np.float32(SCALE_BITS * len(self.lengths(d)) if self.source == "own" else 0)
 
 
-def _mixture_nats(center, width, scale):
+def _mixture_nats(center: Any, width: Any, scale: Any) -> jax.Array:
     """`cell_nats` of the mixture, whose narrow component is four times as narrow as the wide one.
 
     With A = 1 - exp(-t) of the wide component, the narrow one has 1 - (1 - A)^4, a polynomial in A without
     cancellation: half the exponentials of two separate laws.
     """
-    wide_scale = np.float32(exact.COMPONENTS["mixture"][1][1])
-    unit = scale * wide_scale
+    unit = scale * _WIDE_SCALE
     near = jnp.clip((jnp.abs(center) - width / 2) / unit, -1e30, 1e30)
     wide = jnp.minimum(width / unit, 4e30)  # beyond twice the bound of `near`
     inside, beyond = jnp.minimum(near, 0.0), jnp.maximum(near, 0.0)
-    mass_of_wide, mass_of_narrow = 0.0, 0.0
+    mass_of_wide: Any = 0.0
+    mass_of_narrow: Any = 0.0
     for part in (-jnp.expm1(-(inside + wide)), -jnp.expm1(inside)):  # beyond zero, and before it
         mass_of_wide += part
         mass_of_narrow += part * (4 + part * (-6 + part * (4 - part)))
@@ -156,12 +185,17 @@ def _mixture_nats(center, width, scale):
     return beyond - jnp.log(jnp.maximum(mass, jnp.finfo(jnp.float32).tiny))
 
 
-def cell_nats(center, width, scale, family: str):
+def cell_nats(center: Any, width: Any, scale: Any, family: str) -> jax.Array:
     """-ln P(center - width/2 < X < center + width/2), accurate far into the tails.
 
     Args:
-      center, width, scale: f32 arrays, broadcastable; width and scale positive.
+      center: f32[...], middle of the cell, in any unit.
+      width: f32[...], width of the cell in the same unit, positive; broadcastable.
+      scale: f32[...], scale of X in the same unit, positive; broadcastable.
       family: one of `FAMILIES`, the zero-mean law of X with this scale.
+
+    Returns:
+      f32[...], in nats.
     """
     if family == "mixture":
         return _mixture_nats(center, width, scale)

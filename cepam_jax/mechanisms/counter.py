@@ -3,23 +3,30 @@
 A client and a server that hold the same key must see the same dithers, on any platform,
 with any version of JAX, and the server must be able to look at the h-th dither of a block
 without drawing the h - 1 before it. So the words are a pure integer function of
-(key, stream, counter): Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random
-numbers: as easy as 1, 2, 3", SC 2011), written in integer operations that fuse into
-their consumer.
+(key, stream, counter): Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw: Parallel
+random numbers: as easy as 1, 2, 3, SC 2011), written in integer operations that XLA fuses into
+the code that uses the words.
 
-Why not `jax.random.bits`: its words per counter depend on a JAX configuration flag, and it
+`jax.random.bits` will not do: its words per counter depend on a JAX configuration flag, and it
 spends a whole block on one word. One call here gives two.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cepam_jax.mechanisms.arrays import Array, namespace
+
+# Two uint32 words: a key, a counter, or what was drawn. Arrays of JAX or numpy, or numpy's scalars.
+Words = tuple[Any, Any]
+
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
 
 
-def threefry2x32(key, counter):
+def threefry2x32(key: Words, counter: Words) -> Words:
     """The Threefry-2x32-20 block function.
 
     Args:
@@ -42,8 +49,8 @@ def threefry2x32(key, counter):
     return a, b
 
 
-def stream(key: jax.Array, tag: int):
-    """An independent stream of words for one purpose.
+def stream(key: Array, tag: int) -> Words:
+    """An independent stream of words for one purpose, such as the dithers.
 
     Without this step a dither drawn from `key` would repeat the very words that
     `jax.random.normal(key, ...)` uses elsewhere, and error and input would correlate.
@@ -65,16 +72,25 @@ def stream(key: jax.Array, tag: int):
     return state
 
 
-def words(stream_key, major, minor):
-    """Two uint32 words for each counter (major, minor); numpy arrays in, numpy arrays out."""
-    xp = np if isinstance(minor, np.ndarray) else jnp
+def words(stream_key: Words, major: Array | int | np.integer, minor: Array) -> Words:
+    """Two random words for each counter (major, minor).
+
+    Args:
+      stream_key: from `stream`.
+      major: uint32[...], first word of the counter, for instance a proposal.
+      minor: uint32[...], second word of the counter, for instance a block; broadcastable against `major`.
+
+    Returns:
+      Pair of uint32[...], of numpy where `minor` is an array of numpy, otherwise of JAX.
+    """
+    xp = namespace(minor)
     major = xp.asarray(major, xp.uint32)
     minor = xp.asarray(minor, xp.uint32)
     return threefry2x32(stream_key, xp.broadcast_arrays(major, minor))
 
 
-def centered(word):
-    """Maps uint32 words to f32 uniform on [-1/2, 1/2], exactly the same on every platform.
+def centered(word: jax.Array) -> jax.Array:
+    """Maps uint32[...] words to f32[...] uniform on [-1/2, 1/2], exactly the same on every platform.
 
     Integer to float conversion and scaling by a power of two are correctly rounded
     everywhere, so encoder and decoder agree to the bit.

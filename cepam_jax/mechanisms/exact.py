@@ -7,23 +7,25 @@ on numpy arrays only.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 _LOG2_E = 1.4426950408889634
 _LN_2 = 0.6931471805599453
 _ROOT_HALF = 0.7071067811865476
 _DEGREE = 9
 
-# Family of laws of an update's coordinates: (weight, scale) of Laplace components, or None for a Gaussian.
-# "mixture" has mean absolute value 1, like "laplace", and heavier tails: what trained updates look like.
-COMPONENTS = {
+MIXTURE = ((0.5, 0.4), (0.5, 1.6))
+# Families of laws of an update's coordinates at scale 1: (weight, scale) of Laplace components, or None for a
+# Gaussian. "mixture" has mean absolute value 1, like "laplace", and heavier tails, as trained updates have.
+COMPONENTS: dict[str, tuple[tuple[float, float], ...] | None] = {
     "gaussian": None,
     "laplace": ((1.0, 1.0),),
-    "mixture": ((0.5, 0.4), (0.5, 1.6)),
+    "mixture": MIXTURE,
 }
 
 
-def exp2(y):
-    """2^y for y <= 0 in float64, relative error below 1e-10; y below -1000 counts as -1000."""
+def exp2(y: np.ndarray) -> np.ndarray:
+    """2^y for f64[...] y <= 0, with a relative error below 1e-10; y below -1000 counts as -1000."""
     y = np.maximum(y, -1000.0)
     whole = np.ceil(y)
     t = (y - whole + 0.5) * _LN_2  # |t| <= ln(2) / 2
@@ -36,7 +38,7 @@ def exp2(y):
 
 
 # erfc(z) = t exp(-z^2 + polynomial(t)), t = 1 / (1 + z/2): relative error 1.2e-7 for all z >= 0
-# (Press et al., Numerical Recipes, section 6.2).
+# (Press, Teukolsky, Vetterling, Flannery: Numerical Recipes, section 6.2).
 _ERFC = (
     -1.26551223,
     1.00002368,
@@ -51,7 +53,8 @@ _ERFC = (
 )
 
 
-def _tail_of_magnitude(y, family):
+def _tail_of_magnitude(y: np.ndarray, family: str) -> np.ndarray:
+    """P(X > y) for f64[...] y >= 0 and the family's law with scale 1."""
     if family == "gaussian":
         z = y * _ROOT_HALF
         t = 1.0 / (1.0 + 0.5 * z)
@@ -67,14 +70,25 @@ def _tail_of_magnitude(y, family):
     return 0.5 * exp2(y * -_LOG2_E)
 
 
-def tail(y, family: str):
-    """P(X > y) for the family's law with scale 1, float64[...]."""
-    found = _tail_of_magnitude(np.abs(y), family)
-    return np.where(y < 0, 1.0 - found, found)
+def tail(y: np.ndarray, family: str) -> np.ndarray:
+    """P(X > y) for the family's law with scale 1.
+
+    Args:
+      y: f64[...], in units of the law's scale.
+      family: one of `COMPONENTS`.
+
+    Returns:
+      f64[...].
+    """
+    probability = _tail_of_magnitude(np.abs(y), family)
+    return np.where(y < 0, 1.0 - probability, probability)
 
 
-def power_of_two(y: float) -> float:
-    """Near 2^y, for an exponent that other arithmetic may have rounded differently: y counts in 64ths."""
-    steps = np.floor(np.float64(y) * 64 + 0.5)
+def power_of_two(y: ArrayLike) -> float:
+    """2^y for a number y that is rounded to a multiple of 1/64 first.
+
+    So machines on which other arithmetic led to slightly different exponents get the same number.
+    """
+    steps = np.floor(np.asarray(y, np.float64)[()] * 64 + 0.5)
     whole = np.ceil(steps / 64)
     return float(np.ldexp(exp2(np.atleast_1d(steps / 64 - whole))[0], int(whole)))

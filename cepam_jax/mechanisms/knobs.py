@@ -4,7 +4,9 @@ A value that is known when it is given (a Python number, an array) is checked at
 nothing is known yet: there a knob that is not allowed becomes NaN, and so does all that is decoded with it.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,14 @@ _FLOAT = np.finfo(np.float32)
 
 
 class Limits(NamedTuple):
-    """Allowed are float32 numbers from low to high; whole ones alone if `whole`."""
+    """Which values of a knob are allowed.
+
+    Attributes:
+      low: the least allowed number, compared as float32.
+      high: the largest allowed number, compared as float32.
+      text: the same in words, for messages: "it must be `text`".
+      whole: whether only whole numbers are allowed.
+    """
 
     low: float
     high: float
@@ -43,13 +52,14 @@ WHOLE_BITS = Limits(1, 8, "a whole number from 1 to 8", whole=True)
 SEVERAL_LEVELS = Limits(2, 2**20, "a whole number from 2 to 1048576", whole=True)
 
 
-def _holds(xp, number, limits: Limits):
+def _holds(xp: ModuleType, number: Any, limits: Limits) -> Any:
+    """Whether numbers float32[...] are within limits, bool[...]; xp is `numpy` or `jax.numpy`."""
     inside = (number >= np.float32(limits.low)) & (number <= np.float32(limits.high))
     return inside & (number == xp.round(number)) if limits.whole else inside
 
 
-def _on_host(value):
-    """Array of a value that is known, None of one that is traced or that this process does not hold."""
+def _on_host(value: Any) -> np.ndarray | None:
+    """A known value as an array; None for a value that is traced or that this process does not hold."""
     if isinstance(value, jax.core.Tracer):
         return None
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
@@ -60,45 +70,49 @@ def _on_host(value):
         return np.asarray(value, object)
 
 
-def check(knobs: Knobs, names: tuple[str, ...], limits: Limits | None = None) -> None:
+def check(knobs: Knobs, names: Sequence[str], limits: Limits | None = None) -> None:
     """Raises ConfigError if a knob is missing, or is known and not allowed.
 
     Args:
       knobs: numbers, or arrays with one number for each client.
       names: the knobs that are needed; `scale` is not one of them.
-      limits: instead of `LIMITS`, where a mechanism allows less.
+      limits: limits to use instead of `LIMITS`, where a mechanism allows less.
+
+    Raises:
+      ConfigError: names the knob, its value and what is allowed.
     """
     for name in names:
         value, allowed = getattr(knobs, name), limits or LIMITS[name]
         field = f"knob {name}"
         require(value is not None, field, value, allowed.text)
-        found = _on_host(value)
-        if found is None:
+        known = _on_host(value)
+        if known is None:
             continue
-        number = jnp.issubdtype(found.dtype, np.integer) or jnp.issubdtype(found.dtype, np.floating)
+        number = jnp.issubdtype(known.dtype, np.integer) or jnp.issubdtype(known.dtype, np.floating)
         require(number, field, value, allowed.text)
         with np.errstate(over="ignore", under="ignore"):
-            wrong = ~_holds(np, found.astype(np.float32), allowed)
-        require(found.size > 0, field, value, allowed.text)
+            wrong = ~_holds(np, known.astype(np.float32), allowed)
+        require(known.size > 0, field, value, allowed.text)
         if wrong.any():
-            require(False, field, found[wrong].ravel()[0].item(), allowed.text)
+            require(False, field, known[wrong].ravel()[0].item(), allowed.text)
 
 
-def knob(knobs: Knobs, name: str, limits: Limits | None = None):
+def knob(knobs: Knobs, name: str, limits: Limits | None = None) -> jax.Array:
     """A knob as float32, NaN where it is traced and turns out not to be allowed.
 
     Every mechanism takes its knobs from here before it calculates with them: float32 first, so that 0.1 and
     float32(0.1) lead to the same bits.
 
     Args:
-      knobs, limits: as for `check`.
-      name: of the knob.
+      knobs: as for `check`.
+      name: name of the knob.
+      limits: as for `check`.
 
     Returns:
-      f32[] (or f32[clients] of an array).
+      f32[], or f32[clients] if the knob is an array.
 
     Raises:
-      ConfigError: as `check`.
+      ConfigError: the knob is missing, or is known and not allowed.
     """
     check(knobs, (name,), limits)
     value = getattr(knobs, name)

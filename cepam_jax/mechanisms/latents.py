@@ -1,8 +1,10 @@
 """The layer variable of LRSUQ: from one random word to the radius of a superlevel set.
 
 A density f that falls with a norm |.| is a mixture of uniform laws on the norm's balls
-{|e| <= R}. For the error of LRSUQ to have density f exactly, R must follow (2402.03030,
-section "layered"; 2501.12046, section III)
+{|e| <= R}. For the error of LRSUQ to have density f exactly, R must follow a law that the target
+fixes (Ling and Li: Rejection-Sampled Universal Quantization for Smaller Quantization Errors, arXiv
+2402.03030, section "layered"; Ling, Shiu, Wu, Sun, Li, Song, Xu: Communication-Efficient and
+Privacy-Adaptable Mechanism for Federated Learning, arXiv 2501.12046, section III):
 
   Gaussian N(0, sigma^2 I_n):        R = sigma * sqrt(W), W chi-squared with n + 2 degrees of freedom
   Laplace, density ~ exp(-|e|_1/b):  R = b * G, G ~ Gamma(n + 1, 1)
@@ -31,6 +33,7 @@ import numpy as np
 from scipy import special
 
 from cepam_jax.errors import require, require_choice
+from cepam_jax.mechanisms.arrays import ArrayT, namespace
 
 TARGETS = ("gaussian", "laplace")
 _STEP_BITS = 8  # cells per octave: 2^8
@@ -42,10 +45,15 @@ _LOWEST = (np.float32(0.5).view(np.uint32) >> np.uint32(23)).astype(np.uint32)
 
 
 class RadiusTable(NamedTuple):
-    """Piecewise linear inverse distribution function of the radius, in units of sigma or b."""
+    """Piecewise linear inverse distribution function of the radius, in units of sigma or b.
 
-    middle: np.ndarray  # f32[2 * octaves * cells]: radius in the middle of a cell
-    slope: np.ndarray  # f32, same shape: change of the radius per 2^-12 of a cell
+    Attributes:
+      middle: f32[2 * octaves * cells], radius in the middle of a cell.
+      slope: f32 of the same shape, change of the radius per 2^-12 of a cell.
+    """
+
+    middle: np.ndarray
+    slope: np.ndarray
 
 
 def quantile(target: str, dimension: int, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
@@ -54,8 +62,14 @@ def quantile(target: str, dimension: int, lower: np.ndarray, upper: np.ndarray) 
     Args:
       target: "gaussian" or "laplace".
       dimension: n, coordinates per block.
-      lower: probability below the radius.
-      upper: probability above it, 1 - lower; used where it is the smaller, for precision.
+      lower: f64[...], probability below the radius.
+      upper: f64[...], probability above it, 1 - lower; used where it is the smaller, for precision.
+
+    Returns:
+      f64[...], the radius.
+
+    Raises:
+      ConfigError: unknown target, or a dimension below 1.
     """
     require_choice("target", target, TARGETS)
     require(dimension >= 1, "dimension", dimension, "at least 1")
@@ -71,7 +85,7 @@ def quantile(target: str, dimension: int, lower: np.ndarray, upper: np.ndarray) 
 
 @functools.lru_cache
 def radius_table(target: str, dimension: int) -> RadiusTable:
-    """Builds the table for one target and block dimension (0.03 s, once per process)."""
+    """Builds the table for one target and one number of coordinates per block (0.03 s, once per process)."""
     octave = np.arange(_OCTAVES)[:, None]
     edges = 2.0 ** (octave - 1) * (1 + np.arange(_CELLS + 1) / _CELLS)  # folded word at the edges
     near = np.minimum(edges, 2.0**31) / 2.0**32
@@ -91,20 +105,21 @@ def radius_table(target: str, dimension: int) -> RadiusTable:
 
 
 def _round_to_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Rounds f64[...] to floating-point numbers with so many bits of mantissa."""
     mantissa, exponent = np.frexp(values)
     return np.ldexp(np.round(mantissa * 2**bits), exponent - bits)
 
 
-def cell(word):
-    """The table cell of a word and the position inside it: integers only.
+def cell(word: ArrayT) -> tuple[ArrayT, ArrayT]:
+    """The table cell of a word and the position inside it, computed in integers alone.
 
     Args:
-      word: uint32 array.
+      word: uint32[...], numpy or JAX.
 
     Returns:
-      (uint32 cell index, int32 position from the cell's middle, in [-2^11, 2^11)).
+      (uint32[...] cell index, int32[...] position from the cell's middle, in [-2^11, 2^11)).
     """
-    xp = np if isinstance(word, np.ndarray) else jnp
+    xp = namespace(word)
     high = word >> np.uint32(31)
     folded = xp.maximum(xp.where(high == 1, ~word, word).astype(np.float32), np.float32(0.5))
     bits = folded.view(np.uint32)
@@ -116,15 +131,15 @@ def cell(word):
     )
 
 
-def radius(word, table: RadiusTable):
+def radius(word: ArrayT, table: RadiusTable) -> ArrayT:
     """Radius of the layer, in units of sigma (Gaussian) or b (Laplace).
 
     Args:
-      word: uint32 array of shared random words, one per block; numpy or jax.
+      word: uint32[...], shared random words, one per block; numpy or JAX.
       table: from `radius_table`.
 
     Returns:
-      f32 array of the same shape, positive.
+      f32[...], positive.
     """
     index, position = cell(word)
     if isinstance(word, np.ndarray):

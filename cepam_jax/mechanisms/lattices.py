@@ -4,20 +4,20 @@ Vectors are lists of n arrays, one for each axis: every operation is elementwise
 what XLA turns into fast code on every device.
 
 A dither must be uniform modulo the lattice; it need not lie in the Voronoi cell. So it is drawn from
-a box (or parallelogram) that tiles space under the lattice: no nearest-point search, and therefore
-no tie that an encoder and a decoder could break differently.
+a box (or parallelogram) that tiles space under the lattice. That takes no nearest-point search, and
+therefore meets no tie that an encoder and a decoder could break differently.
 
-Conway and Sloane, "Sphere Packings, Lattices and Groups", chapters 4, 20 and 21.
+Source: Conway and Sloane: Sphere Packings, Lattices and Groups, chapters 4, 20 and 21.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.errors import require_choice
+from cepam_jax.mechanisms.arrays import Array, namespace
 
 _HEIGHT = np.float32(math.sqrt(3) / 2)  # of the hexagonal lattice's rows
 
@@ -26,27 +26,27 @@ class Lattice(NamedTuple):
     """A lattice in n dimensions.
 
     Attributes:
-      name: Z1, Z2, Z3, A2, D4 or E8.
+      name: "Z1", "Z2", "Z3", "A2", "D4" or "E8".
       dimension: n, coordinates per block.
-      volume: of the cell.
+      volume: volume of the Voronoi cell.
       inradius: radius of the largest Euclidean ball in the Voronoi cell.
-      cross: radius of the largest cross-polytope {|x|_1 <= r} in the Voronoi cell, None where unused.
+      cross: radius of the largest cross-polytope {|x|_1 <= r} in the Voronoi cell.
       second_moment: mean square per coordinate of a uniform point of the Voronoi cell.
       nearest: n float arrays -> n float arrays of integers that name the nearest lattice point.
-      unit: value of one integer step along an axis.
+      unit: length of one integer step along an axis.
       stretch: length of the fundamental box's first axis; the others have length 1.
       skew: whether axes are not orthogonal (A2), so that a coordinate depends on all integers.
       spacing: distance of neighbouring lattice points along each axis, once the axes coded before it are
         known; their product is the volume.
-      modulus: integers per such distance.
-      order: in which the axes are coded.
+      modulus: number of integer steps per such distance.
+      order: the axes in the order in which they are coded.
     """
 
     name: str
     dimension: int
     volume: float
     inradius: float
-    cross: float | None
+    cross: float
     second_moment: float
     nearest: Callable[[list[Any]], list[Any]]
     unit: float = 1.0
@@ -56,7 +56,7 @@ class Lattice(NamedTuple):
     modulus: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
 
-    def residue(self, axis: int, error, before: dict[int, Any]):
+    def residue(self, axis: int, error: Array, before: dict[int, Any]) -> tuple[Any, Any]:
         """Which integers are possible on an axis, given those of the axes before it.
 
         A coder sends lattice points as deviations k from the point m* that is nearest to the dithered
@@ -65,14 +65,14 @@ class Lattice(NamedTuple):
 
         Args:
           axis: number of the axis.
-          error: array, coordinate of m* + dither on this axis.
-          before: deviations of the axes coded before, by axis.
+          error: float[k], coordinate of m* + dither on this axis.
+          before: deviations float[k] of the axes coded before, by axis.
 
         Returns:
-          (k0, coordinate of m* + k0 + dither): possible are k0 + modulus * j for every integer j; k0
-          is 0 where no deviation came before.
+          float[k] each: k0, and the coordinate of m* + k0 + dither. Possible are k0 + modulus * j for every
+          integer j; k0 is 0 where no deviation came before.
         """
-        xp = _namespace([error])
+        xp = namespace(error)
         zero = xp.zeros(error.shape, error.dtype)
         if self.skew and axis == 0:
             return zero, error + 0.5 * before[1]
@@ -91,62 +91,66 @@ class Lattice(NamedTuple):
         """The lattice point named by n integers, plus a point of the fundamental domain.
 
         Args:
-          integers: n float arrays of integers.
-          box: n arrays in [-1/2, 1/2] that name a point of the fundamental domain.
+          integers: n arrays float[...] of integers.
+          box: n arrays float[...] in [-1/2, 1/2] that name a point of the fundamental domain.
+
+        Returns:
+          n arrays float[...], the sum's coordinates at lattice scale 1.
         """
         box = [self.stretch * box[0], *box[1:]]
         axes = [self.unit * m + u for m, u in zip(integers, box, strict=True)]
         return [axes[0] + 0.5 * axes[1], _HEIGHT * axes[1]] if self.skew else axes
 
 
-def _namespace(y):
-    """numpy for numpy arrays (the host's coder), else jax.numpy: the same code for both."""
-    return np if isinstance(y[0], np.ndarray) else jnp
+def _round(y: list[Any]) -> list[Any]:
+    """The point of Z^n nearest to y, n arrays [k]."""
+    return [namespace(y[0]).round(a) for a in y]
 
 
-def _round(y):
-    return [_namespace(y).round(a) for a in y]
+def _nearest_checkerboard(y: list[Any]) -> list[Any]:
+    """The point of D_n, the integer points with even sum, that is nearest to y, n arrays [k].
 
-
-def _nearest_checkerboard(y):
-    """D_n: integer points with even sum. Round; if the sum is odd, move the worst axis the other way.
-
+    All axes are rounded; if the sum is odd, the axis with the largest error is rounded the other way.
     The box [-1, 1] x [-1/2, 1/2]^(n-1) tiles space under D_n.
     """
-    xp = _namespace(y)
+    xp = namespace(y[0])
     points = _round(y)
     errors = [a - p for a, p in zip(y, points, strict=True)]
     odd = xp.mod(sum(points), 2) != 0
     largest = xp.abs(errors[0])
     for error in errors[1:]:
         largest = xp.maximum(largest, xp.abs(error))
-    moved, open_ = [], odd
+    moved, must_move = [], odd
     for point, error in zip(points, errors, strict=True):
-        here = open_ & (xp.abs(error) == largest)
-        open_ = open_ & ~here
-        moved.append(point + xp.where(here, xp.where(error >= 0, 1.0, -1.0), 0.0))
+        moves = must_move & (xp.abs(error) == largest)
+        must_move = must_move & ~moves
+        moved.append(point + xp.where(moves, xp.where(error >= 0, 1.0, -1.0), 0.0))
     return moved
 
 
-def _squared_distance(y, points):
+def _squared_distance(y: list[Any], points: list[Any]) -> Any:
+    """Squared Euclidean distances [k] of n arrays [k] from n arrays [k]."""
     return sum((a - p) * (a - p) for a, p in zip(y, points, strict=True))
 
 
-def _nearest_e8(y):
-    """E8 is D8 and D8 shifted by (1/2, ..., 1/2); integers count halves.
+def _nearest_e8(y: list[Any]) -> list[Any]:
+    """The nearest point of E8, which is D8 and D8 shifted by (1/2, ..., 1/2), in units of one half.
 
-    The box of D8 covers space exactly twice under E8, so it is uniform modulo E8 as well.
+    The box of D8 covers space exactly twice under E8, so a uniform point of it is uniform modulo E8 as well.
     """
-    xp = _namespace(y)
+    xp = namespace(y[0])
     whole = _nearest_checkerboard(y)
     half = [p + 0.5 for p in _nearest_checkerboard([a - 0.5 for a in y])]
     nearer = _squared_distance(y, whole) <= _squared_distance(y, half)
     return [2 * xp.where(nearer, w, h) for w, h in zip(whole, half, strict=True)]
 
 
-def _nearest_hexagonal(y):
-    """A2 with minimal distance 1: two rectangular lattices, one in the gaps of the other."""
-    xp = _namespace(y)
+def _nearest_hexagonal(y: list[Any]) -> list[Any]:
+    """The nearest point of A2 with minimal distance 1.
+
+    A2 consists of two rectangular lattices, one in the gaps of the other; the nearer candidate is taken.
+    """
+    xp = namespace(y[0])
     candidates = []
     for shift in (0.0, 0.5):
         row = 2 * (xp.round(y[1] / (2 * _HEIGHT) - shift) + shift)  # even rows, then odd rows
@@ -160,9 +164,20 @@ def _nearest_hexagonal(y):
     return [xp.round(column - 0.5 * row), row]
 
 
-def _cubic(n):
-    axes = {"spacing": (1.0,) * n, "modulus": (1,) * n, "order": tuple(range(n))}
-    return Lattice(f"Z{n}", n, 1.0, 0.5, 0.5, 1 / 12, _round, **axes)
+def _cubic(n: int) -> Lattice:
+    """Z^n, the integer points."""
+    return Lattice(
+        f"Z{n}",
+        n,
+        1.0,
+        0.5,
+        0.5,
+        1 / 12,
+        _round,
+        spacing=(1.0,) * n,
+        modulus=(1,) * n,
+        order=tuple(range(n)),
+    )
 
 
 LATTICES = {
@@ -211,15 +226,16 @@ LATTICES = {
 
 
 def lattice(name: str) -> Lattice:
-    """The lattice called `name`; ConfigError names the choices."""
+    """The lattice called `name`; an unknown name raises a ConfigError that lists the choices."""
     require_choice("lattice", name, LATTICES)
     return LATTICES[name]
 
 
 def acceptance(lat: Lattice, target: str) -> float:
-    """Volume of the layer inscribed in the cell over the volume of the cell (2402.03030).
+    """Probability that a proposal is accepted: volume of the inscribed layer over that of the cell.
 
-    The layer is a ball for a Gaussian target and a cross-polytope for a Laplace target.
+    The layer is a ball for a Gaussian target and a cross-polytope for a Laplace target (Ling and Li:
+    Rejection-Sampled Universal Quantization for Smaller Quantization Errors, arXiv 2402.03030).
     """
     n = lat.dimension
     if target == "gaussian":

@@ -1,68 +1,61 @@
-"""LRSUQ: the layered rejection-sampled universal quantizer (2501.12046, 2402.03030).
+"""LRSUQ, the layered rejection-sampled universal quantizer.
+
+Sources: Ling and Li: Rejection-Sampled Universal Quantization for Smaller Quantization Errors (arXiv
+2402.03030)
+for the quantizer, and Ling, Shiu, Wu, Sun, Li, Song, Xu: Communication-Efficient and Privacy-Adaptable
+Mechanism for Federated Learning (CEPAM, arXiv 2501.12046) for its use in federated learning.
 
   shared:   latent -> layer of radius r, scale d = r / inradius; dithers V_1, V_2, ... uniform on the cell
   encoder:  for h = 1, 2, ...: m = Q(x/d - V_h); stop when d (m + V_h) - x lies in the layer; send (h, m)
   decoder:  x_hat = d (m + V_h)
 
+Here the cell is the Voronoi cell of the lattice, Q names the nearest lattice point by integers, and the layer
+is a ball (Gaussian target) or a cross-polytope (Laplace target) inscribed in the scaled cell. Its radius is
+random and known to both sides. On Z1 nothing is rejected, because there the layer is the cell.
+
 The error x_hat - x has exactly the target density and is independent of x. "Exactly" means: up to
 f32 arithmetic, the radius table of `latents` (relative error 1e-6) and 32-bit words (the layer's
 radius stops at its 2^-33 quantiles).
 
-On Z1 nothing is rejected: the layer is the cell. In more dimensions the layer is the ball
-(Gaussian) or the cross-polytope (Laplace) inscribed in the cell.
-
 The decoder's arithmetic is arranged so that every platform computes the same bits: see
-`latents` and `counter`; what remains are single rounded additions and multiplications, in an
+`latents` and `counter`. What remains are single rounded additions and multiplications, in an
 order in which a fused multiply-add changes nothing.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.errors import require_choice
-from cepam_jax.mechanisms import blocks, code_length, counter, latents, lattices, rejection
-from cepam_jax.mechanisms.base import About, Code, Mechanism, Message, Noise, check_vector
+from cepam_jax.mechanisms import block_bits, blocks, code_length, counter, latents, lattices, rejection
+from cepam_jax.mechanisms.base import About, Code, Keys, Knobs, Mechanism, Message, Noise, check_vector
 from cepam_jax.mechanisms.knobs import knob
 
 # Tags of the two shared streams. They are part of the message format.
 _LAYERS, _DITHERS = 1, 2
-_FAR = 2.0**21  # sum of the integers of a point; E8 counts halves, so its blocks stay below 2^20.7
+# Points whose integers have an absolute sum of this or more are accepted without a test. E8 counts halves,
+# but its narrowest layer is so wide that blocks within `RANGE` stay below 2^20.7.
+_FAR = 2.0**21
 
 
-def proposals(lat: lattices.Lattice, target: str, shared):
-    """The test of one proposal, as `rejection.first_accepted` wants it.
+class _Setting(NamedTuple):
+    """What is fixed when an LRSUQ is built.
 
-    Args:
-      lat: lattice.
-      target: "gaussian" (the layer is a ball) or "laplace" (a cross-polytope).
-      shared: key of the dithers.
-
-    Returns:
-      (proposal number, blocks uint32[k], n arrays f32[k] of coordinates in units of the lattice's scale)
-      -> (accepted bool[k], n arrays int32[k]).
+    Attributes:
+      target: law of the error, "gaussian" or "laplace".
+      lat: the lattice, of n dimensions.
+      unit: scale of the lattice over sigma, per unit of `latents.radius`.
+      scales: where the scales for the entropy coder come from.
     """
-    n = lat.dimension
-    stream = counter.stream(shared, _DITHERS)
-    zero = [jnp.float32(0)] * n
 
-    def propose(proposal, ids, points):
-        dither = lat.point(zero, blocks.boxes(lat, stream, proposal, ids))
-        moved = [y - v for y, v in zip(points, dither, strict=True)]
-        integers = lat.nearest(moved)
-        nearest = lat.point(integers, zero)
-        errors = [q - y for q, y in zip(nearest, moved, strict=True)]
-        if target == "gaussian":
-            inside = sum(jnp.square(e) for e in errors) <= np.float32(lat.inradius**2)
-        else:
-            inside = sum(jnp.abs(e) for e in errors) <= np.float32(lat.cross)
-        # What cannot be coded is taken as it comes: NaN would be rejected forever, and so would points so
-        # far out that f32 has no room for the parity of their sum or for an error inside the layer. An
-        # update within `RANGE` gets there in layers a thousand times narrower than most alone (fewer than
-        # one block in 1e7), where the nearest point is off by no more than f32's rounding of x.
-        hopeless = ~(sum(jnp.abs(q) for q in integers) < _FAR)
-        return inside | hopeless, [blocks.integers(q) for q in integers]
-
-    return propose
+    target: str
+    lat: lattices.Lattice
+    unit: float
+    scales: code_length.Scales
 
 
 def lrsuq(
@@ -81,14 +74,14 @@ def lrsuq(
       segments: lengths of the update's tensors, which are coded with one scale each; by default
         the update is one segment.
       coding: law assumed by the entropy coder for an update's coordinates: "mixture" (of two Laplace laws;
-        fits trained updates best), "laplace" or "gaussian"; "auto": the mixture. Costs or saves bits,
+        fits trained updates best), "laplace" or "gaussian"; "auto" is the mixture. It costs or saves bits and
         changes nothing else.
       scales: "own": the update's scales are measured and sent; "public": they come from the knob
         `scale`, so that nothing but the symbols depends on the update.
 
     Returns:
-      A mechanism with knob `sigma`. Its message has `symbols` int32[d], `index` uint32[ceil(d/n)] for
-      n > 1, and `side["scale"]` int32[segments] unless the scales are public.
+      A mechanism with knob `sigma`, the standard deviation of the error. Its message has `symbols` int32[d],
+      `index` uint32[ceil(d/n)] for n > 1, and `side["scale"]` int32[segments] unless the scales are public.
 
     Raises:
       ConfigError: unknown target, lattice, coding or scales.
@@ -97,74 +90,17 @@ def lrsuq(
     coding = code_length.resolved(coding, "mixture")
     sized = code_length.Scales(segments, coding, scales).check()
     lat = lattices.lattice(lattice)
-    n = lat.dimension
-    table = latents.radius_table(target, n)
-    # Lattice scale over sigma, per unit of the table's radius.
     unit = 1.0 / lat.inradius if target == "gaussian" else 2**-0.5 / lat.cross
-    acceptance = lattices.acceptance(lat, target)
-
-    def layers(shared, count, knobs):
-        """Scale of the lattice for every block; and a spare word, the dither where n = 1."""
-        stream = counter.stream(shared, _LAYERS)
-        word, spare = counter.words(stream, 0, jnp.arange(count, dtype=jnp.uint32))
-        return latents.radius(word, table) * (knob(knobs, "sigma") * np.float32(unit)), spare
-
-    def encode(keys, x, knobs, weight=None):
-        check_vector(x)
-        d = x.shape[0]
-        width, spare = layers(keys.shared, blocks.count(n, d), knobs)
-        side = sized.measure(x, weight, knobs)
-        axes = blocks.split(x, n)
-        valid = blocks.codable(axes, knob(knobs, "sigma"))
-        if n == 1:
-            nearest = jnp.round(x / width - counter.centered(spare))
-            return Message(blocks.integers(nearest, valid), None, side, d)
-        # NaN through the whole block, which is accepted at once and comes back as INVALID.
-        index, symbols = rejection.first_accepted(
-            proposals(lat, target, keys.shared),
-            jnp.arange(width.shape[0], dtype=jnp.uint32),
-            [jnp.where(valid, axis / width, jnp.nan) for axis in axes],
-            acceptance,
-        )
-        return Message(blocks.join(symbols, blocks.symbols_sent(lat, d)), index, side, d)
-
-    def place(shared, message, knobs):
-        """Lattice point plus dither, and the lattice's scale, of every coordinate."""
-        d = message.length
-        width, spare = layers(shared, blocks.count(n, d), knobs)
-        if n == 1:
-            valid = message.symbols != blocks.INVALID
-            return jnp.where(valid, message.symbols.astype(jnp.float32), jnp.nan) + counter.centered(
-                spare
-            ), width
-        center = blocks.place(lat, counter.stream(shared, _DITHERS), message.symbols, message.index, d)
-        return center, blocks.per_coordinate(width, n, d)
-
-    def decode(shared, message, knobs):
-        center, width = place(shared, message, knobs)
-        return width * center
-
-    def bits(shared, message, knobs, weight=None):
-        d = message.length
-        scale = sized.per_coordinate(message.side, knobs, d)
-        if n == 1:
-            center, width = place(shared, message, knobs)
-            symbols = blocks.code_bits(center, width, scale, coding, weight)
-        else:
-            width, _ = layers(shared, blocks.count(n, d), knobs)
-            stream = counter.stream(shared, _DITHERS)
-            symbols = blocks.block_bits(lat, target, stream, message, width, scale, coding, weight)
-        return symbols + sized.bits(d)
-
+    setting = _Setting(target, lat, unit, sized)
     return Mechanism(
-        encode=encode,
-        decode=decode,
-        bits=bits,
+        encode=partial(_encode, setting),
+        decode=partial(_decode, setting),
+        bits=partial(_bits, setting),
         reference=lambda x, knobs: x,
         about=About(
             name=f"lrsuq-{target}-{lattice}",
             law=target,
-            block=n,
+            block=lat.dimension,
             randomness=("shared",),
             knobs=("sigma", *sized.knobs),
             outsiders=Noise(target, lambda knobs: knobs.sigma),
@@ -174,10 +110,143 @@ def lrsuq(
             "lattice",
             lattice=lattice,
             layer=target,
-            streams=(_LAYERS, _LAYERS if n == 1 else _DITHERS),
-            width=lambda side, knobs: np.float64(knobs.sigma) * unit,
+            streams=(_LAYERS, _LAYERS if lat.dimension == 1 else _DITHERS),
+            width=partial(_host_width, setting),
             family=coding,
             segments=segments,
         ),
         variance=lambda x, knobs: jnp.square(knob(knobs, "sigma")),
     )
+
+
+def proposals(lat: lattices.Lattice, target: str, shared: jax.Array) -> Callable:
+    """The test of one proposal, as `rejection.first_accepted` calls it.
+
+    Args:
+      lat: lattice of n dimensions.
+      target: "gaussian" (the layer is a ball) or "laplace" (a cross-polytope).
+      shared: key of the dithers.
+
+    Returns:
+      (proposal number, blocks uint32[k], n arrays f32[k] of coordinates in units of the lattice's scale)
+      -> (accepted bool[k], n arrays int32[k]).
+    """
+    return partial(_propose, lat, target, counter.stream(shared, _DITHERS))
+
+
+def _propose(
+    lat: lattices.Lattice,
+    target: str,
+    stream: counter.Words,
+    proposal: jax.Array,
+    ids: jax.Array,
+    points: Sequence[jax.Array],
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Quantizes blocks with the dithers of one proposal, and tests whether their errors lie in the layer."""
+    zero = [jnp.float32(0)] * lat.dimension
+    dither = lat.point(zero, blocks.boxes(lat, stream, proposal, ids))
+    moved = [y - v for y, v in zip(points, dither, strict=True)]
+    integers = lat.nearest(moved)
+    nearest = lat.point(integers, zero)
+    errors = [q - y for q, y in zip(nearest, moved, strict=True)]
+    if target == "gaussian":
+        size, largest = _sum(jnp.square(e) for e in errors), lat.inradius**2
+    else:
+        size, largest = _sum(jnp.abs(e) for e in errors), lat.cross
+    # What cannot be coded is accepted at once: NaN would be rejected forever, and so would points so
+    # far out that f32 has no room for the parity of their sum or for an error inside the layer. An
+    # update within `RANGE` gets there in layers a thousand times narrower than most alone (fewer than
+    # one block in 1e7), where the nearest point is off by no more than f32's rounding of x.
+    hopeless = ~(_sum(jnp.abs(q) for q in integers) < _FAR)
+    return (size <= np.float32(largest)) | hopeless, [blocks.integers(q) for q in integers]
+
+
+def _sum(axes: Iterable[jax.Array]) -> jax.Array:
+    """Sum f32[k] of n arrays f32[k]."""
+    return jnp.asarray(sum(axes))
+
+
+def _widths(setting: _Setting, shared: jax.Array, count: int, knobs: Knobs) -> tuple[jax.Array, jax.Array]:
+    """Scale of the lattice for every block, and a spare random word, the dither on Z1.
+
+    Args:
+      setting: target, lattice and unit.
+      shared: shared key of the symbols.
+      count: number of blocks.
+      knobs: with sigma.
+
+    Returns:
+      f32[count] in units of the update, and uint32[count].
+    """
+    stream = counter.stream(shared, _LAYERS)
+    word, spare = counter.words(stream, 0, jnp.arange(count, dtype=jnp.uint32))
+    table = latents.radius_table(setting.target, setting.lat.dimension)
+    return latents.radius(word, table) * (knob(knobs, "sigma") * np.float32(setting.unit)), spare
+
+
+def _host_width(setting: _Setting, side: dict, knobs: Knobs) -> np.float64:
+    """Scale of the lattice per unit of `latents.radius`, for a coder on the host: see `Code.width`."""
+    del side
+    return np.float64(knobs.sigma) * setting.unit
+
+
+def _encode(
+    setting: _Setting, keys: Keys, x: jax.Array, knobs: Knobs, weight: jax.Array | None = None
+) -> Message:
+    """The message of x f32[d]; see `Mechanism.encode`."""
+    check_vector(x)
+    lat, d = setting.lat, x.shape[0]
+    n = lat.dimension
+    width, spare = _widths(setting, keys.shared, blocks.count(n, d), knobs)
+    side = setting.scales.measure(x, weight, knobs)
+    axes = blocks.split(x, n)
+    valid = blocks.codable(axes, knob(knobs, "sigma"))
+    if n == 1:
+        nearest = jnp.round(x / width - counter.centered(spare))
+        return Message(blocks.integers(nearest, valid), None, side, d)
+    # Where a block is not valid, all of it becomes NaN, is accepted at once and comes back as INVALID.
+    index, symbols = rejection.first_accepted(
+        proposals(lat, setting.target, keys.shared),
+        jnp.arange(width.shape[0], dtype=jnp.uint32),
+        [jnp.where(valid, axis / width, jnp.nan) for axis in axes],
+        lattices.acceptance(lat, setting.target),
+    )
+    return Message(blocks.join(symbols, blocks.symbols_sent(lat, d)), index, side, d)
+
+
+def _place(
+    setting: _Setting, shared: jax.Array, message: Message, knobs: Knobs
+) -> tuple[jax.Array, jax.Array]:
+    """Lattice point plus dither of every coordinate, and the lattice's scale there: f32[d] each."""
+    lat, d = setting.lat, message.length
+    n = lat.dimension
+    width, spare = _widths(setting, shared, blocks.count(n, d), knobs)
+    if n == 1:
+        return blocks.numbers(message.symbols) + counter.centered(spare), width
+    assert message.index is not None  # there is one for every lattice but Z1
+    center = blocks.place(lat, counter.stream(shared, _DITHERS), message.symbols, message.index, d)
+    return center, blocks.per_coordinate(width, n, d)
+
+
+def _decode(setting: _Setting, shared: jax.Array, message: Message, knobs: Knobs) -> jax.Array:
+    """The update f32[d] that a message stands for; see `Mechanism.decode`."""
+    center, width = _place(setting, shared, message, knobs)
+    return width * center
+
+
+def _bits(
+    setting: _Setting, shared: jax.Array, message: Message, knobs: Knobs, weight: jax.Array | None = None
+) -> jax.Array:
+    """f32[], the ideal code length of a message in bits; see `Mechanism.bits`."""
+    lat, scales, d = setting.lat, setting.scales, message.length
+    scale = scales.per_coordinate(message.side, knobs, d)
+    if lat.dimension == 1:
+        center, width = _place(setting, shared, message, knobs)
+        symbols = block_bits.code_bits(center, width, scale, scales.family, weight)
+    else:
+        width, _ = _widths(setting, shared, blocks.count(lat.dimension, d), knobs)
+        stream = counter.stream(shared, _DITHERS)
+        symbols = block_bits.block_bits(
+            lat, setting.target, stream, message, width, scale, scales.family, weight
+        )
+    return symbols + scales.bits(d)

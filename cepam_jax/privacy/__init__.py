@@ -1,4 +1,4 @@
-"""Who learns what: events per adversary, accounting, calibration, audits."""
+"""What an adversary can learn about a client: guarantees, accounting, calibration, audits."""
 
 from cepam_jax.privacy.accounting import epsilon, guaranteed, report, text
 from cepam_jax.privacy.calibrate import affordable_rounds, expected_bits, gamma_for, sigmas_for

@@ -1,11 +1,12 @@
 """Epsilon of what was released, and the report that goes with it.
 
-The accounting is `dp_accounting`'s, but for draws that an adversary sees: see `releases.ObservedDraws`.
+The library `dp_accounting` computes epsilon, but for draws that an adversary sees: see
+`releases.ObservedDraws`.
 """
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import dp_accounting
 import numpy as np
@@ -24,8 +25,8 @@ _MOST_LOSS = 200.0
 _ORDERS = (*np.arange(1.25, 3.0, 0.25).tolist(), *range(3, 33), 40, 48, 64, 96, 128)
 
 
-def _leaves(event):
-    """(innermost event, how often) of a composition."""
+def _leaves(event: Any) -> list[tuple[Any, int]]:
+    """The innermost events of a composition, and how often each of them happens."""
     if isinstance(event, dp_accounting.SelfComposedDpEvent):
         return [(leaf, count * event.count) for leaf, count in _leaves(event.event)]
     if isinstance(event, dp_accounting.ComposedDpEvent):
@@ -41,11 +42,14 @@ def epsilon(release: Release, delta: float) -> float:
     under add/remove, but for sampling without replacement, which is accounted for under replace.
 
     Args:
-      release: from `releases`.
+      release: an event or `ObservedDraws`, from `releases`.
       delta: above 0 and below 1.
 
     Returns:
       epsilon; infinity for a NonPrivateDpEvent.
+
+    Raises:
+      ConfigError: delta is out of range.
     """
     require(0 < delta < 1, "delta", delta, "above 0 and below 1")
     if isinstance(release, ObservedDraws):
@@ -59,18 +63,23 @@ def epsilon(release: Release, delta: float) -> float:
     relations = dp_accounting.NeighboringRelation
     relation = relations.REPLACE_ONE if replace else relations.ADD_OR_REMOVE_ONE
     orders = _ORDERS if replace else None
-    found = [rdp.RdpAccountant(orders, neighboring_relation=relation).compose(release).get_epsilon(delta)]
+    bounds = [rdp.RdpAccountant(orders, neighboring_relation=relation).compose(release).get_epsilon(delta)]
     pure = all(isinstance(leaf, dp_accounting.LaplaceDpEvent) for leaf, _ in leaves)
     loss = sum(count / leaf.noise_multiplier for leaf, count in leaves)
     if pure:
-        found.append(loss)  # the Laplace mechanism is 1/b-DP, and pure guarantees add up
+        bounds.append(loss)  # the Laplace mechanism is 1/b-DP, and pure guarantees add up
     smallest = min(leaf.noise_multiplier for leaf, _ in leaves)
     if not replace and (smallest >= _LEAST_FOR_PLD or (pure and loss < _MOST_LOSS)):
-        found.append(pld.PLDAccountant(relation).compose(release).get_epsilon(delta))
-    return float(min(found))
+        bounds.append(pld.PLDAccountant(relation).compose(release).get_epsilon(delta))
+    return float(min(bounds))
 
 
 def _observed(draws: ObservedDraws, delta: float) -> float:
+    """Epsilon of rounds whose draws the adversary sees.
+
+    Gaussian noise has an exact formula. For Laplace noise, half of delta pays for the chance of more rounds
+    than some number, and the other half for that number of rounds.
+    """
     if draws.law == "gaussian":
         return releases.observed_gaussian_epsilon(draws, delta)
     rounds, tail = releases.fewer_rounds(draws, delta / 2)
@@ -80,12 +89,22 @@ def _observed(draws: ObservedDraws, delta: float) -> float:
 
 
 def guaranteed(guarantee: Guarantee, delta: float) -> float:
-    """Epsilon of one client: each release bounds it from above, so the least bound holds."""
+    """Epsilon of one client.
+
+    Each release of the guarantee bounds it from above, so the least bound holds.
+
+    Args:
+      guarantee: the client's guarantee against one adversary, from `events`.
+      delta: above 0 and below 1.
+
+    Returns:
+      epsilon; infinity if there is no guarantee.
+    """
     return _least(guarantee, delta)[0]
 
 
-def _least(guarantee, delta) -> tuple[float, str]:
-    """(epsilon, what it counts on)."""
+def _least(guarantee: Guarantee, delta: float) -> tuple[float, str]:
+    """The least epsilon of the guarantee's releases, and what that release counts on, in words."""
     pairs = zip(guarantee.releases, guarantee.bases, strict=True)
     return min((epsilon(release, delta), basis) for release, basis in pairs)
 
@@ -100,14 +119,16 @@ _RELATION = {
 
 
 class Row(NamedTuple):
-    """Against one adversary.
+    """What holds against one adversary.
 
     Attributes:
-      adversary: of `events.ADVERSARIES`.
-      epsilon: f64[clients].
-      delta, relation, unit: what epsilon refers to.
-      reason: why it is infinite, if it is.
-      basis: what it counts on.
+      adversary: one of `events.ADVERSARIES`.
+      epsilon: f64[clients], epsilon of each client.
+      delta: the delta that goes with epsilon.
+      relation: the neighbouring relation that epsilon refers to, as for `Federation`.
+      unit: the unit of privacy, as for `Federation`.
+      reason: why epsilon is infinite for a client, in words; empty if it is for none.
+      basis: what epsilon counts on, in words.
     """
 
     adversary: str
@@ -119,7 +140,7 @@ class Row(NamedTuple):
     basis: str = ""
 
     def text(self) -> str:
-        """One line for people."""
+        """The row as one line of text."""
         lost = int(np.sum(np.isinf(self.epsilon)))
         if lost == len(self.epsilon):
             return f"{self.adversary}: no guarantee ({self.reason})"
@@ -136,20 +157,42 @@ class Row(NamedTuple):
 
 
 def report(federation: Federation, delta: float) -> list[Row]:
-    """Epsilon of every client against every adversary."""
+    """Epsilon of every client against every adversary.
+
+    Args:
+      federation: the facts that guarantees depend on.
+      delta: above 0 and below 1.
+
+    Returns:
+      One row for each of `events.ADVERSARIES`.
+
+    Raises:
+      ConfigError: the federation or delta is not valid.
+    """
     rows = []
     for name, guarantees_of in ADVERSARIES.items():
         guarantees = guarantees_of(federation)
-        found = [_least(guarantee, delta) for guarantee in guarantees]
-        values = np.array([value for value, _ in found])
+        bounds = [_least(guarantee, delta) for guarantee in guarantees]
+        values = np.array([value for value, _ in bounds])
         reason = next((g.reason for g in guarantees if g.reason), "")
-        basis = "; or ".join(dict.fromkeys(basis for _, basis in found if basis))
+        basis = "; or ".join(dict.fromkeys(basis for _, basis in bounds if basis))
         rows.append(Row(name, values, delta, guarantees[0].relation, federation.unit, reason, basis))
     return rows
 
 
 def text(federation: Federation, delta: float) -> str:
-    """The report for people: each adversary, then what no epsilon covers."""
+    """The report as text: a line for each adversary, then what no epsilon covers.
+
+    Args:
+      federation: the facts that guarantees depend on.
+      delta: above 0 and below 1.
+
+    Returns:
+      Lines of text.
+
+    Raises:
+      ConfigError: the federation or delta is not valid.
+    """
     rows = report(federation, delta)
     lines = [row.text() for row in rows]
     if any(math.isfinite(row.epsilon.min()) for row in rows):

@@ -1,16 +1,17 @@
-"""What 32-bit words leave of "exactly": where noise ends, and how far LRSUQ's radii are from their law.
+"""How exact the noise is in 32-bit arithmetic: where it ends, and how far LRSUQ's radii are from their law.
 
 **Where noise ends.** Every sampler of 32-bit words has a bounded range. An update as long as its clip, all on
-one coordinate, may land where the update zero never does; `beyond` is the probability. At strong privacy it
-is nothing; from a gamma of some 3 on (1 for additive Gaussian noise) it exceeds a delta of 1e-5, and then an
-epsilon at that delta is one of noise without end.
+one coordinate, may come out where the update zero never does; `beyond` is the probability. At strong privacy
+it is negligible; from a gamma (clip over standard deviation of the noise) of some 3 on (1 for additive
+Gaussian noise) it exceeds a delta of 1e-5, and then an epsilon at that delta is one of unbounded noise, not
+of this one.
 
 **Radii.** The radius of a layer takes one of some 25 million values (`mechanisms.latents`) instead of a
 continuum, and ends at its 2^-33 quantiles. So the error of a block, uniform on a ball (or cross-polytope) of
 that radius, has a density f' that is a staircase around the target f. Two numbers per law describe the
 difference, with r a norm near the end of the bulk:
 
-  bulk   chi-squared divergence of f' from f where |e| <= r (and of the mass beyond)
+  bulk   chi-squared divergence of f' from f where |e| <= r (and of the mass beyond r)
   tail   integral of |f' - f| where |e| > r
 
 For N independent blocks the total variation between all errors and their targets is at most
@@ -24,7 +25,7 @@ variations of products add up; the factors 1 + chi^2 of products multiply, and T
 products conditionally on the past, so the same holds for a run.
 
 A guarantee (epsilon, delta) of the target law becomes (epsilon, delta + (1 + e^epsilon) times that distance):
-what anybody could gain at most, a bound that is far from what the attack above gains. What it leaves out:
+what anybody could gain at most, a bound that is far from what the attack above gains. It leaves out that
 dithers and results are 32-bit numbers as well.
 
 `python -m experiments.radius_law` computes the constants.
@@ -33,9 +34,11 @@ dithers and results are 32-bit numbers as well.
 import functools
 import itertools
 import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from cepam_jax.mechanisms import latents
@@ -46,11 +49,12 @@ _POINTS = 4  # per interval between neighbouring radii
 
 
 class Defect(NamedTuple):
-    """Of one law, per block.
+    """How far the errors of one block are from their target; the module's text defines all three.
 
     Attributes:
-      bulk, tail: see the module's text.
-      end: r, in units of sigma or b.
+      bulk: chi-squared divergence inside.
+      tail: integral of the difference outside.
+      end: r, the norm that separates the two, in units of sigma or b.
     """
 
     bulk: float
@@ -58,7 +62,7 @@ class Defect(NamedTuple):
     end: float
 
     def total_variation(self, blocks: int) -> float:
-        """Bound over so many blocks, at most 1."""
+        """Bound on the total variation between the errors of so many blocks and their targets; at most 1."""
         product = math.expm1(min(blocks * math.log1p(self.bulk), 700.0))
         return min(1.0, blocks * self.tail + 0.5 * math.sqrt(product))
 
@@ -84,7 +88,10 @@ def total_variation(target: str, block: int, blocks: int) -> float:
     Args:
       target: "gaussian" or "laplace".
       block: coordinates per block.
-      blocks: of all clients and rounds together.
+      blocks: number of blocks of all clients and rounds together.
+
+    Returns:
+      A number from 0 to 1.
     """
     return DEFECTS[target, block].total_variation(blocks)
 
@@ -96,38 +103,43 @@ ADDITIVE_ENDS = {"gaussian": 5.22, "laplace": 15.53}
 
 @functools.cache
 def layers_end(target: str, block: int) -> float:
-    """Largest norm of LRSUQ's error in a block, in units of sigma or b."""
+    """Largest norm of LRSUQ's error in a block of so many coordinates, in units of sigma or b."""
     return float(latents.radius_table(target, block).middle.max())
 
 
-def beyond(target: str, block: int, end: float, shift) -> np.ndarray:
-    """Probability that noise moved along one coordinate leaves the range of noise that is not.
+def beyond(target: str, block: int, end: float, shift: ArrayLike) -> np.ndarray:
+    """Probability that noise moved along one coordinate leaves the range of noise that is not moved.
 
     Args:
       target: "gaussian" or "laplace".
-      block: coordinates whose norm is bounded.
-      end: of that norm, in units of sigma or b.
+      block: number of coordinates whose norm is bounded.
+      end: bound of that norm, in units of sigma or b.
       shift: f64[...], how far the noise is moved, in the same units.
 
     Returns:
-      f64[...], of one round; for Laplace noise in blocks an upper bound.
+      f64[...], the probability in one round; for Laplace noise in blocks an upper bound.
     """
     shift = np.asarray(shift, np.float64)
     if target == "laplace":
         far = shift >= end
-        one = 0.5 * np.exp(np.minimum(shift - end, 0.0))
-        several = stats.gamma(block).sf(np.maximum(end - shift, 0.0))
-        return np.where(far, 1.0, one if block == 1 else several)
+        scalar = 0.5 * np.exp(np.minimum(shift - end, 0.0))
+        in_blocks = stats.gamma(block).sf(np.maximum(end - shift, 0.0))
+        return np.where(far, 1.0, scalar if block == 1 else in_blocks)
     return stats.ncx2.sf(end**2, block, shift**2)
 
 
-def _radii(target: str, dimension: int):
-    """All radii with their chances, from the largest down, an octave of folded words at a time."""
+def _radii(target: str, dimension: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All radii with their probabilities, from the largest down, an octave of folded words at a time.
+
+    Yields:
+      f64[k] radii in units of sigma or b, falling, and f64[k], their probabilities.
+    """
     table = latents.radius_table(target, dimension)
     cells = 1 << 8
     positions = np.arange(-(1 << 11), 1 << 11, dtype=np.float32)
 
-    def octave(side, number):
+    def octave(side: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The radii of one octave of the table's lower (0) or upper (1) side."""
         first = (side * 33 + number) * cells
         middle, slope = (a[first : first + cells, None] for a in table)
         radius = (middle + slope * positions).astype(np.float64).ravel()
@@ -146,8 +158,8 @@ def _radii(target: str, dimension: int):
     yield from (octave(0, number) for number in reversed(range(_OCTAVES)))
 
 
-def _target(target: str, n: int):
-    """(density times the volume of the unit ball, chance of a norm above), as functions of the norm."""
+def _target(target: str, n: int) -> tuple[Callable, Callable]:
+    """Two functions of the norm: the target's density times the volume of the unit ball, and the tail."""
     if target == "gaussian":
         scale = 2.0 ** (-n / 2) / math.gamma(n / 2 + 1)
         return lambda r: scale * np.exp(-r * r / 2), lambda r: special.gammaincc(n / 2, r * r / 2)
@@ -160,7 +172,10 @@ def measure(target: str, dimension: int, end: float) -> Defect:
     Args:
       target: "gaussian" or "laplace".
       dimension: coordinates per block.
-      end: r, of the bulk, in units of sigma or b.
+      end: r, the norm where the bulk ends, in units of sigma or b.
+
+    Returns:
+      The defect of one block.
     """
     n = dimension
     density, above = _target(target, n)

@@ -1,9 +1,13 @@
-"""From epsilon to noise, and back to how long a budget lasts."""
+"""How much noise an epsilon takes, and how many rounds it allows.
+
+Gamma is the clip over the standard deviation of the noise: the larger it is, the less noise there is.
+"""
 
 import math
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize
 
 from cepam_jax.errors import ConfigError, require
@@ -16,7 +20,16 @@ _LOG_RANGE = (-14.0, 14.0)
 
 
 def largest_epsilon(federation: Federation, adversary: str, delta: float) -> float:
-    """Over clients."""
+    """The largest epsilon of any client.
+
+    Args:
+      federation: the facts that guarantees depend on.
+      adversary: one of `events.ADVERSARIES`.
+      delta: as for `epsilon`.
+
+    Returns:
+      epsilon; infinity if a client has no guarantee.
+    """
     return max({guaranteed(g, delta) for g in events.ADVERSARIES[adversary](federation)})
 
 
@@ -27,12 +40,15 @@ def gamma_for(
 
     Args:
       federation_of: gamma -> Federation. Epsilon must grow with gamma.
-      adversary: of `events.ADVERSARIES`.
-      target: epsilon.
+      adversary: one of `events.ADVERSARIES`.
+      target: the epsilon to stay below, above 0.
       delta: as for `epsilon`.
 
+    Returns:
+      gamma.
+
     Raises:
-      ConfigError: no noise reaches the target; says why.
+      ConfigError: no noise reaches the target; the message says why.
     """
     require(target > 0, "target epsilon", target, "positive")
     # Where the noise is largest: another part of the error may take over what gamma leaves.
@@ -41,42 +57,52 @@ def gamma_for(
     if reasons:
         raise ConfigError(f"no gamma gives an epsilon against {adversary}: {reasons.pop()}")
 
-    def excess(log_gamma):
-        found = largest_epsilon(federation_of(math.exp(log_gamma)), adversary, delta)
-        return min(math.log(max(found, 1e-12)), 1e3) - math.log(target)
+    def excess(log_gamma: float) -> float:
+        """Logarithm of epsilon over the target; positive where there is too little noise."""
+        epsilon = largest_epsilon(federation_of(math.exp(log_gamma)), adversary, delta)
+        return min(math.log(max(epsilon, 1e-12)), 1e3) - math.log(target)
 
     low, high = _LOG_RANGE
     if excess(low) > 0:
         raise ConfigError(f"no gamma above e^{low:g} keeps epsilon against {adversary} below {target:g}")
     if excess(high) < 0:
         return math.exp(high)
-    found = optimize.brentq(excess, low, high, xtol=1e-7)
-    return math.exp(found - 1e-6)  # on the safe side of the root
+    root = optimize.brentq(excess, low, high, xtol=1e-7)
+    return math.exp(root - 1e-6)  # on the safe side of the root
 
 
 def sigmas_for(
-    targets, clip, rounds: int, delta: float, law: str = "gaussian", relation: str = "add_remove"
+    targets: ArrayLike,
+    clip: ArrayLike,
+    rounds: int,
+    delta: float,
+    law: str = "gaussian",
+    relation: str = "add_remove",
 ) -> np.ndarray:
     """Each client's noise from its own epsilon, against `decoded_updates` or `colluding_clients`.
 
-    Against those a client counts on its own noise, so everyone chooses alone. (Against the released model
-    noises add up and the strictest client decides for all: use `gamma_for`.)
+    Against these adversaries a client counts on its own noise, so every client chooses alone. (Against the
+    released model noises add up and the strictest client decides for all: use `gamma_for`.)
 
     Args:
       targets: f64[clients], epsilon of each client.
       clip: f64[clients], bound of each client's norm: L2 for a Gaussian, L1 for a Laplace law.
-      rounds: in which every client takes part.
+      rounds: number of rounds, in each of which every client takes part.
       delta: as for `epsilon`.
-      law: of the noise.
+      law: law of the noise, "gaussian" or "laplace".
       relation: as for `Federation`.
 
     Returns:
-      f64[clients], standard deviation of the noise.
+      f64[clients], standard deviation of the noise, in units of the update.
+
+    Raises:
+      ConfigError: no noise reaches a target.
     """
     targets, clip = np.broadcast_arrays(np.asarray(targets, np.float64), np.asarray(clip, np.float64))
     norm = "l2" if law == "gaussian" else "l1"
 
-    def alone(gamma):
+    def alone(gamma: float) -> Federation:
+        """A federation of one client with clip 1 and this gamma."""
         sigma = np.ones(1) * (1 if law == "gaussian" else math.sqrt(2)) / gamma
         phase = Phase(rounds, sigma, sigma)
         return Federation(
@@ -94,8 +120,14 @@ def affordable_rounds(
     """The most rounds, up to `most`, whose epsilon stays below the target; 0 if not even one does.
 
     Args:
-      federation_of: rounds -> Federation.
-      The others: as for `gamma_for`.
+      federation_of: number of rounds -> Federation.
+      adversary: one of `events.ADVERSARIES`.
+      target: the epsilon to stay below.
+      delta: as for `epsilon`.
+      most: the largest number of rounds that counts.
+
+    Returns:
+      A number of rounds from 0 to `most`.
     """
     low, high = 0, most
     while low < high:
@@ -108,9 +140,16 @@ def affordable_rounds(
 
 
 def expected_bits(gamma: float, coordinates: int) -> float:
-    """Bits per coordinate of scalar LRSUQ to expect for a clipped update of full norm, Gaussian target.
+    """Bits per coordinate to expect of scalar LRSUQ with a Gaussian target, for updates as long as the clip.
 
     An update of norm C over d coordinates has deviation s = C / sqrt(d), so s / sigma = gamma / sqrt(d); the
     rate is `theory.rate.layered_limit` of that ratio. Updates shorter than the clip take less.
+
+    Args:
+      gamma: clip over the standard deviation of the noise.
+      coordinates: d, number of coordinates of the update.
+
+    Returns:
+      Bits per coordinate.
     """
     return rate.layered_limit(gamma / math.sqrt(coordinates))

@@ -1,45 +1,47 @@
-"""From a federation to differential privacy: one function per adversary.
+"""What a federation guarantees: one function for each adversary.
 
   released_model      sees the models alone
-  colluding_clients   all other clients together: they know their own randomness and subtract their noise
+  colluding_clients   is all other clients together: they know their own randomness and subtract their noise
   decoded_updates     sees every decoded update, but not the shared randomness
   server              knows the shared randomness
 
 Nobody is protected from an eavesdropper who reads the messages themselves: LRSUQ's integers without the
-shared key are no noisy update (an integer other than zero betrays a sign); links must be encrypted.
+shared key are no noisy update (an integer other than zero betrays a sign), so links must be encrypted.
 
 Every function returns a `Guarantee` for each client: descriptions of what was released, each of them a valid
-upper bound (see `releases`), or the reason why there is none. No guarantee is the default: what states
-nothing about itself, an aggregation rule for instance, has none. The rules:
+upper bound (see `releases`), or the reason why there is none; it raises ConfigError for a federation that is
+not valid. No guarantee is the default: what states nothing about itself, an aggregation rule for instance,
+has none. The rules:
 
 - The guarantee needs a bound on how far a client moves the result: an L2 clip for Gaussian noise
   (an L1 clip implies one), an L1 clip for Laplace noise.
 - Add/remove: a client's update appears or is replaced by zero, moving the sum by w_k C_k at most. Replace:
   by another one, 2 w_k C_k. The noise stays: clients without an update still send noise. Numbers of examples
   stay as they are; they are taken for public.
-- A client's own noise, fresh in every round and independent of all before it, always counts: whoever sees
-  decoded updates sees an adaptive composition of Gaussian (Laplace) mechanisms, and every other outsider a
-  function of that (post-processing), whatever the aggregation rule, as long as the rule reads nothing of the
-  clients but decoded updates and public facts. z_k = sigma_k / C_k.
+- A client's own noise, fresh in every round and independent of all before it, always counts, with
+  z_k = sigma_k / C_k. Whoever sees decoded updates sees an adaptive composition of Gaussian (Laplace)
+  mechanisms, and every other outsider a function of that (post-processing), whatever the aggregation rule,
+  as long as the rule reads nothing of the clients but decoded updates and public facts.
 - Against the released model, under a weighted sum with public weights, Gaussian noises of all participants
   add up: sum_j w_j^2 sigma_j^2. This needs a mechanism that leaves the noise in the sum (rounding after the
   noise may remove it), and noise that is independent from round to round: where clients remember what was
   lost of an update, and with it minus its noise, only their own noise counts. Sums of Laplace noises are not
   Laplace; a client then counts on its own noise alone.
-- A memory is added before the clip, so a client without an update still sends what it remembers, clipped: as
-  far as 2 C_k from what it sends with one, under either relation.
+- A memory (what a client keeps of an update that was not sent whole, for the next round) is added before the
+  clip, so a client without an update still sends what it remembers, clipped: as far as 2 C_k from what it
+  sends with one, under either relation.
 - Laplace noise on vectors with |x|_1 <= C is dominated by Laplace noise on one coordinate moved by C: for
   Laplace, the trade-off function of a move s1 + s2 is the composition of those of s1 and s2, and group
-  privacy composes no worse than a product (Dong, Roth, Su: Gaussian differential privacy, 1905.02383).
+  privacy composes no worse than a product (Dong, Roth, Su: Gaussian Differential Privacy, arXiv 1905.02383).
 - Where a random part of the clients takes part, a client is seen in n of T rounds only, n binomial. That
   holds against an adversary who sees all the draws, so against everybody (`releases.ObservedDraws`).
-- Hidden draws amplify more (Wang, Balle, Kasiviswanathan: Subsampled Renyi differential privacy, 1808.00087,
-  theorem 27), but that theorem replaces a client of the drawn subset by any other client, so it holds only
-  where clients cannot be told apart: the same noise, the same weight, the same clip, the same public factors
-  of the result, and the client itself as the unit of privacy (the updates of two clients differ by more than
-  one example moves one of them). And it needs the noise of a drawn subset: under Poisson sampling, where only
-  participants add noise, a round without others has the client's own alone, and without anybody none, which
-  betrays an absence.
+- Hidden draws amplify more (Wang, Balle, Kasiviswanathan: Subsampled Rényi Differential Privacy and
+  Analytical Moments Accountant, arXiv 1808.00087, theorem 27), but that theorem replaces a client of the
+  drawn subset by any other client, so it holds only where clients cannot be told apart: the same noise, the
+  same weight, the same clip, the same public factors of the result, and the client itself as the unit of
+  privacy (the updates of two clients differ by more than one example moves one of them). And it needs the
+  noise of a drawn subset: under Poisson sampling, where only participants add noise, a round without others
+  has the client's own alone, and a round without anybody has none, which betrays an absence.
 """
 
 from collections.abc import Callable
@@ -48,8 +50,9 @@ from typing import NamedTuple
 import dp_accounting
 import numpy as np
 
-from cepam_jax.privacy.federation import Federation, check, reach
+from cepam_jax.privacy.federation import Federation, Phase, check, reach
 from cepam_jax.privacy.releases import (
+    Multipliers,
     ObservedDraws,
     Release,
     composed,
@@ -59,12 +62,12 @@ from cepam_jax.privacy.releases import (
 
 
 class Guarantee(NamedTuple):
-    """Of one client.
+    """What is guaranteed to one client against one adversary.
 
     Attributes:
       releases: descriptions of what was released; each bounds epsilon from above, so the least one holds.
-        A NonPrivateDpEvent if there is no guarantee.
-      relation: neighbouring relation that all of them hold under.
+        It is a single NonPrivateDpEvent if there is no guarantee.
+      relation: neighbouring relation under which all of them hold.
       reason: why there is no guarantee; empty if there is one.
       bases: what each release counts on, in words.
     """
@@ -76,15 +79,22 @@ class Guarantee(NamedTuple):
 
 
 def _none(reason: str, federation: Federation) -> list[Guarantee]:
+    """No guarantee for any client, for one reason."""
     lost = Guarantee((dp_accounting.NonPrivateDpEvent(),), federation.relation, reason)
     return [lost] * len(federation.clip)
 
 
-def _missing(law: str | None, federation: Federation, who: str) -> str:
-    """Why there is no guarantee, or nothing; ConfigError for a federation that is none."""
+def _missing(law: str | None, federation: Federation, adversary: str) -> str:
+    """Why there is no guarantee, in words, or ""; raises ConfigError for a federation that is not valid.
+
+    Args:
+      law: law of the noise against the adversary; None if there is none.
+      federation: the facts that guarantees depend on.
+      adversary: the adversary in words.
+    """
     check(federation)
     if law is None:
-        return f"no noise hides the update from {who}"
+        return f"no noise hides the update from {adversary}"
     if federation.refused:
         return "; ".join(federation.refused)
     if federation.norm is None:
@@ -96,10 +106,22 @@ def _missing(law: str | None, federation: Federation, who: str) -> str:
     return ""
 
 
-def _own_noise(federation: Federation, law, deviation_of: Callable, who: str) -> list[Guarantee]:
-    """Against whom a client counts on its own noise alone; z_k = sigma_k / C_k."""
-    reason = _missing(law, federation, who)
-    if reason:
+def _own_noise(
+    federation: Federation, law: str | None, deviation_of: Callable[[Phase], np.ndarray], adversary: str
+) -> list[Guarantee]:
+    """Guarantees by each client's own noise alone: z_k = sigma_k / C_k.
+
+    Args:
+      federation: the facts that guarantees depend on.
+      law: law of the noise against the adversary; None if there is none.
+      deviation_of: phase -> f64[clients], standard deviation of that noise.
+      adversary: the adversary in words.
+
+    Returns:
+      One guarantee for each client.
+    """
+    reason = _missing(law, federation, adversary)
+    if law is None or reason:
         return _none(reason, federation)
     of_phase = []
     for phase in federation.phases:
@@ -109,30 +131,60 @@ def _own_noise(federation: Federation, law, deviation_of: Callable, who: str) ->
 
 
 def decoded_updates(federation: Federation) -> list[Guarantee]:
-    """Against whoever sees every decoded update, but not the shared randomness."""
-    who = "whoever sees decoded updates"
-    return _own_noise(federation, federation.outsiders, lambda phase: phase.outsiders, who)
+    """Guarantees against whoever sees every decoded update, but not the shared randomness.
+
+    Args:
+      federation: the facts that guarantees depend on.
+
+    Returns:
+      One guarantee for each client.
+    """
+    adversary = "whoever sees decoded updates"
+    return _own_noise(federation, federation.outsiders, lambda phase: phase.outsiders, adversary)
 
 
 def colluding_clients(federation: Federation) -> list[Guarantee]:
-    """Against all other clients together, who subtract their own updates and noise."""
-    who = "the other clients"
-    return _own_noise(federation, federation.outsiders, lambda phase: phase.outsiders, who)
+    """Guarantees against all other clients together, who subtract their own updates and noise.
+
+    Args:
+      federation: the facts that guarantees depend on.
+
+    Returns:
+      One guarantee for each client.
+    """
+    adversary = "the other clients"
+    return _own_noise(federation, federation.outsiders, lambda phase: phase.outsiders, adversary)
 
 
 def server(federation: Federation) -> list[Guarantee]:
-    """Against a server that knows the shared randomness: private noise alone counts."""
+    """Guarantees against a server that knows the shared randomness: private noise alone counts.
+
+    Args:
+      federation: the facts that guarantees depend on.
+
+    Returns:
+      One guarantee for each client.
+    """
     return _own_noise(federation, federation.server, lambda phase: phase.server, "the server")
 
 
 def released_model(federation: Federation) -> list[Guarantee]:
-    """Against those who see the models alone: z_k = sqrt(sum_j w_j^2 sigma_j^2) / (w_k C_k)."""
+    """Guarantees against those who see the models alone.
+
+    Where the noise of all participants adds up, z_k = sqrt(sum_j w_j^2 sigma_j^2) / (w_k C_k).
+
+    Args:
+      federation: the facts that guarantees depend on.
+
+    Returns:
+      One guarantee for each client.
+    """
     law = federation.outsiders
     summed = federation.aggregation == "weighted_sum" and federation.fresh and federation.summable
     alone = federation.sampling == "poisson" or not federation.independent_coordinates
     if law != "gaussian" or not summed or alone:
-        who = "whoever sees the model"
-        return _own_noise(federation, law, lambda phase: phase.outsiders, who)
+        adversary = "whoever sees the model"
+        return _own_noise(federation, law, lambda phase: phase.outsiders, adversary)
     reason = _missing(law, federation, "whoever sees the model")
     if reason:
         return _none(reason, federation)
@@ -152,7 +204,10 @@ def _noise_of_participants(spread: np.ndarray, federation: Federation) -> np.nda
 
     Args:
       spread: f64[clients], w_j^2 sigma_j^2.
-      federation: under fixed-size sampling the others that are drawn may be the quietest.
+      federation: under fixed-size sampling the others that are drawn may be those with the least noise.
+
+    Returns:
+      f64[clients].
     """
     if federation.sampling == "all":
         return np.full(spread.shape, spread.sum())
@@ -166,7 +221,8 @@ def _noise_of_participants(spread: np.ndarray, federation: Federation) -> np.nda
 def _exchangeable(federation: Federation) -> bool:
     """Whether the theorem on hidden draws applies: nothing but its update tells one client from another."""
 
-    def alike(values):
+    def alike(values: np.ndarray) -> bool:
+        """Whether all clients have the same value."""
         return np.ptp(np.asarray(values, np.float64)) == 0
 
     same_noise = all(alike(phase.outsiders) for phase in federation.phases)
@@ -174,24 +230,40 @@ def _exchangeable(federation: Federation) -> bool:
     return bool(federation.unit == "client" and same)
 
 
-def _guarantees(federation, law, of_phase, basis, hidden=False) -> list[Guarantee]:
+def _guarantees(
+    federation: Federation,
+    law: str,
+    of_phase: list[tuple[int, np.ndarray]],
+    basis: str,
+    hidden: bool = False,
+) -> list[Guarantee]:
     """One Guarantee for each client; equal ones are built once.
 
     Args:
-      of_phase: [(rounds, z f64[clients])], noise over how far one unit moves the result, given that the
-        client takes part.
+      federation: the facts that guarantees depend on.
+      law: law of the noise, "gaussian" or "laplace".
+      of_phase: (rounds, z f64[clients]) of each phase, with z the noise over how far one unit moves the
+        result, given that the client takes part.
+      basis: what the noise counts on, in words.
       hidden: whether the draws are hidden and the clients exchangeable.
+
+    Returns:
+      The guarantees, in the order of the clients.
     """
-    built, found = {}, []
+    built: dict[tuple, Guarantee] = {}
+    guarantees = []
     for k in range(len(federation.clip)):
         multipliers = tuple((rounds, float(z[k])) for rounds, z in of_phase)
         if multipliers not in built:
             built[multipliers] = _guarantee(federation, law, multipliers, basis, hidden)
-        found.append(built[multipliers])
-    return found
+        guarantees.append(built[multipliers])
+    return guarantees
 
 
-def _guarantee(federation, law, multipliers, basis, hidden) -> Guarantee:
+def _guarantee(
+    federation: Federation, law: str, multipliers: Multipliers, basis: str, hidden: bool
+) -> Guarantee:
+    """The guarantee of a client with these noise multipliers; the arguments are those of `_guarantees`."""
     relation = federation.relation
     if not all(z > 0 for _, z in multipliers):
         return Guarantee((dp_accounting.NonPrivateDpEvent(),), relation, "the noise is zero")
@@ -199,7 +271,7 @@ def _guarantee(federation, law, multipliers, basis, hidden) -> Guarantee:
     halve = reach(federation)
     if not federation.fresh:
         basis += ", and on nothing that memories hold"
-    releases = [composed(law, multipliers, halve)]
+    releases: list[Release] = [composed(law, multipliers, halve)]
     bases = [basis]
     if federation.sampling != "all":
         releases.append(ObservedDraws(law, per_round / clients, multipliers, halve))

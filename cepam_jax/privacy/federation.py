@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cepam_jax.errors import require, require_choice
 from cepam_jax.privacy.releases import halving
@@ -10,8 +11,8 @@ from cepam_jax.privacy.releases import halving
 RELATIONS = ("add_remove", "replace")
 SAMPLINGS = ("all", "fixed", "poisson")
 AGGREGATIONS = ("weighted_sum", "function", "unstated")
-LAWS = (None, "gaussian", "laplace")
-NORMS = (None, "l2", "l1")
+LAWS: tuple[str | None, ...] = (None, "gaussian", "laplace")
+NORMS: tuple[str | None, ...] = (None, "l2", "l1")
 UNITS = ("client", "example")
 
 
@@ -19,9 +20,10 @@ class Phase(NamedTuple):
     """Rounds with the same noise.
 
     Attributes:
-      rounds: how many.
-      outsiders: f64[clients], standard deviation of the noise against those without the shared key.
-      server: f64[clients], of the private noise alone.
+      rounds: number of rounds.
+      outsiders: f64[clients], standard deviation of the noise against those without the shared key, in units
+        of the update.
+      server: f64[clients], standard deviation of the private noise alone.
     """
 
     rounds: int
@@ -30,14 +32,15 @@ class Phase(NamedTuple):
 
 
 class Federation(NamedTuple):
-    """What the guarantee depends on.
+    """The facts that a guarantee depends on.
 
     Attributes:
-      outsiders, server: law of the noise, "gaussian", "laplace" or None.
+      outsiders: law of the noise against those without the shared key, "gaussian", "laplace" or None.
+      server: law of the private noise alone, "gaussian", "laplace" or None.
       norm: the norm that is bounded, "l2", "l1" or None.
-      clip: f64[clients], its bound; at example level how far one example moves the update.
+      clip: f64[clients], the bound of that norm; at example level how far one example moves the update.
       phases: the noise over the rounds.
-      weights: f64[clients], of the aggregation, up to a common factor; counts under "weighted_sum".
+      weights: f64[clients], weights of the aggregation, up to a common factor; used under "weighted_sum".
       relation: "add_remove" or "replace".
       sampling: "all" clients every round, "fixed" (per_round drawn without replacement) or "poisson" (each
         with probability per_round / clients). Only participants add noise.
@@ -89,8 +92,8 @@ def check(federation: Federation) -> None:
         ("unit", UNITS),
     ):
         require_choice(name, getattr(federation, name), choices)
-    for name, choices in (("outsiders", LAWS), ("server", LAWS), ("norm", NORMS)):
-        require(getattr(federation, name) in choices, name, getattr(federation, name), f"one of {choices}")
+    for name, allowed in (("outsiders", LAWS), ("server", LAWS), ("norm", NORMS)):
+        require(getattr(federation, name) in allowed, name, getattr(federation, name), f"one of {allowed}")
     _check_numbers("clip", federation.clip, clients, positive=True)
     _check_numbers("weights", federation.weights, clients, positive=True)
     require(len(federation.phases) > 0, "phases", federation.phases, "at least one")
@@ -104,7 +107,8 @@ def check(federation: Federation) -> None:
         require(inside, "per_round", federation.per_round, f"above 0 and at most {clients}, the clients")
 
 
-def _check_numbers(name, values, clients, positive):
+def _check_numbers(name: str, values: ArrayLike, clients: int, positive: bool) -> None:
+    """Raises ConfigError unless values are f64[clients], finite, and positive or at least not negative."""
     values = np.asarray(values, np.float64)
     require(values.shape == (clients,), f"shape of {name}", values.shape, f"({clients},), one per client")
     least = values.min()
@@ -113,5 +117,5 @@ def _check_numbers(name, values, clients, positive):
 
 
 def reach(federation: Federation) -> float:
-    """How many times its clip a client moves what it sends; with memories 2, under either relation."""
+    """How many times its clip a client moves what it sends: 1 or 2; with memories 2 under either relation."""
     return halving(federation.relation if federation.fresh else "replace")

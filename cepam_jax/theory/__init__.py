@@ -1,1 +1,1 @@
-"""Plain formulas that runs are held against."""
+"""Formulas with which the results of runs are compared."""

@@ -1,23 +1,42 @@
-"""Lower limits on the bits per coordinate of a message."""
+"""Lower limits on the bits per coordinate of a message.
+
+Sources: Ling and Li: Vector Quantization with Error Uniformly Distributed over an Arbitrary Set (arXiv
+2305.06788); Ling and Li: Rejection-Sampled Universal Quantization for Smaller Quantization Errors (arXiv
+2402.03030).
+"""
 
 import numpy as np
 from scipy import stats
 
 
 def mutual_information(ratio: float) -> float:
-    """I(x; x + z) in bits for independent Gaussians with deviations s and sigma, ratio = s / sigma.
+    """I(x; x + z) in bits for independent Gaussians x and z with standard deviations s and sigma.
 
-    The least that any scheme with shared randomness can spend on simulating the Gaussian channel.
+    It is the least that any scheme with shared randomness can spend on simulating the Gaussian channel.
+
+    Args:
+      ratio: s / sigma, of the update's coordinate and of the noise.
+
+    Returns:
+      Bits per coordinate.
     """
     return 0.5 * float(np.log2(1 + ratio**2))
 
 
 def layered_limit(ratio: float, layers: int = 4000) -> float:
-    """H(M | W, V) in bits of scalar LRSUQ with a Gaussian target and Gaussian x, ratio = s / sigma.
+    """H(M | W, V) in bits of scalar LRSUQ with a Gaussian target, for a Gaussian coordinate x.
 
-    The message's entropy given the shared randomness equals I(x; x + U | W), U uniform on the layer
-    (2305.06788, 2402.03030): the least that an entropy coder can spend on LRSUQ over Z^1. By numerical
-    integration; the integral over the layers is a mean over their quantiles.
+    M is the message, W the latent that sets the layer, and V the dither. The entropy of the message given the
+    shared randomness equals I(x; x + U | W), with U uniform on the layer (arXiv 2305.06788 and 2402.03030):
+    the least that an entropy coder can spend on LRSUQ over Z^1. It is computed by numerical integration; the
+    integral over the layers is a mean over their quantiles.
+
+    Args:
+      ratio: s / sigma, standard deviation of the coordinate over that of the noise.
+      layers: number of quantiles.
+
+    Returns:
+      Bits per coordinate.
     """
     probability = (np.arange(layers) + 0.5) / layers
     # Half widths of the layers in units of s; chi with 3 degrees of freedom has a light tail near zero.

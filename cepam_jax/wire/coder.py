@@ -1,42 +1,71 @@
-"""Yes-or-no decisions and numbers through a range coder (constriction).
+"""Yes-or-no decisions and numbers through a range coder, that of the library constriction.
 
 `Writer` and `Reader` have the same methods, so that one function describes how something is coded and
 runs on both sides: a writer is told the outcomes and returns them, a reader finds them in the bytes.
 Probabilities must be the same numbers on both sides: see `cepam_jax.mechanisms.exact`.
 """
 
+from typing import Protocol
+
 import constriction
 import numpy as np
 
 from cepam_jax.errors import WireError
 
-# Least probability of either outcome. An outcome that the model thinks impossible costs 20 bits.
+# Least probability of either outcome. An outcome to which the model gives probability 0 costs 20 bits.
 LEAST = 2.0**-20
 _BERNOULLI = constriction.stream.model.Bernoulli(perfect=False)
 _UNIFORM_BITS = 16
 
 
-def _possible(p):
-    """Probabilities inside (0, 1); 1/2 where a ratio of two vanishing tails has none."""
+class Coder(Protocol):
+    """What `Writer` and `Reader` have in common."""
+
+    def decide(self, p: np.ndarray, outcomes: np.ndarray | None = None) -> np.ndarray:
+        """Codes decisions.
+
+        Args:
+          p: f64[k], probability that each is true.
+          outcomes: bool[k], the decisions; a reader ignores them.
+
+        Returns:
+          bool[k], the decisions.
+        """
+
+    def uniform(self, number: int, size: int, values: np.ndarray | None = None) -> np.ndarray:
+        """Codes integers that are all equally likely.
+
+        Args:
+          number: the integers lie from 0 to number - 1; at most 2^32.
+          size: how many integers there are.
+          values: int[size], the integers; a reader ignores them.
+
+        Returns:
+          int64[size], the integers.
+        """
+
+
+def _possible(p: np.ndarray) -> np.ndarray:
+    """Probabilities f64[k] moved inside (0, 1); 1/2 where a ratio of two vanishing tails is NaN."""
     return np.where(np.isnan(p), 0.5, np.clip(p, LEAST, 1 - LEAST))
 
 
 class Writer:
-    """Collects decisions into bytes."""
+    """A `Coder` that collects decisions and integers into bytes."""
 
-    writes = True
-
-    def __init__(self):
+    def __init__(self) -> None:
         self._encoder = constriction.stream.queue.RangeEncoder()
 
-    def decide(self, p, outcomes):
-        """Writes boolean `outcomes`, each true with probability p; returns them."""
+    def decide(self, p: np.ndarray, outcomes: np.ndarray | None = None) -> np.ndarray:
+        """Writes bool[k] `outcomes`, each true with probability p f64[k], and returns them."""
+        assert outcomes is not None
         if outcomes.size:
             self._encoder.encode(outcomes.astype(np.int32), _BERNOULLI, _possible(p))
         return outcomes
 
-    def uniform(self, number: int, size: int, values):
-        """Writes `size` integers from 0 to number - 1, number at most 2^32; returns them."""
+    def uniform(self, number: int, size: int, values: np.ndarray | None = None) -> np.ndarray:
+        """Writes integers int[size] `values` from 0 to number - 1, number at most 2^32, and returns them."""
+        assert values is not None
         if number <= 1 << _UNIFORM_BITS:
             if size and number > 1:
                 self._encoder.encode(values.astype(np.int32), constriction.stream.model.Uniform(number))
@@ -49,26 +78,34 @@ class Writer:
         return values
 
     def finish(self) -> bytes:
+        """All that was written, in whole words of four bytes."""
         return self._encoder.get_compressed().astype("<u4").tobytes()
 
 
 class Reader:
-    """Finds the decisions in the bytes again."""
+    """A `Coder` that finds in bytes what a `Writer` wrote there.
 
-    writes = False
+    Args:
+      data: the bytes that `Writer.finish` returned.
 
-    def __init__(self, data: bytes):
+    Raises:
+      WireError: their number is no multiple of four.
+    """
+
+    def __init__(self, data: bytes) -> None:
         if len(data) % 4:
             raise WireError("the message is truncated: its body does not consist of whole words")
         self._decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
 
-    def decide(self, p, outcomes=None):
+    def decide(self, p: np.ndarray, outcomes: np.ndarray | None = None) -> np.ndarray:
+        """Reads bool[k], each true with probability p f64[k]."""
         del outcomes
         if not p.size:
             return np.zeros(0, bool)
         return self._read(_BERNOULLI, _possible(p)).astype(bool)
 
-    def uniform(self, number: int, size: int, values=None):
+    def uniform(self, number: int, size: int, values: np.ndarray | None = None) -> np.ndarray:
+        """Reads int64[size], integers from 0 to number - 1."""
         del values
         if number <= 1 << _UNIFORM_BITS:
             if not size or number <= 1:
@@ -77,7 +114,8 @@ class Reader:
         low = self.uniform(1 << _UNIFORM_BITS, size)
         return low + (self.uniform(-(-number >> _UNIFORM_BITS), size) << _UNIFORM_BITS)
 
-    def _read(self, *model):
+    def _read(self, *model) -> np.ndarray:
+        """What constriction decodes with a model and its arguments; raises WireError if it cannot."""
         try:
             return self._decoder.decode(*model)
         except (AssertionError, ValueError) as error:

@@ -1,24 +1,37 @@
-"""Symbols that the model has no place for: listed one by one, so that every message can be written.
+"""Symbols to which the entropy coder's model gives no probability: they are listed one by one.
 
 A coordinate that could not be quantized (NaN, infinite), a level outside its alphabet, integers that name no
-lattice point, a proposal that nobody accepts: none of them comes from a valid update, all of them
-must arrive as they are, or an invalid update would be laundered into a valid one.
+lattice point, a proposal that nobody accepts: none of them comes from a valid update. All of them
+must arrive as they are, or an invalid update would come back as a valid one. With them listed, every message
+can be written.
 """
 
+import dataclasses
 import struct
 from typing import NamedTuple
 
 import numpy as np
 
 from cepam_jax.errors import WireError
-from cepam_jax.mechanisms.base import Message
+from cepam_jax.mechanisms import acceptance, lattices
+from cepam_jax.mechanisms.base import Code, Message
 from cepam_jax.mechanisms.blocks import INVALID
-from cepam_jax.wire import symbols
+from cepam_jax.wire import deviations, symbols
+from cepam_jax.wire.context import Context
+from cepam_jax.wire.side import Cursor
 
 
-class Plain(NamedTuple):
-    """What goes through the model: int32 symbols and index (floats as their bits), and bool[blocks],
-    blocks that are written as if zero had been sent because their symbols are listed."""
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """The part of a message that is coded with the model's probabilities.
+
+    Attributes:
+      symbols: int32[...], the symbols, with 0 (or the lowest level) where one is listed; floats as their
+        bits.
+      index: uint32[blocks], the accepted proposals, with 0 where one is listed; None where there are none.
+      forced: bool[blocks], blocks that are written as if zero had been sent because their symbols are
+        listed; None where blocks are not coded as a whole, and when reading.
+    """
 
     symbols: np.ndarray
     index: np.ndarray | None
@@ -26,7 +39,14 @@ class Plain(NamedTuple):
 
 
 class Unusual(NamedTuple):
-    """What is listed: where and what, of symbols and of indices."""
+    """The part of a message that is listed.
+
+    Attributes:
+      at: int[k], positions of the listed symbols.
+      values: int32[k], those symbols.
+      index_at: int[m], blocks whose index is listed.
+      index_values: uint32[m], those indices.
+    """
 
     at: np.ndarray
     values: np.ndarray
@@ -34,15 +54,27 @@ class Unusual(NamedTuple):
     index_values: np.ndarray
 
 
-def empty(context) -> Plain:
-    """Zeros to read into."""
+def empty(context: Context) -> Plain:
+    """A `Plain` of zeros, with the shapes of the context's messages, to read into."""
     template = context.template
     index = None if template.index is None else np.zeros(template.index.shape, np.uint32)
     return Plain(np.zeros(template.symbols.shape, np.int32), index, None)
 
 
-def split(message: Message, context, block: int, weight) -> tuple[Plain, Unusual | None]:
-    """Separates what the model can write from what must be listed."""
+def split(
+    message: Message, context: Context, block: int, weight: np.ndarray | None
+) -> tuple[Plain, Unusual | None]:
+    """Separates what the model can write from what must be listed.
+
+    Args:
+      message: message of numpy arrays.
+      context: what sender and receiver know.
+      block: coordinates per block.
+      weight: f32[size], 0 where a coordinate is not sent; None: all are.
+
+    Returns:
+      What the model can write, and what must be listed (None if nothing must).
+    """
     code = context.mechanism.code
     values = np.ascontiguousarray(message.symbols).view(np.int32).copy()
     index = None if message.index is None else np.array(message.index, np.uint32)
@@ -51,15 +83,17 @@ def split(message: Message, context, block: int, weight) -> tuple[Plain, Unusual
     if weight is not None:
         sent = np.zeros(len(values), bool)
         sent[: len(weight)] = weight > 0
+    low = 0
     if code.kind == "levels":
+        assert code.alphabet
         low, number = code.alphabet(context.knobs)
         listed = (values.astype(np.int64) < low) | (values.astype(np.int64) >= low + number)
     elif code.kind == "float":
         listed = ~np.isfinite(message.symbols) & (False if sent is None else ~sent)
     else:
         listed = values == INVALID  # cheaper than as a number, and what `Mechanism.bits` says
-        lat = symbols.lattices.LATTICES[code.lattice]
-        if symbols.acceptance.needed(lat, code.layer):
+        lat = lattices.LATTICES[code.lattice]
+        if acceptance.needed(lat, code.layer):
             listed, forced, bad_index = _of_blocks(values, index, lat, code, sent, block)
     if not listed.any() and not bad_index.any():
         if sent is not None:
@@ -72,7 +106,7 @@ def split(message: Message, context, block: int, weight) -> tuple[Plain, Unusual
         index_at,
         np.zeros(0, np.uint32) if index is None else index[index_at],
     )
-    values[listed] = code.alphabet(context.knobs)[0] if code.kind == "levels" else 0
+    values[listed] = low
     if index is not None:
         index[index_at] = 0
     if sent is not None:
@@ -80,12 +114,32 @@ def split(message: Message, context, block: int, weight) -> tuple[Plain, Unusual
     return Plain(values, index, forced), unusual
 
 
-def _of_blocks(values, index, lat, code, sent, block):
-    """(listed symbols, blocks written as zero, listed indices) where axes depend on each other."""
+def _of_blocks(
+    values: np.ndarray,
+    index: np.ndarray | None,
+    lat: lattices.Lattice,
+    code: Code,
+    sent: np.ndarray | None,
+    block: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What must be listed where the axes of a block depend on each other.
+
+    Args:
+      values: int32[length], symbols.
+      index: uint32[blocks], accepted proposals; None where nothing is rejected.
+      lat: lattice.
+      code: how the symbols are distributed.
+      sent: bool[length], which coordinates are sent; None: all are.
+      block: coordinates per block.
+
+    Returns:
+      bool[length], symbols to list; bool[blocks], blocks to write as if zero had been sent; bool[blocks],
+      indices to list (bool[0] where there is no index).
+    """
     count = -(-len(values) // block)
     rows = np.concatenate([values, np.zeros(count * block - len(values), np.int32)]).reshape(count, block)
     exists = np.arange(count * block).reshape(count, block) < len(values)
-    wrong = ~symbols.is_lattice_point(lat, rows, exists) | (rows == INVALID).any(1)
+    wrong = ~deviations.is_lattice_point(lat, rows, exists) | (rows == INVALID).any(1)
     bad_index = np.zeros(0, bool)
     if index is not None:
         bad_index = index >= symbols.most_tries(code)
@@ -98,11 +152,14 @@ def _of_blocks(values, index, lat, code, sent, block):
     return listed, wrong, bad_index
 
 
-def _any_sent(sent, block):
-    return np.concatenate([sent, np.zeros(-len(sent) % block, bool)]).reshape(-1, block).any(1)
+def _any_sent(sent: np.ndarray, block: int) -> np.ndarray:
+    """bool[blocks] from bool[length]: whether any coordinate of a block is sent."""
+    filled = np.concatenate([sent, np.zeros(-len(sent) % block, bool)])
+    return np.any(filled.reshape(-1, block), axis=1)
 
 
-def _clear(values, index, sent, block):
+def _clear(values: np.ndarray, index: np.ndarray | None, sent: np.ndarray, block: int) -> None:
+    """Sets the symbols int32[length] and indices uint32[blocks] of blocks of which nothing is sent to 0."""
     used = _any_sent(sent, block)
     values[~np.repeat(used, block)[: len(values)]] = 0
     if index is not None:
@@ -110,7 +167,11 @@ def _clear(values, index, sent, block):
 
 
 def write(unusual: Unusual) -> bytes:
-    """Counts, positions, values."""
+    """What is listed, as bytes.
+
+    First the numbers of symbols and of indices, then where the symbols are and what they are, then the same
+    of the indices; each number takes four bytes.
+    """
     return (
         struct.pack("<II", len(unusual.at), len(unusual.index_at))
         + unusual.at.astype("<u4").tobytes()
@@ -120,16 +181,29 @@ def write(unusual: Unusual) -> bytes:
     )
 
 
-def read(cursor) -> Unusual:
-    """The inverse of `write`; what does not fit into the bytes is refused before it is allocated."""
+def read(cursor: Cursor) -> Unusual:
+    """The inverse of `write`; raises WireError, before it allocates, where the bytes are too few."""
     count, index_count = struct.unpack("<II", cursor.take(8))
     at, values = (np.frombuffer(cursor.take(4 * count), kind) for kind in ("<u4", "<i4"))
     index_at, index_values = (np.frombuffer(cursor.take(4 * index_count), "<u4") for _ in range(2))
     return Unusual(at, values, index_at, index_values)
 
 
-def merge(plain: Plain, unusual: Unusual | None, message: Message, context) -> Message:
-    """The whole message: what the model wrote, then what was listed."""
+def merge(plain: Plain, unusual: Unusual | None, message: Message, context: Context) -> Message:
+    """The whole message: what the model wrote, with what was listed in its place.
+
+    Args:
+      plain: what was read with the model's probabilities.
+      unusual: what was listed; None if nothing was.
+      message: message with the side information and length of the whole.
+      context: what sender and receiver know.
+
+    Returns:
+      The message, with numpy arrays.
+
+    Raises:
+      WireError: a symbol is listed beyond the message's end.
+    """
     values, index = plain.symbols, plain.index
     if unusual is not None:
         if (unusual.at >= len(values)).any() or (

@@ -3,13 +3,15 @@
   data = wire.pack(message, mechanism, keys.shared, knobs)
   same = wire.unpack(data, mechanism, shared_key, knobs, length=d)
 
-Layout: header (see `header`), scales, exceptions if there are any, side information, then the symbols as one
-range-coded stream, or as one for each segment with their lengths in front (`offsets=True`), so that
-one tensor can be read alone.
+A message consists of the header (see `header`), the scales, the exceptions if there are any (see
+`exceptions`), the side information, and then the symbols as one range-coded stream, or as one for each
+segment with their lengths in front (`offsets=True`), so that one tensor can be read alone.
 """
 
 import functools
+from collections.abc import Callable
 from numbers import Integral
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +21,21 @@ from cepam_jax.errors import require
 from cepam_jax.mechanisms.base import Keys, Knobs, Mechanism, Message
 from cepam_jax.mechanisms.knobs import check
 from cepam_jax.wire import body, header
+from cepam_jax.wire.context import Context
 
 _NUMBERS = 2**32  # of rounds and clients, in the header
 _LENGTHS = 2**31  # of updates, whose coordinates int32 counts
 
 
-def key_words(key) -> np.ndarray:
-    """uint32 words of a PRNG key."""
+def key_words(key: jax.Array) -> np.ndarray:
+    """The words of a PRNG key (typed or raw), uint32[2 or 4]."""
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
     return np.asarray(key)
 
 
 def host_knobs(knobs: Knobs) -> Knobs:
-    """Numbers as the device sees them: float32."""
+    """The knobs as the device sees them, in numpy: float32 numbers, and `scale` as int32[segments]."""
     return Knobs(
         *(
             None if value is None else np.asarray(value, np.int32 if name == "scale" else np.float32)
@@ -43,9 +46,19 @@ def host_knobs(knobs: Knobs) -> Knobs:
 
 @functools.lru_cache(maxsize=64)
 def _template(mechanism: Mechanism, length: int, given: tuple[bool, ...], tensors: int) -> Message:
-    """Structure and shapes of the messages of updates with `length` coordinates."""
+    """Structure and shapes of a mechanism's messages.
+
+    Args:
+      mechanism: the mechanism that encodes.
+      length: number of coordinates of the update.
+      given: which knobs are not None.
+      tensors: length of the knob `scale`, if it is given.
+
+    Returns:
+      A message with `jax.ShapeDtypeStruct` in place of arrays.
+    """
     number = jax.ShapeDtypeStruct((), jnp.float32)
-    knobs = Knobs(*(number if there else None for there in given))
+    knobs = Knobs(*(number if is_given else None for is_given in given))
     if knobs.scale is not None:
         knobs = knobs._replace(scale=jax.ShapeDtypeStruct((tensors,), jnp.int32))
     keys = Keys(jax.random.key(0), jax.random.key(0))
@@ -53,12 +66,16 @@ def _template(mechanism: Mechanism, length: int, given: tuple[bool, ...], tensor
     return jax.eval_shape(lambda x, knobs: mechanism.encode(keys, x, knobs), x, knobs)
 
 
-def _check_number(field: str, value, limit: int) -> None:
+def _check_number(field: str, value: Any, limit: int) -> None:
+    """Raises ConfigError unless a value is a whole number from 0 to limit - 1."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     require(whole and 0 <= value < limit, field, value, f"a whole number of at least 0 and below {limit}")
 
 
-def _context(mechanism, shared, knobs, length, round_number, client) -> body.Context:
+def _context(
+    mechanism: Mechanism, shared: jax.Array, knobs: Knobs, length: int, round_number: int, client: int
+) -> Context:
+    """The context of a message; raises ConfigError for numbers or knobs that it cannot have."""
     needed = [name for name in mechanism.about.knobs if name != "scale"]
     _check_number("length", length, _LENGTHS)
     _check_number("round_number", round_number, _NUMBERS)
@@ -71,18 +88,22 @@ def _context(mechanism, shared, knobs, length, round_number, client) -> body.Con
     tensors = 0 if knobs.scale is None else len(knobs.scale)
     template = _template(mechanism, length, given, tensors)
     key = key_words(mechanism.code.key(shared))
-    return body.Context(mechanism, key, host_knobs(knobs), template, round_number, client)
+    return Context(mechanism, key, host_knobs(knobs), template, round_number, client)
 
 
 def _check_message(message: Message, template: Message) -> None:
     """Raises ConfigError unless the message has the arrays that the mechanism's messages have."""
 
-    def text(tree):
-        named, _ = jax.tree_util.tree_flatten_with_path(tree)
-        return {jax.tree_util.keystr(at): f"{leaf.dtype}{list(np.shape(leaf))}" for at, leaf in named}
+    arrays, expected = _described(message), _described(template)
+    require(
+        arrays == expected, "dict of the message's arrays", arrays, f"{expected}, as its mechanism writes"
+    )
 
-    found, expected = text(message), text(template)
-    require(found == expected, "dict of the message's arrays", found, f"{expected}, as its mechanism writes")
+
+def _described(tree: Message) -> dict[str, str]:
+    """Kind and shape of every leaf of a tree, by its place in the tree."""
+    named, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(at): f"{leaf.dtype}{list(np.shape(leaf))}" for at, leaf in named}
 
 
 def pack(
@@ -98,13 +119,14 @@ def pack(
     """One client's message as bytes.
 
     Args:
-      message: from `mechanism.encode`.
-      mechanism: that encoded it.
+      message: the message, from `mechanism.encode`.
+      mechanism: the mechanism that encoded it.
       shared: shared key of this client and round.
-      knobs: that it was encoded with, one number each.
-      round_number, client: for the header, below 2^32.
-      offsets: a stream per segment, so that `unpack(..., segment=i)` reads one tensor alone; costs
-        some 8 bytes per segment.
+      knobs: the knobs that it was encoded with, one number each.
+      round_number: number of the round for the header, below 2^32.
+      client: number of the client for the header, below 2^32.
+      offsets: whether every segment is a stream of its own, so that `unpack(..., segment=i)` reads one tensor
+        alone; this costs some 8 bytes per segment.
 
     Returns:
       At most 26 bytes of header, 2 per segment, side information and symbols.
@@ -133,10 +155,12 @@ def unpack(
 
     Args:
       data: the bytes.
-      mechanism, shared, knobs: as for `pack`.
-      length: d of the update. The receiver knows it; what the bytes claim allocates nothing.
-      segment: read this tensor alone, from a message packed with `offsets=True`; the others' symbols
-        are 0.
+      mechanism: as for `pack`.
+      shared: as for `pack`.
+      knobs: as for `pack`.
+      length: d of the update. The receiver knows it: no memory is allocated because of what the bytes say.
+      segment: number of a tensor to read alone, from a message packed with `offsets=True`; the symbols of the
+        others are then 0.
 
     Returns:
       The message, with numpy arrays. Symbols that are not sent (masks, top-k) are 0.
@@ -146,24 +170,35 @@ def unpack(
         key, length or other knobs; its text says which.
     """
     context = _context(mechanism, shared, knobs, length, 0, 0)
-    weight = None
+    weight_of: Callable[[Message], np.ndarray] | None = None
     if mechanism.code.weight:
-        weight = lambda message: np.asarray(mechanism.code.weight(shared, message, knobs))  # noqa: E731
-    return body.read(data, context, weight, segment)
+        weight_of = functools.partial(_weight, mechanism.code.weight, shared, knobs)
+    return body.read(data, context, weight_of, segment)
 
 
-def describe(data: bytes) -> dict:
-    """What the header of a message says, for people: mechanism, length, round, client, bytes.
+def _weight(weight: Callable, shared: jax.Array, knobs: Knobs, message: Message) -> np.ndarray:
+    """`Code.weight` of a message as an array of numpy, f32[size]."""
+    return np.asarray(weight(shared, message, knobs))
+
+
+def describe(data: bytes) -> dict[str, Any]:
+    """What the header of a message says, for people. The checksum is not verified: that takes the key.
+
+    Args:
+      data: the message.
+
+    Returns:
+      A dictionary with the entries mechanism, length, round, client, offsets and bytes.
 
     Raises:
-      WireError: not a message. The checksum is not verified: that takes the key.
+      WireError: the bytes are not a message.
     """
-    found, _ = header.parse(data)
+    parsed, _ = header.parse(data)
     return {
-        "mechanism": header.kind_text(found.kind),
-        "length": found.length,
-        "round": found.round,
-        "client": found.client,
-        "offsets": bool(found.flags & header.OFFSETS),
+        "mechanism": header.kind_text(parsed.kind),
+        "length": parsed.length,
+        "round": parsed.round,
+        "client": parsed.client,
+        "offsets": bool(parsed.flags & header.OFFSETS),
         "bytes": len(data),
     }

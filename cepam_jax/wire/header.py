@@ -1,12 +1,20 @@
 """The first bytes of a message: what it is, for whom, and whether it arrived whole.
 
-  magic (2), version and flags (1), kind (1), hashes of name and tables, segments, key, knobs (6 bits
-  each), length, round, client (variable, 5 at most), checksum (4): 14 to 26 bytes, little-endian;
-  then 2 bytes for the scale of each segment, and the body.
+  bytes    field
+  2        magic number
+  1        format version and flags, 4 bits each
+  1        kind: lattice, layer and family, or another kind of symbols
+  3        hints: 6 bits of a hash of each of name and tables, segments, key, knobs
+  1 to 5   length of the update, seven bits in each byte
+  1 to 5   number of the round, likewise
+  1 to 5   number of the client, likewise
+  4        checksum
+
+These 14 to 26 bytes are little-endian. Then come 2 bytes for the scale of each segment, and the body.
 
 The checksum (CRC-32) covers all other bytes and, beside them, what sender and receiver must agree on:
 chain of steps, key, knobs, segments, tables. So a message that is read with another key fails as surely
-as a corrupt one; the short hashes are there to say why.
+as a corrupt one; the hints serve to say why.
 """
 
 import functools
@@ -19,7 +27,7 @@ import numpy as np
 
 from cepam_jax.errors import WireError
 from cepam_jax.mechanisms import code_length, latents, lattices
-from cepam_jax.mechanisms.base import Code
+from cepam_jax.mechanisms.base import Code, Knobs
 
 MAGIC = b"\xceP"
 VERSION = 1
@@ -31,7 +39,14 @@ _KINDS = ("float", "levels", "lattice")
 
 
 class Expectation(NamedTuple):
-    """What both sides must agree on, as bytes."""
+    """What both sides must agree on, as bytes.
+
+    Attributes:
+      mechanism: name of the mechanism, and a hash of the tables that it uses.
+      segments: lengths of the segments.
+      key: words of the shared key.
+      knobs: values of the knobs.
+    """
 
     mechanism: bytes
     segments: bytes
@@ -39,16 +54,25 @@ class Expectation(NamedTuple):
     knobs: bytes
 
     def seed(self) -> int:
-        """Start of the checksum."""
+        """The checksum of these bytes, from which that of the message starts."""
         return zlib.crc32(b"".join(len(part).to_bytes(4, "little") + part for part in self))
 
     def hints(self) -> tuple[int, ...]:
-        """Six bits of each."""
+        """Six bits of a hash of each of the four fields: numbers from 0 to 63."""
         return tuple(zlib.crc32(part) & 63 for part in self)
 
 
 class Header(NamedTuple):
-    """What the header says of itself."""
+    """What the header says.
+
+    Attributes:
+      flags: sum of `EXCEPTIONS` and `OFFSETS` where they apply.
+      kind: from `kind_of`.
+      hints: from `Expectation.hints`.
+      length: number of coordinates of the update.
+      round: number of the round.
+      client: number of the client.
+    """
 
     flags: int
     kind: int
@@ -59,7 +83,7 @@ class Header(NamedTuple):
 
 
 def kind_of(code: Code) -> int:
-    """One byte that names kind, lattice, layer and family."""
+    """One byte, from 0 to 255, that names kind, lattice, layer and family."""
     if code.kind != "lattice":
         return 240 + _KINDS.index(code.kind)
     families = len(code_length.FAMILIES)
@@ -68,7 +92,7 @@ def kind_of(code: Code) -> int:
 
 
 def kind_text(kind: int) -> str:
-    """What `kind_of` named."""
+    """What the byte of `kind_of` names, in words."""
     if kind >= 240:
         return f"{_KINDS[kind - 240]} symbols" if kind - 240 < len(_KINDS) else f"unknown kind {kind}"
     place, family = divmod(kind, len(code_length.FAMILIES))
@@ -81,7 +105,7 @@ def kind_text(kind: int) -> str:
 
 @functools.cache
 def tables(lattice: str, layer: str) -> bytes:
-    """Hash of the tables that both sides must share to the bit."""
+    """Four bytes, a hash of the tables that both sides must share to the bit for this lattice and layer."""
     data = resources.files("cepam_jax.mechanisms").joinpath("acceptance.npz").read_bytes()
     if layer != "cell":
         table = latents.radius_table(layer, lattices.LATTICES[lattice].dimension)
@@ -90,16 +114,16 @@ def tables(lattice: str, layer: str) -> bytes:
 
 
 def _variable(number: int) -> bytes:
-    """Seven bits a byte, lowest first."""
-    found = bytearray()
+    """A number as 1 to 5 bytes: seven bits in each, lowest first; the highest bit says that more follow."""
+    leading = bytearray()
     while number >= 0x80:
-        found.append(number & 0x7F | 0x80)
+        leading.append(number & 0x7F | 0x80)
         number >>= 7
-    return bytes([*found, number])
+    return bytes([*leading, number])
 
 
 def write(header: Header, expectation: Expectation, rest: bytes) -> bytes:
-    """Header with checksum, and what follows it."""
+    """A whole message: the header with its checksum, and the bytes that follow it, `rest`."""
     hints = sum(hint << 6 * i for i, hint in enumerate(header.hints)).to_bytes(3, "little")
     front = _FRONT.pack(MAGIC, VERSION << 4 | header.flags, header.kind, hints)
     front += b"".join(map(_variable, (header.length, header.round, header.client)))
@@ -107,7 +131,13 @@ def write(header: Header, expectation: Expectation, rest: bytes) -> bytes:
 
 
 def parse(data: bytes) -> tuple[Header, int]:
-    """What the header says, unverified, and where it ends (the checksum comes before).
+    """Reads a header without verifying it.
+
+    Args:
+      data: the message.
+
+    Returns:
+      What the header says, and how many bytes it takes, of which the last four are the checksum.
 
     Raises:
       WireError: too short, not a message, or of an unknown version.
@@ -134,46 +164,51 @@ def parse(data: bytes) -> tuple[Header, int]:
     if at + 4 > len(data):
         raise truncated
     packed = int.from_bytes(hints, "little")
-    hints = tuple(packed >> 6 * i & 63 for i in range(4))
-    return Header(version & 15, kind, hints, *numbers), at + 4
+    unpacked = tuple(packed >> 6 * i & 63 for i in range(4))
+    return Header(version & 15, kind, unpacked, *numbers), at + 4
 
 
 def read(data: bytes, kind: int, length: int, expectation: Expectation) -> tuple[Header, bytes]:
-    """The header and what follows it, verified.
+    """Reads and verifies a header.
 
     Args:
       data: the message.
-      kind, length, expectation: of the receiver.
+      kind: the kind that the receiver expects, from `kind_of`.
+      length: number of coordinates that the receiver expects.
+      expectation: what else sender and receiver must agree on, as the receiver knows it.
+
+    Returns:
+      What the header says, and the bytes that follow it.
 
     Raises:
       WireError: says in what the message differs from what its receiver expects, or that it is corrupt.
     """
-    found, end = parse(data)
+    parsed, end = parse(data)
     rest = data[end:]
     (checksum,) = struct.unpack_from("<I", data, end - 4)
     whole = zlib.crc32(rest, zlib.crc32(data[: end - 4], expectation.seed())) == checksum
-    if whole and (found.kind, found.length) == (kind, length):
-        return found, rest
-    if found.kind != kind:
+    if whole and (parsed.kind, parsed.length) == (kind, length):
+        return parsed, rest
+    if parsed.kind != kind:
         raise WireError(
-            f"the message was packed by another mechanism ({kind_text(found.kind)}; expected: "
+            f"the message was packed by another mechanism ({kind_text(parsed.kind)}; expected: "
             f"{kind_text(kind)}), or it is corrupt"
         )
-    if found.length != length:
-        raise WireError(f"the message has {found.length} coordinates (expected: {length}), or it is corrupt")
+    if parsed.length != length:
+        raise WireError(f"the message has {parsed.length} coordinates (expected: {length}), or it is corrupt")
     causes = (
         "by another mechanism (chain of steps), or with the tables of another version of this package",
         "with other tensors (segment lengths)",
         "with another shared key (seed, round and client make the key)",
         "with other knobs",
     )
-    for cause, here, there in zip(causes, expectation.hints(), found.hints, strict=True):
-        if here != there:
+    for cause, expected, hint in zip(causes, expectation.hints(), parsed.hints, strict=True):
+        if expected != hint:
             raise WireError(f"the message was packed {cause}, or it is corrupt")
     raise WireError("the message is corrupt or truncated: its checksum does not fit its bytes")
 
 
-def knobs_bytes(knobs) -> bytes:
+def knobs_bytes(knobs: Knobs) -> bytes:
     """The knobs as float32 (the scales as int32), in order, marked where they are missing."""
     return b"".join(
         b"-" if value is None else np.asarray(value, np.int32 if name == "scale" else np.float32).tobytes()

@@ -1,44 +1,59 @@
 """Integers whose law follows from a continuous one: is it zero? which sign? how large, bit by bit?
 
-An integer j names the cell of width w around c + w j, for a coordinate X with the tail function of `exact`;
-every decision takes its exact conditional probability, so together they cost -log2 P(X in the cell).
+An integer j names the cell of width w around c + w j, for a coordinate X with the tail function of `exact`.
+Every decision takes its exact conditional probability, so together they cost -log2 P(X in the cell).
 """
 
 import numpy as np
 
 from cepam_jax.mechanisms import exact
+from cepam_jax.wire.coder import Coder
 
 _LARGEST = 31  # octaves of magnitude
+# Zeros of a probability above 1 - _SURE are decided in groups of _GROUP first.
 _SURE, _GROUP = 2.0**-8, 32
 
 
-def sides(center, width, family: str):
-    """P(j > 0) and P(j < 0) for cells around `center`, in units of the law's scale."""
+def sides(center: np.ndarray, width: np.ndarray, family: str) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of a positive and of a negative integer, f64[k] each.
+
+    Args:
+      center: f64[k], middle of the cell of zero, in units of the law's scale.
+      width: f64[k], width of the cells, in the same units.
+      family: law of the coordinate, one of `exact.COMPONENTS`.
+    """
     return exact.tail(center + width / 2, family), exact.tail(width / 2 - center, family)
 
 
-def code(coder, center, width, family: str, values=None, stays=None):
+def code(
+    coder: Coder,
+    center: np.ndarray,
+    width: np.ndarray,
+    family: str,
+    values: np.ndarray | None = None,
+    stays: np.ndarray | None = None,
+) -> np.ndarray:
     """Writes or reads integers.
 
     Args:
       coder: Writer or Reader.
-      center: f64[k], where the cell of zero lies, in units of the law's scale.
-      width: f64[k], of the cells, in the same units.
-      family: law of the coordinate.
-      values: int64[k], of absolute value below 2^31; None when reading.
+      center: f64[k], middle of the cell of zero, in units of the law's scale.
+      width: f64[k], width of the cells, in the same units.
+      family: law of the coordinate, one of `exact.COMPONENTS`.
+      values: int64[k], the integers, of absolute value below 2^31; None when reading.
       stays: f64[k], probability of zero if it is not the one that the law gives.
 
     Returns:
-      int64[k].
+      int64[k], the integers.
     """
     above, below = sides(center, width, family)
     if stays is None:
         stays = 1.0 - above - below
     zero = _zeros(coder, stays, None if values is None else values == 0)
-    found = np.zeros(center.shape, np.int64)
+    integers = np.zeros(center.shape, np.int64)
     at = np.flatnonzero(~zero)
     if not at.size:
-        return found
+        return integers
     above, below = above[at], below[at]
     given = None if values is None else values[at]
     positive = coder.decide(above / (above + below), None if given is None else given > 0)
@@ -51,15 +66,23 @@ def code(coder, center, width, family: str, values=None, stays=None):
         np.where(positive, above, below),
         None if given is None else np.abs(given),
     )
-    found[at] = sign * size
-    return found
+    integers[at] = sign * size
+    return integers
 
 
-def _zeros(coder, stays, outcomes):
-    """Is each zero? Those that are all but surely zero are asked in groups first.
+def _zeros(coder: Coder, stays: np.ndarray, outcomes: np.ndarray | None) -> np.ndarray:
+    """Decides for each integer whether it is zero; those that almost surely are come in groups first.
 
-    A range coder loses some 2e-4 bits on every decision, whatever its probability: more than a sure zero
-    costs.
+    A range coder loses some 2e-4 bits on every decision, whatever its probability, which is more than an
+    almost sure zero costs. So one decision says of a whole group that all of it is zero.
+
+    Args:
+      coder: Writer or Reader.
+      stays: f64[k], probability that each integer is zero.
+      outcomes: bool[k], whether it is; None when reading.
+
+    Returns:
+      bool[k], whether it is.
     """
     sure = np.flatnonzero(stays > 1 - _SURE)
     groups = len(sure) // _GROUP
@@ -68,13 +91,13 @@ def _zeros(coder, stays, outcomes):
     sure = sure[: groups * _GROUP]
     single = np.ones(len(stays), bool)
     single[sure] = False
-    found = np.ones(len(stays), bool)
-    found[single] = coder.decide(stays[single], None if outcomes is None else outcomes[single])
-    sure = sure.reshape(groups, _GROUP)
-    stays = np.minimum(stays[sure], 1.0)
+    zero = np.ones(len(stays), bool)
+    zero[single] = coder.decide(stays[single], None if outcomes is None else outcomes[single])
+    members = sure.reshape(groups, _GROUP)
+    stays = np.minimum(stays[members], 1.0)
     later = np.cumprod(stays[:, ::-1], 1)[:, ::-1]  # P(this and all later ones of the group are zero)
-    given = None if outcomes is None else outcomes[sure]
-    all_zero = coder.decide(later[:, 0], None if given is None else given.all(1))
+    given = None if outcomes is None else outcomes[members]
+    all_zero = coder.decide(later[:, 0], None if given is None else np.all(given, axis=1))
     at = np.flatnonzero(~all_zero)
     undecided = np.ones(len(at), bool)
     for i in range(_GROUP):
@@ -82,16 +105,36 @@ def _zeros(coder, stays, outcomes):
         p = stays[at, i]
         # One of them is not: while none was, a zero is less likely than the law says.
         p = np.where(undecided, _ratio(p * (1 - after), 1 - p * after), p)
-        zero = coder.decide(p, None if given is None else given[at, i])
-        found[sure[at, i]] = zero
-        undecided &= zero
-    return found
+        member_is_zero = coder.decide(p, None if given is None else given[at, i])
+        zero[members[at, i]] = member_is_zero
+        undecided &= member_is_zero
+    return zero
 
 
-def _magnitudes(coder, center, width, family, first_tail, values):
-    """Integers of at least 1: their octave, then the bits inside it from the highest down."""
+def _magnitudes(
+    coder: Coder,
+    center: np.ndarray,
+    width: np.ndarray,
+    family: str,
+    first_tail: np.ndarray,
+    values: np.ndarray | None,
+) -> np.ndarray:
+    """Codes integers of at least 1: their octave, then the bits inside it from the highest down.
 
-    def tail(at, number):  # P(j >= number)
+    Args:
+      coder: Writer or Reader.
+      center: f64[k], middle of the cell of zero, in units of the law's scale.
+      width: f64[k], width of the cells, in the same units.
+      family: law of the coordinate.
+      first_tail: f64[k], probability of an integer of at least 1.
+      values: int64[k], the integers; None when reading.
+
+    Returns:
+      int64[k], the integers.
+    """
+
+    def tail(at: np.ndarray, number: np.ndarray | float) -> np.ndarray:
+        """P(j >= number) for the integers number `at`."""
         return exact.tail(center[at] + width[at] * (number - 0.5), family)
 
     count = len(center)
@@ -107,19 +150,20 @@ def _magnitudes(coder, center, width, family, first_tail, values):
         low[at] = beyond
         if not at.size:
             break
-    found = np.int64(1) << octave
+    lowest = np.int64(1) << octave  # of the integers that are still possible
     for e in range(int(octave.max()), 0, -1):
         at = np.flatnonzero(octave >= e)
-        middle = found[at] + (1 << (e - 1))
+        middle = lowest[at] + (1 << (e - 1))
         between = tail(at, middle.astype(np.float64))
         upper = coder.decide(
             _ratio(between - high[at], low[at] - high[at]), None if values is None else values[at] >= middle
         )
-        found[at] = np.where(upper, middle, found[at])
+        lowest[at] = np.where(upper, middle, lowest[at])
         low[at] = np.where(upper, between, low[at])
         high[at] = np.where(upper, high[at], between)
-    return found
+    return lowest
 
 
-def _ratio(part, whole):
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole f64[k], and NaN where the whole is zero."""
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)

@@ -1,0 +1,68 @@
+"""The static facts of a chain, from those of its steps: what law its error has, and what hides an update."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cepam_jax.mechanisms.base import About, Noise, Transform
+
+
+class _Protection(NamedTuple):
+    """What hides an update in a chain: the fields of `About` with these names."""
+
+    outsiders: Noise | None
+    server: Noise | None
+    sensitivity: str | None
+    summable: bool
+
+
+def _protection(transforms: Sequence[Transform], last: About) -> _Protection:
+    """Which noise of a chain hides the update, and which norm is bounded where that noise comes in.
+
+    The first private noise counts. A clip that comes later bounds nothing that this noise hides.
+    """
+    noise, norm, after_noise = None, None, []
+    for step in transforms:
+        if noise is not None:
+            after_noise.append(step.about)
+        elif step.about.server:
+            noise = step.about
+        else:
+            norm = step.about.clip or norm
+            norm = "l2" if step.mixes and norm else norm
+    if noise is None:
+        return _Protection(last.outsiders, last.server, last.sensitivity or norm, last.summable)
+    # A law of its own is that of an error independent of x; a clip has none, but is not linear.
+    linear = all(about.law != "other" and about.clip is None for about in [*after_noise, last])
+    return _Protection(noise.outsiders, noise.server, norm, linear)
+
+
+def about_of_chain(transforms: Sequence[Transform], last: About) -> About:
+    """The static facts of a chain.
+
+    Args:
+      transforms: the transforms, in the order in which the client applies them.
+      last: facts of the mechanism that ends the chain.
+
+    Returns:
+      The facts of the whole.
+    """
+    abouts = [step.about for step in transforms]
+    everything = [*abouts, last]
+    protection = _protection(transforms, last)
+    laws = {about.law for about in everything} - {"none"}
+    randomness = {key for about in everything for key in about.randomness}
+    return About(
+        name="+".join([step.name for step in transforms if step.name] + [last.name]),
+        law=laws.pop() if len(laws) == 1 else "other" if laws else "none",
+        unbiased=all(about.unbiased for about in everything),
+        block=last.block,
+        randomness=tuple(sorted(randomness)),
+        knobs=tuple(dict.fromkeys(name for about in everything for name in about.knobs)),
+        clip=next((about.clip for about in reversed(abouts) if about.clip), last.clip),
+        local=all(about.local for about in everything),
+        outsiders=protection.outsiders,
+        server=protection.server,
+        sensitivity=protection.sensitivity,
+        leaks=tuple(leak for about in everything for leak in about.leaks),
+        summable=protection.summable,
+    )
