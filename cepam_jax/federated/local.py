@@ -225,7 +225,7 @@ def _clipped_gradient_update(task: Task, training: LocalTraining, model: Model, 
     del steps
     if model.statistics is not None:
         raise ConfigError(
-            "config.local.example_clip is positive, but the model has statistics (as of batch normalization), "
+            "config.local.example_clip is positive, but the model has statistics (of batch normalization), "
             "by which every example of a batch moves the gradients of the others; use a model without"
         )
 

@@ -19,7 +19,7 @@ settings.declare(
         "batch_size": settings.integer(1000, "Examples that are evaluated at a time."),
         "clients": settings.choice(
             "none",
-            "Whether the model is also evaluated client by client: on each one's training examples, or on its "
+            "Whether the model is also evaluated client by client: on each one's training examples, or its "
             "test examples.",
             ("none", "train", "test"),
         ),

@@ -122,9 +122,7 @@ WRONG = {
 
 
 def registered(monkeypatch, load, name="of_a_fork"):
-    monkeypatch.setattr(sources, "SOURCES", {**sources.SOURCES})
-    load.__name__ = name
-    sources.register(load)
+    monkeypatch.setitem(sources.SOURCES, name, load)
     return name
 
 

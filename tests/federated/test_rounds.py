@@ -5,16 +5,22 @@ import optax
 import pytest
 
 from cepam_jax import mechanisms
-from cepam_jax.federated import clients, evaluation, participation, program, rounds
+from cepam_jax.federated import control, participation, rounds, spread
 from cepam_jax.federated.aggregation import AGGREGATORS
+from cepam_jax.federated.local import LocalUpdate, Trained
+from cepam_jax.federated.state import ClientArrays, State, client_keys, shared_key
 from cepam_jax.mechanisms import Knobs
+from cepam_jax.run import evaluation
+from cepam_jax.run.evaluation import Tested
+from cepam_jax.tasks import Model, Network, classification
 
 CLIENTS, SIZE = 7, 50
 
 
 def federation(counts=None):
-    return rounds.Federation(
-        data=clients.Images(jnp.zeros((CLIENTS, 1, 1, 1), jnp.uint8), jnp.zeros(CLIENTS, jnp.int32), 0, 1),
+    return ClientArrays(
+        examples={"x": jnp.zeros(CLIENTS)},
+        constants={},
         rows=jnp.arange(CLIENTS)[:, None],
         counts=jnp.ones(CLIENTS, jnp.int32) if counts is None else jnp.asarray(counts),
         steps=jnp.arange(1, CLIENTS + 1),
@@ -34,10 +40,20 @@ def local_update(params, data, row, count, steps, key):
     return params["w"] * 0.1 + noise * (1 + row[0]) + count, jnp.float32(row[0]), 1.0 + 0.1 * steps
 
 
+def as_local_update(update):
+    """A function of what these tests vary as the local part of a round."""
+
+    def run(model, arrays, client, key, state, number):
+        of_client = (arrays.rows[client], arrays.counts[client], arrays.steps[client])
+        return Trained(*update(model.params, None, *of_client, key), state)
+
+    return LocalUpdate(run)
+
+
 def start(server=None, memory=None):
     params = {"w": jnp.linspace(-1, 1, SIZE)}
     state = (server or optax.sgd(1.0)).init(params)
-    return rounds.State(params, state, jnp.int32(0), jnp.int32(-1), memory)
+    return State(params, state, jnp.int32(0), jnp.int32(-1), memory)
 
 
 SEGMENTS = (20, 30)
@@ -53,7 +69,13 @@ ROUND_NAMES = (
 def make(name="lrsuq_gaussian_z1", **changes):
     mechanism = mechanisms.chain(mechanisms.clip("l2"), mechanisms.make(name))
     plan = rounds.Plan(
-        local_update, mechanism, AGGREGATORS["mean"], optax.sgd(1.0), SEGMENTS, CLIENTS, per_chunk=1
+        as_local_update(local_update),
+        mechanism,
+        AGGREGATORS["mean"],
+        optax.sgd(1.0),
+        SEGMENTS,
+        CLIENTS,
+        per_chunk=1,
     )
     federation_knobs = {"step": jnp.full(CLIENTS, 0.1)} if "sdq" in name else {}
     return mechanism, rounds.make_round(plan._replace(**changes)), federation_knobs
@@ -65,7 +87,7 @@ def by_hand(mechanism, fed, state, weigh, memory=None, base=0.0):
     sums = {"bits": 0.0, "signal": 0.0, "noise": 0.0}
     for k in range(CLIENTS):
         knobs = jax.tree.map(lambda a, k=k: a[k], fed.knobs)
-        train_key, keys = rounds.client_keys(fed, int(state.round), k)
+        train_key, keys = client_keys(fed, int(state.round), k)
         update, _, step_weight = local_update(
             state.params, None, fed.rows[k], fed.counts[k], fed.steps[k], train_key
         )
@@ -99,16 +121,18 @@ def test_a_round_is_what_its_pseudocode_says(name, weights):
     mechanism, run, more = make(name, aggregator=AGGREGATORS[weights])
     fed = federation(np.arange(1, CLIENTS + 1))
     fed = fed._replace(knobs=fed.knobs._replace(**more))
-    state, metrics = jax.jit(run)(start(), fed)
+    state, report = jax.jit(run)(start(), fed)
+    metrics = report.participants
+    np.testing.assert_array_equal(metrics.client, np.arange(CLIENTS))
     mean, sums, _ = by_hand(mechanism, fed, start(), WEIGHTS[weights])
     np.testing.assert_allclose(state.params["w"], start().params["w"] + mean, rtol=2e-4, atol=1e-4)
     extra = 2 * 32 * CLIENTS if weights == "inverse_error" else 0
-    assert float(metrics.bits) == pytest.approx(sums["bits"] + extra, rel=1e-4)
-    assert float(metrics.signal) == pytest.approx(sums["signal"], rel=1e-4)
-    assert float(metrics.noise) == pytest.approx(sums["noise"], rel=1e-3, abs=1e-8)
-    assert float(metrics.train_loss) == pytest.approx(np.mean(np.arange(CLIENTS)))
-    assert float(metrics.clipped_norm) == pytest.approx(2.0, rel=1e-4)
-    assert int(state.round) == 1 and float(metrics.ran) == pytest.approx(1)
+    assert float(metrics.bits.sum()) == pytest.approx(sums["bits"] + extra, rel=1e-4)
+    assert float(metrics.signal.sum()) == pytest.approx(sums["signal"], rel=1e-4)
+    assert float(metrics.noise.sum()) == pytest.approx(sums["noise"], rel=1e-3, abs=1e-8)
+    assert float(metrics.loss.mean()) == pytest.approx(np.mean(np.arange(CLIENTS)))
+    assert float(metrics.clipped_norm.mean()) == pytest.approx(2.0, rel=1e-4)
+    assert int(state.round) == 1 and bool(report.ran)
 
 
 @pytest.mark.parametrize("per_chunk", [1, 3])
@@ -139,26 +163,28 @@ def test_weights_instead_of_updates():
     np.testing.assert_allclose(state.params["w"], base + mean, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", participation.SCHEDULES)
+@pytest.mark.parametrize("kind", control.SCHEDULES)
 def test_schedules_multiply_a_knob(kind):
-    factor = participation.SCHEDULES[kind](0.25, 80)
+    factor = control.SCHEDULES[kind](0.25, 80)
     assert float(factor(0)) == pytest.approx(1)
     assert float(factor(80)) == pytest.approx(0.25, rel=1e-5)
     assert 0.25 < float(factor(40)) < 1
     knobs = federation().knobs
-    change = participation.scheduled({"gamma": factor, "bits": factor})
-    later = change(knobs, 80)
+    change = control.scheduled({"gamma": factor, "bits": factor})
+    later = change.knobs(None, knobs, 80)
     np.testing.assert_allclose(later.sigma, 4 * knobs.sigma, rtol=1e-5)
     np.testing.assert_array_equal(later.bits, np.round(0.25 * np.asarray(knobs.bits)))
     np.testing.assert_array_equal(later.clip, knobs.clip)
 
 
 def test_a_schedule_acts_in_the_round():
-    schedule = participation.scheduled({"gamma": lambda t: jnp.where(t < 1, 1.0, 0.01)})
-    _, run, _ = make(schedule=schedule)
+    schedule = control.scheduled({"gamma": lambda t: jnp.where(t < 1, 1.0, 0.01)})
+    _, run, _ = make(control=schedule)
     first_state, first = jax.jit(run)(start(), federation())
     _, second = jax.jit(run)(first_state, federation())
-    assert 3e3 < float(second.noise / first.noise) < 3e4  # of few, unequal samples
+    assert (
+        3e3 < float(second.participants.noise.sum() / first.participants.noise.sum()) < 3e4
+    )  # of few, unequal samples
 
 
 @pytest.mark.parametrize("per_round", [CLIENTS, 5])
@@ -173,9 +199,9 @@ def test_chunks_change_nothing_but_rounding(per_chunk, per_round):
 
 @pytest.mark.parametrize("name", ["lrsuq_gaussian_z3", "noise_laplace_sdq"])
 def test_large_updates_pass_one_after_another_to_the_same_end(name, monkeypatch):
-    """Above `STREAMED` coordinates only local training is under the vmap."""
+    """Above the threshold only local training is under the vmap."""
     _, at_once, knobs = make(name, per_chunk=3)
-    monkeypatch.setattr(rounds, "STREAMED", 1)
+    monkeypatch.setattr(spread, "STREAMING_THRESHOLD", 1)
     _, streamed, _ = make(name, per_chunk=3)
     fed = federation()
     fed = fed._replace(knobs=fed.knobs._replace(**knobs))
@@ -194,7 +220,7 @@ def test_server_optimizer_and_several_rounds():
         state, _ = jax.jit(run)(state, fed)
         updates, scales = [], []
         for k in range(CLIENTS):
-            key, _ = rounds.client_keys(fed, before.round, k)
+            key, _ = client_keys(fed, before.round, k)
             update, _, scale = local_update(
                 before.params, None, fed.rows[k], fed.counts[k], fed.steps[k], key
             )
@@ -213,26 +239,26 @@ def test_an_invalid_update_stops_before_it_is_averaged(per_chunk, poison):
         late = jnp.abs(params["w"] - start().params["w"]).max() > 1e-3  # from the second round on
         return jnp.where(late & (row[0] >= 4) & (jnp.arange(SIZE) == 3), poison, update), loss, scale
 
-    _, run, _ = make(per_chunk=per_chunk, local_update=poisoned)
-    block = evaluation.make_block(run, lambda params, test: params["w"].sum(), length=5)
-    state, metrics, total = block(start(), federation(), None, 5)
+    _, run, _ = make(per_chunk=per_chunk, local_update=as_local_update(poisoned))
+    block = evaluation.make_block(run, lambda model, *_: model.params["w"].sum(), length=5)
+    state, metrics, total = block(start(), federation(), None, None, 5)
     assert int(state.invalid_client) == 4 and int(state.round) == 1
     good, _ = make(per_chunk=per_chunk)[1](start(), federation())
     np.testing.assert_allclose(state.params["w"], good.params["w"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(metrics.ran, [1, 0, 0, 0, 0], rtol=1e-5)
+    np.testing.assert_array_equal(metrics.ran, [1, 0, 0, 0, 0])
     assert np.isfinite(total)
-    again, _, _ = block(state, federation(), None, 5)  # stays stopped
+    again, _, _ = block(state, federation(), None, None, 5)  # stays stopped
     assert int(again.round) == 1
 
 
 def test_a_block_stops_at_the_last_round_without_compiling_again():
     _, run, _ = make()
-    block = jax.jit(evaluation.make_block(run, lambda params, test: params["w"].sum(), length=4))
-    state, metrics, _ = block(start(), federation(), None, jnp.int32(6))
+    block = jax.jit(evaluation.make_block(run, lambda model, *_: model.params["w"].sum(), length=4))
+    state, metrics, _ = block(start(), federation(), None, None, jnp.int32(6))
     assert int(state.round) == 4
-    state, metrics, _ = block(state, federation(), None, jnp.int32(6))
+    state, metrics, _ = block(state, federation(), None, None, jnp.int32(6))
     assert int(state.round) == 6
-    np.testing.assert_allclose(metrics.ran, [1, 1, 0, 0], rtol=1e-5)
+    np.testing.assert_array_equal(metrics.ran, [1, 1, 0, 0])
     assert block._cache_size() == 1
 
 
@@ -247,26 +273,51 @@ def test_participation_is_a_uniform_subset():
 def test_no_key_is_used_twice():
     """Over rounds, clients and purposes, also where all seeds are equal, and one step further down:
     the steps of a chain fold small numbers into their keys."""
-    fed = federation()._replace(training_key=jax.random.key(0), shared_key=program.shared_key(0))
-    keys = [rounds.client_keys(fed, r, k) for r in range(8) for k in range(8)]
+    fed = federation()._replace(training_key=jax.random.key(0), shared_key=shared_key(0))
+    keys = [client_keys(fed, r, k) for r in range(8) for k in range(8)]
     ends = [key for train, ks in keys for key in (train, *ks)]
     below = [jax.random.fold_in(key, i) for key in ends for i in range(4)]
     words = np.array([jax.random.key_data(key) for key in ends + below])
     assert len(np.unique(words, axis=0)) == len(words)
 
 
-def test_evaluation_counts_every_image_once():
-    module = lambda: None  # noqa: E731
-    module.apply = lambda variables, images: jnp.stack([images[:, 0, 0, 0], -images[:, 0, 0, 0]], 1)
-    test = clients.Images(
-        jnp.array([0, 255, 255, 0, 255], jnp.uint8)[:, None, None, None],
-        jnp.array([0, 0, 1, 1, 0]),
-        jnp.array([0.5]),
-        jnp.array([0.5]),
+def two_classes():
+    """A task whose logits are x and -x."""
+    net = Network(lambda key: Model({}), lambda model, x, key: (jnp.stack([x, -x], 1), None))
+    return classification(net, inputs="x", labels="label")
+
+
+def test_evaluation_counts_every_example_once():
+    test = Tested(
+        {"x": jnp.array([-1.0, 1, 1, -1, 1]), "label": jnp.array([0, 0, 1, 1, 0])},
+        {},
     )
     for batch_size in (1, 2, 5, 100):
-        loss, accuracy = evaluation.make_evaluate(module, batch_size)(None, test)
-        assert float(accuracy) == pytest.approx(3 / 5)
-        assert float(loss) == pytest.approx(
-            (3 * np.log1p(np.exp(-2)) + 2 * np.log1p(np.exp(2))) / 5, rel=1e-5
-        )
+        task = two_classes()
+        found = evaluation.make_evaluate(task, batch_size)(Model({}), test, None, None)
+        metrics = task.summarize(found.test, 5.0)
+        assert metrics["accuracy"] == pytest.approx(3 / 5)
+        expected = (3 * np.log1p(np.exp(-2)) + 2 * np.log1p(np.exp(2))) / 5
+        assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_evaluation_by_clients_is_each_client_s_own(batch_size):
+    examples = {"x": jnp.array([-1.0, 1, 1, -1, 1]), "label": jnp.array([0, 0, 1, 1, 0])}
+    arrays = federation()._replace(
+        examples=examples, rows=jnp.array([[0, 1, 4], [2, 2, 2], [3, 2, 3]]), counts=jnp.array([3, 1, 2])
+    )
+    task = two_classes()
+    right = np.array([0, 1, 0, 1, 1.0])
+    found = evaluation.make_evaluate(task, batch_size, "train")(Model({}), Tested(examples, {}), arrays, None)
+    np.testing.assert_array_equal(found.counts, [3, 1, 2])
+    np.testing.assert_allclose(
+        found.clients["accuracy"], [right[[0, 1, 4]].sum(), right[2], right[[3, 2]].sum()]
+    )
+    owners = jnp.array([2, 2, 0, 3, 0])  # 3: of nobody here
+    found = evaluation.make_evaluate(task, batch_size, "test")(
+        Model({}), Tested(examples, {}), arrays, owners
+    )
+    np.testing.assert_array_equal(found.counts, [2, 0, 2])
+    np.testing.assert_allclose(found.clients["accuracy"], [right[[2, 4]].sum(), 0, right[[0, 1]].sum()])
+    np.testing.assert_allclose(found.test["accuracy"], right.sum())

@@ -5,49 +5,65 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from cepam_jax import models
-from cepam_jax.federated import clients
+from cepam_jax.federated import local
+from cepam_jax.federated.state import ClientArrays
+from cepam_jax.run.config import defaults
+from cepam_jax.tasks import Model, image_classification
+from cepam_jax.tasks.images import normalized
 
 MODULE = models.build("mlp", 10)
-PARAMS = models.initialize(MODULE, jax.random.key(0), (8, 8, 1))
-IMAGES = clients.Images(
-    jax.random.randint(jax.random.key(1), (200, 8, 8, 1), 0, 256).astype(jnp.uint8),
-    jax.random.randint(jax.random.key(2), (200,), 0, 10),
-    jnp.array([0.5]),
-    jnp.array([0.3]),
+IMAGES = {
+    "image": jax.random.randint(jax.random.key(1), (200, 8, 8, 1), 0, 256).astype(jnp.uint8),
+    "label": jax.random.randint(jax.random.key(2), (200,), 0, 10),
+}
+CONSTANTS = {"mean": jnp.array([0.5]), "std": jnp.array([0.3])}
+SPECIFICATION = (
+    (("num_classes", 10),),
+    (("image", "uint8", (8, 8, 1)), ("label", "int32", ())),
+    (("mean", "float32", (1,)), ("std", "float32", (1,))),
 )
+TASK = image_classification(defaults(), SPECIFICATION)
+PARAMS = TASK.initialize(jax.random.key(0)).params
+
+
+def update_of(training, row, count, steps, key):
+    """(update, loss, weight) of a client with these rows."""
+    arrays = ClientArrays(IMAGES, CONSTANTS, row[None], count[None], steps[None], None, None, None)
+    return local.make_local_update(TASK, training).run(Model(PARAMS), arrays, 0, key, None, 0)[:3]
 
 
 def settings(**changes):
-    return clients.LocalTraining(
+    return local.LocalTraining(
         **({"steps": 4, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.5} | changes)
     )
 
 
-@pytest.mark.parametrize("update_kind", clients.UPDATES)
-@pytest.mark.parametrize("sampling", clients.SAMPLINGS)
+@pytest.mark.parametrize("update_kind", local.UPDATES)
+@pytest.mark.parametrize("sampling", local.SAMPLINGS)
 @pytest.mark.parametrize("count", [1, 5, 50])
 def test_a_padded_client_gives_the_same_update_to_the_bit(update_kind, sampling, count):
-    run = jax.jit(clients.make_local_update(MODULE, settings(update_kind=update_kind, sampling=sampling)))
+    training = settings(update_kind=update_kind, sampling=sampling)
+    run = jax.jit(lambda *arguments: update_of(training, *arguments))
     row = jnp.arange(100, 100 + count)
     padded = jnp.concatenate([row, jnp.full(77, row[0])])
-    alone, *_ = run(PARAMS, IMAGES, row, jnp.int32(count), jnp.int32(4), jax.random.key(3))
-    among, *_ = run(PARAMS, IMAGES, padded, jnp.int32(count), jnp.int32(4), jax.random.key(3))
+    alone, *_ = run(row, jnp.int32(count), jnp.int32(4), jax.random.key(3))
+    among, *_ = run(padded, jnp.int32(count), jnp.int32(4), jax.random.key(3))
     np.testing.assert_array_equal(alone, among)
-    other, *_ = run(PARAMS, IMAGES, padded + 1, jnp.int32(count), jnp.int32(4), jax.random.key(3))
+    other, *_ = run(padded + 1, jnp.int32(count), jnp.int32(4), jax.random.key(3))
     assert not np.array_equal(alone, other)
 
 
-@pytest.mark.parametrize("sampling", clients.SAMPLINGS)
+@pytest.mark.parametrize("sampling", local.SAMPLINGS)
 def test_batches_stay_inside_the_client(sampling):
     for count in (1, 3, 31, 32, 33, 60):
-        rows = clients.choose_batches(
+        rows = local.choose_batches(
             jax.random.key(count), jnp.int32(count), 60, settings(sampling=sampling, steps=20)
         )
         assert rows.shape == (20, 8) and rows.min() >= 0 and rows.max() == count - 1
 
 
 def test_shuffle_uses_every_example_once_before_any_twice():
-    rows = clients.choose_batches(jax.random.key(0), jnp.int32(16), 40, settings(sampling="shuffle"))
+    rows = local.choose_batches(jax.random.key(0), jnp.int32(16), 40, settings(sampling="shuffle"))
     np.testing.assert_array_equal(np.sort(rows.ravel()), np.repeat(np.arange(16), 2))
     np.testing.assert_array_equal(np.sort(rows[:2].ravel()), np.arange(16))
 
@@ -55,11 +71,11 @@ def test_shuffle_uses_every_example_once_before_any_twice():
 def reference(run_settings, row, key, steps):
     """Local training written out step by step, with the gradient from jax."""
     batch_key = jax.random.split(key)[0]
-    rows = row[clients.choose_batches(batch_key, jnp.int32(len(row)), len(row), run_settings)]
+    rows = row[local.choose_batches(batch_key, jnp.int32(len(row)), len(row), run_settings)]
 
     def loss(params, batch):
-        logits = MODULE.apply({"params": params}, IMAGES.normalized(IMAGES.images[batch]))
-        return -jax.nn.log_softmax(logits)[jnp.arange(len(batch)), IMAGES.labels[batch]].mean()
+        logits = MODULE.apply({"params": params}, normalized(IMAGES["image"][batch], CONSTANTS))
+        return -jax.nn.log_softmax(logits)[jnp.arange(len(batch)), IMAGES["label"][batch]].mean()
 
     if run_settings.update_kind == "gradient":
         return -ravel_pytree(jax.grad(loss)(PARAMS, rows.reshape(-1)))[0]
@@ -79,9 +95,7 @@ def reference(run_settings, row, key, steps):
 def test_local_training_is_sgd_with_momentum_or_one_gradient(changes, steps):
     """Also for a client with fewer steps, and with FedProx's term."""
     row, key = jnp.arange(20, 60), jax.random.key(5)
-    found, _, weight = clients.make_local_update(MODULE, settings(**changes))(
-        PARAMS, IMAGES, row, jnp.int32(40), jnp.int32(steps), key
-    )
+    found, _, weight = update_of(settings(**changes), row, jnp.int32(40), jnp.int32(steps), key)
     np.testing.assert_allclose(found, reference(settings(**changes), row, key, steps), rtol=1e-3, atol=1e-6)
     assert float(weight) == 1
 
@@ -97,9 +111,7 @@ def test_fednova_divides_by_the_weight_of_the_steps(momentum):
         assert settings(momentum=momentum).weight(steps) == pytest.approx(total)
     row, key = jnp.arange(20, 60), jax.random.key(5)
     plain, divided = (
-        clients.make_local_update(MODULE, settings(momentum=momentum, normalize=normalize))(
-            PARAMS, IMAGES, row, jnp.int32(40), jnp.int32(2), key
-        )
+        update_of(settings(momentum=momentum, normalize=normalize), row, jnp.int32(40), jnp.int32(2), key)
         for normalize in (False, True)
     )
     ratio = settings(momentum=momentum).weight(2) / settings(momentum=momentum).weight(4)
