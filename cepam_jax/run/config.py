@@ -7,14 +7,26 @@ from cepam_jax import mechanisms, models, privacy, tasks
 from cepam_jax import settings as _settings
 from cepam_jax.data import partition, sources
 from cepam_jax.federated import aggregation, control, local, participation, server
-from cepam_jax.run import devices, evaluation
+from cepam_jax.run import devices, evaluation, writers
 from cepam_jax.settings import FIELDS, defaults, flat, plain, table, validate
 
 __all__ = ["FIELDS", "PARTS", "defaults", "flat", "plain", "table", "validate"]
 
 # The modules whose settings are collected here.
 PARTS = (
-    *(tasks, models, sources, partition, participation, devices, evaluation, local, server, mechanisms),
+    *(
+        tasks,
+        models,
+        sources,
+        partition,
+        participation,
+        devices,
+        evaluation,
+        writers,
+        local,
+        server,
+        mechanisms,
+    ),
     *(aggregation, control, privacy),
 )
 

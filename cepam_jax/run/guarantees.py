@@ -1,205 +1,27 @@
-"""What a run promises to whom: from its parts' statements and its ledger to `cepam_jax.privacy`."""
+"""What a run promises to whom: reports, calibration and budgets, from facts and ledger."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from cepam_jax import mechanisms, privacy
 from cepam_jax.errors import ConfigError
-from cepam_jax.federated import local
-from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator
-from cepam_jax.federated.control import Control
-from cepam_jax.federated.local import Influence
 from cepam_jax.privacy import arithmetic
-from cepam_jax.run import build
-from cepam_jax.run.ledger import Ledger, planned
+from cepam_jax.run.facts import ALWAYS, Facts, facts_of, federation_from, federation_of, plan
+from cepam_jax.run.ledger import Ledger
 
-# What no epsilon here accounts for, in every run.
-ALWAYS = (
-    "the messages on the wire: even without the shared key their integers, scales and lengths tell more than "
-    "a decoded update does; encrypt the link",
-    "metrics.jsonl and what is printed while training: losses, norms and signals of private updates, without "
-    "noise; they are for whoever may see the data",
-    "the mean and deviation of all training pixels, by which images are normalized, computed without noise",
-    "other runs on the same data: each reveals as much again, and runs with equal seeds share their noise, "
-    "which their difference lacks",
-    "the seeds: 32-bit numbers, in config.json; whoever knows or guesses them has all noise; ledger.jsonl "
-    "says who was drawn",
-)
-
-
-class Facts(NamedTuple):
-    """What the parts of a run state about privacy; the accountant reads these and the ledger, nothing else.
-
-    Attributes:
-      about: of the mechanism.
-      aggregator, influence, control: the rule, what local training bounds, and the rule for knobs.
-      counts: int[clients], examples of each client.
-      clip: f64[clients], bound on an update's norm at the mechanism, where it clips.
-      per_round: participants.
-      relation: "add_remove" or "replace".
-      remembers: whether clients send later what their messages lost.
-      masked: whether clients send different coordinates.
-      hidden: whether nothing public but the model depends on who was drawn.
-      exposes: what shapes the result or reaches an adversary without noise, in words.
-    """
-
-    about: mechanisms.About
-    aggregator: Aggregator
-    influence: Influence
-    control: Control
-    counts: np.ndarray
-    clip: np.ndarray
-    per_round: int
-    relation: str = "add_remove"
-    remembers: bool = False
-    masked: bool = False
-    hidden: bool = True
-    exposes: tuple[str, ...] = ()
-
-
-def facts_of(config, counts) -> Facts:
-    """The facts of a configuration's parts.
-
-    Args:
-      config: valid configuration.
-      counts: int[clients], examples of each client.
-    """
-    counts, settings = np.asarray(counts), config.mechanism
-    influence = local.influence_of(build.training_of(config))
-    exposes = []
-    if config.local.steps_by_size or config.local.normalize:
-        exposes.append("numbers of local steps, which follow from the sizes of the clients' data")
-    if config.partition.kind != "iid":
-        exposes.append(
-            "which client holds which example: it follows from all labels or sizes, and is taken as given"
-        )
-    if settings.quantize == "weights" and influence.unit == "client":
-        exposes.append("weights in place of updates: nothing bounds them")
-    exposes += mechanisms.registry.CONFIGURABLE[settings.name].exposes(settings)
-    return Facts(
-        about=mechanisms.build(settings, ((1,),)).about,
-        aggregator=AGGREGATORS[config.aggregator],
-        influence=influence,
-        control=build.control_of(config),
-        counts=counts,
-        clip=np.full(len(counts), float(settings.clip_norm)),
-        per_round=config.clients_per_round or config.num_clients,
-        relation=config.privacy.relation,
-        remembers=settings.error_feedback,
-        masked=settings.sparsify != "none",
-        # FedNova's server multiplies by the participants' mean step weight, which betrays them.
-        hidden=not config.local.normalize or np.ptp(build.steps_of(config, counts)) == 0,
-        exposes=tuple(exposes),
-    )
-
-
-def federation_of(
-    config, counts, rounds: int | None = None, ledger: Ledger | None = None
-) -> privacy.Federation:
-    """The facts that privacy depends on, for clients with these numbers of examples.
-
-    Args:
-      config: valid configuration.
-      counts: int[clients], examples of each client.
-      rounds: in place of config.rounds; only without a ledger.
-      ledger: what the rounds applied; by default what they are planned to apply.
-    """
-    facts = facts_of(config, counts)
-    if ledger is None:
-        rounds = config.rounds if rounds is None else rounds
-        ledger = planned(facts.control, mechanisms.knobs_of(config), rounds)
-    return federation_from(facts, ledger)
-
-
-def plan(config, rounds: int) -> Ledger:
-    """What the first rounds of a configuration are planned to apply."""
-    return planned(build.control_of(config), mechanisms.knobs_of(config), rounds)
-
-
-def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
-    """The accountant's federation: the parts' statements and the noise that the rounds applied."""
-    about, rule, influence = facts.about, facts.aggregator, facts.influence
-    clients, counts = len(facts.counts), np.asarray(facts.counts)
-    example = influence.unit == "example"
-    if rule.public_weights:
-        aggregation, weights = "weighted_sum", rule.public_weights(counts)
-    else:
-        aggregation, weights = "function" if rule.post_processing else "unstated", np.ones(clients)
-    bounded = influence.bound is not None
-    return privacy.Federation(
-        outsiders=about.outsiders.law if about.outsiders else None,
-        server=about.server.law if about.server else None,
-        # What local training bounds it bounds in its own norm, whatever the mechanism clips in.
-        norm=influence.norm if bounded else about.sensitivity,
-        clip=influence.bound(counts) if bounded else facts.clip,
-        phases=_phases(facts, ledger),
-        weights=weights,
-        # A batch is filled up with another example where one is missing: at example level all is replacement.
-        relation="replace" if example else facts.relation,
-        sampling="all" if facts.per_round == clients else "fixed",
-        per_round=facts.per_round,
-        independent_coordinates=not facts.masked,
-        aggregation=aggregation,
-        summable=about.summable,
-        hidden=facts.hidden,
-        fresh=not facts.remembers,
-        refused=tuple(_refused(facts)),
-        not_covered=(*about.leaks, *rule.exposes, *influence.exposes, *facts.exposes, *ALWAYS),
-        unit=influence.unit,
-    )
-
-
-def _phases(facts: Facts, ledger: Ledger) -> tuple[privacy.Phase, ...]:
-    """The noise that every client added, round by round; rounds of equal noise are one phase.
-
-    Where the bound on an update changes too, the noise is given relative to the first bound.
-    """
-    found = []
-    for entry in ledger.entries:
-        bounds = np.broadcast_to(np.asarray(entry.knobs.clip, np.float64), facts.clip.shape)
-        moved = 1.0 if facts.influence.bound is not None else facts.clip / bounds.astype(np.float32)
-        if np.all(np.isclose(moved, 1.0, rtol=1e-6, atol=0)):
-            moved = 1.0  # the bound as 32 bits hold it
-        noise = (
-            _deviation(facts, entry.knobs, of) * moved for of in (facts.about.outsiders, facts.about.server)
-        )
-        found.append((entry.rounds, *noise))
-    phases = []
-    for rounds, outsiders, server in found:
-        if phases and all(map(np.array_equal, phases[-1][1:], (outsiders, server))):
-            phases[-1] = phases[-1]._replace(rounds=phases[-1].rounds + rounds)
-        else:
-            phases.append(privacy.Phase(rounds, outsiders, server))
-    return tuple(phases)
-
-
-def _deviation(facts, knobs, noise) -> np.ndarray:
-    """Standard deviation of one kind of noise, f64[clients]; zeros where there is none."""
-    shape = facts.clip.shape
-    if noise is None:
-        return np.zeros(shape)
-    return np.broadcast_to(np.asarray(noise.deviation(knobs), np.float64), shape)
-
-
-def _refused(facts: Facts):
-    """Why no theorem covers this run, whoever looks; nothing where one does."""
-    if facts.about.leaks:
-        yield "sent without noise: " + ", ".join(facts.about.leaks)
-    if facts.aggregator.refused:
-        yield facts.aggregator.refused
-    if facts.control.adaptive:
-        yield (
-            "the rule that sets the knobs reads earlier results: the noise of a round is chosen by what was "
-            "released, which the composition of rounds planned in advance does not cover"
-        )
-    if facts.remembers and facts.influence.unit == "example":
-        yield (
-            "error feedback adds what earlier rounds lost, which no clip bounds: one example may move it "
-            "without bound"
-        )
-
+__all__ = [
+    "ALWAYS",
+    "Facts",
+    "calibrated",
+    "epsilons",
+    "facts_of",
+    "federation_from",
+    "federation_of",
+    "plan",
+    "report_text",
+    "rounds_within_budget",
+]
 
 # Mechanisms whose noise is that of `cepam_jax.privacy.arithmetic`; of others nothing is said.
 _MEASURED = ("lrsuq", "split", "noise", "noise_sdq", "noise_rounding", "jopeq")

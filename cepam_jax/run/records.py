@@ -1,14 +1,11 @@
 """What one run leaves on the disk, line by line, and what it finds there when it is continued."""
 
 import json
-import math
 import os
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
-import tqdm
 
 from cepam_jax import files
 from cepam_jax.data import partition
@@ -19,8 +16,13 @@ from cepam_jax.run.build import open_fields
 from cepam_jax.run.claims import check_claim
 from cepam_jax.run.devices import broadcast, is_main
 from cepam_jax.run.ledger import Ledger
+from cepam_jax.run.lines import evaluated, progress_text, summarize
 from cepam_jax.run.locks import Lock
 from cepam_jax.run.metrics import MetricsFile, lines_up_to, parse
+from cepam_jax.run.progress import say
+from cepam_jax.run.writers import WRITERS
+
+__all__ = ["Record", "evaluated", "progress_text", "say", "summarize"]
 
 
 class Record:
@@ -60,7 +62,7 @@ class Record:
         self.last = guarantees.rounds_within_budget(config, split.counts)
         self.state, self.lines, self.ledger, self.task = initial, [], Ledger(), task
         self._asked, self._warned, self._tests = asked, False, number_of(data.test)
-        self._store = self._file = self._lock = None
+        self._store = self._file = self._lock = self._writer = None
         if is_main():
             workdir.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(workdir)
@@ -113,6 +115,8 @@ class Record:
             mended.append(self._begin_again(path, before, claimed))
         mended.append(self._file.resume(lines))
         self.lines = parse(lines)
+        if config.writer != "none" and (self.open or self.untouched):
+            self._writer = WRITERS.get_or_raise(config.writer)(workdir, self.done)
         for what in filter(None, mended):
             say(f"{workdir}: {what}")
 
@@ -185,6 +189,8 @@ class Record:
         self.lines.append(line)
         if self._file:
             self._file.append(line)
+            if self._writer:
+                self._writer.write(line)
             if line["loss"] is None and not self._warned:
                 self._warned = True
                 say(
@@ -194,99 +200,11 @@ class Record:
 
     def close(self) -> None:
         """Lets other processes in; may be called twice."""
+        if self._writer:
+            self._writer.close()
+            self._writer = None
         if self._lock:
             self._lock.release()
-
-
-def say(text: str) -> None:
-    """One line on standard error, beside whatever bar is there."""
-    tqdm.tqdm.write(text, file=sys.stderr)
-
-
-def summarize(report, coordinates: int, seconds: float) -> dict:
-    """What a line of metrics.jsonl says of a block of rounds; None (null) for NaN and infinite numbers.
-
-    Args:
-      report: RoundReport on the host, leading axis rounds; those that did not run are left out.
-      coordinates: d of one update.
-      seconds: wall time of the block, its evaluation included.
-    """
-    ran = np.flatnonzero(report.ran)
-    each = {name: np.asarray(v)[ran].astype(np.float64) for name, v in report.participants._asdict().items()}
-    rounds, participants = each["bits"].shape
-    noise = each["noise"].sum()
-    line = {
-        "train_loss": each["loss"].mean(),
-        "bits_per_coordinate": each["bits"].sum() / (rounds * participants * coordinates),
-        "uplink_bits": each["bits"].sum(),
-        **({"uplink_bytes": each["bytes"].sum()} if each["bytes"].any() else {}),
-        "update_norm": each["norm"].mean(),
-        "clipped_norm": each["clipped_norm"].mean(),
-        "snr": each["signal"].sum() / noise if noise > 0 else None,
-        "seconds": seconds,
-        "seconds_per_round": seconds / rounds,
-    }
-    return {name: _finite(value) for name, value in line.items()}
-
-
-def evaluated(task, evaluation, tests: int) -> dict:
-    """Metrics of a line of metrics.jsonl, NaN and infinity as None; over clients, where they were evaluated.
-
-    Args:
-      task: what is learned.
-      evaluation: Evaluation on the host.
-      tests: number of test examples.
-    """
-    metrics = task.summarize(evaluation.test, float(tests))
-    order = [*(name for name in task.formats if name in metrics), *metrics]  # "loss" before "accuracy"
-    line = {name: _finite(metrics[name]) for name in order}
-    if evaluation.clients is not None:
-        line["clients"] = over_clients(task, evaluation)
-    return line
-
-
-def over_clients(task, evaluation) -> dict:
-    """Spread of each metric over the clients that have examples, from the worst to the best."""
-    counts = np.asarray(evaluation.counts)
-    each = [
-        task.summarize(jax.tree.map(lambda a, k=k: np.asarray(a)[k], evaluation.clients), float(counts[k]))
-        for k in np.flatnonzero(counts > 0)
-    ]
-    spread = {}
-    for name in each[0] if each else ():
-        values = np.array([metrics[name] for metrics in each])
-        best_is_high = task.higher_is_better if name == task.headline else name != "loss"
-        ordered = np.sort(values) if best_is_high else np.sort(values)[::-1]
-        spread[name] = {
-            "clients": len(values),
-            "mean": _finite(values.mean()),
-            "deviation": _finite(values.std()),
-            "worst": _finite(ordered[0]),
-            "tenth": _finite(np.quantile(values, 0.1 if best_is_high else 0.9)),
-            "median": _finite(np.median(values)),
-            "best": _finite(ordered[-1]),
-        }
-    return spread
-
-
-def _finite(value):
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def progress_text(line: dict, task) -> str:
-    """The figures beside the progress bar."""
-
-    def number(name, form, missing="nan"):
-        return missing if line.get(name) is None else format(line[name], form)
-
-    bound = line.get("epsilon", {}).get("released_model")
-    epsilon = "" if bound is None else f", epsilon {bound:.3g} (released model)"
-    metrics = "".join(f"{name} {number(name, form)}, " for name, form in task.formats.items())
-    return (
-        f"{metrics}{number('bits_per_coordinate', '.3f')} bits/coordinate, "
-        f"norm {number('update_norm', '.3g')}->{number('clipped_norm', '.3g')}, "
-        f"SNR {number('snr', '.2g', 'inf')}{epsilon}"
-    )
 
 
 def _describe(data, split, workdir, new):

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import tqdm
 
 from cepam_jax import mechanisms
 from cepam_jax.data import sources
@@ -19,7 +18,11 @@ from cepam_jax.federated.spread import CLIENTS
 from cepam_jax.run import blame, build, devices, guarantees
 from cepam_jax.run.config import plain, validate
 from cepam_jax.run.devices import RUNS, Layout
-from cepam_jax.run.records import Record, progress_text, say
+from cepam_jax.run.interrupts import check_interrupt, forget_interrupt, interrupt, saving
+from cepam_jax.run.progress import Progress, say
+from cepam_jax.run.records import Record, progress_text
+
+__all__ = ["check_interrupt", "forget_interrupt", "interrupt", "train", "train_many"]
 
 
 def train(
@@ -147,35 +150,6 @@ def _examples(name, data_dir, source, layout):
     return tuple(devices.put(part, layout.mesh) for part in (data.train, data.constants, build.tested(data)))
 
 
-_interrupts: list[KeyboardInterrupt] = []
-_saving: list[Record] = []
-
-
-def interrupt(stop: KeyboardInterrupt) -> None:
-    """Raises the error, now or at the block's end; for handlers of signals.
-
-    An exception that a handler raises is lost where it meets a callback of JAX or a destructor, which print
-    it and go on: it is raised again after the block. While a checkpoint is written it waits; a second one
-    does not.
-    """
-    _interrupts.append(stop)
-    if not _saving or len(_interrupts) > 1:
-        raise stop
-
-
-def check_interrupt() -> None:
-    """Raises what `interrupt` was called with, once."""
-    if _interrupts:
-        stop = _interrupts[0]
-        forget_interrupt()
-        raise stop
-
-
-def forget_interrupt() -> None:
-    """As if `interrupt` had not been called."""
-    _interrupts.clear()
-
-
 def _train(configs, workdirs, progress, label, layout, keep_failures=False):
     """The runs of one Program, from their checkpoints to the end."""
     first = configs[0]
@@ -284,18 +258,12 @@ def _run(compiled, records, data, examples, progress, label):
     _, _, evaluation, _ = block(state, [record.done for record in records])
     for number, record in enumerate(records):
         record.start(of_run(evaluation, number))
-    bar = tqdm.tqdm(
-        total=sum(record.last for record in records),
-        initial=sum(record.done for record in records),
-        desc=label + (f" ({len(records)} runs)" if len(records) > 1 else ""),
-        unit="round",
-        disable=not progress,
-        dynamic_ncols=True,
-    )
-    with bar:
+    total, done = (sum(getattr(record, name) for record in records) for name in ("last", "done"))
+    name = label + (f" ({len(records)} runs)" if len(records) > 1 else "")
+    with Progress(total, done, name, progress) as shown:
         while any(record.open for record in records):
             check_interrupt()
-            active = sum(record.open for record in records)
+            active, rounds = sum(record.open for record in records), 0
             state, report, evaluation, seconds = block(
                 state, [record.last if record.open else 0 for record in records]
             )
@@ -305,24 +273,21 @@ def _run(compiled, records, data, examples, progress, label):
                     before = record.done
                     results = (of_run(tree, number) for tree in (host, report, evaluation))
                     _note(record, *results, compiled.coordinates, seconds / active)
-                    bar.update(record.done - before)
-            bar.set_postfix_str(_progress(records))
+                    rounds += record.done - before
+            shown.update(rounds, _progress(records))
 
 
 def _note(record, state, report, evaluation, coordinates, seconds):
     """Keeps a block's results, or why there are none."""
     if int(state.invalid_client) < 0:
-        _saving.append(record)  # threads that write a checkpoint would outlive an exception
-        try:
+        with saving():
             record.add(state, report, evaluation, coordinates, seconds)
-        finally:
-            _saving.clear()
         return
     record.failure = NonFiniteUpdateError(blame.explanation(record, state))
 
 
 def _progress(records) -> str:
-    """The figures beside the bar: of one run, or the range of the headline metric over several."""
+    """Of one run its figures, of several the range of the headline metric."""
     task = records[0].task
     if len(records) == 1:
         lines = records[0].lines
