@@ -1,6 +1,7 @@
 """What the experiment binaries share: devices, compiled programs kept, errors as one line."""
 
 import contextlib
+import importlib
 import os
 import re
 import signal
@@ -42,6 +43,7 @@ def choice(flag: str, allowed) -> None:
 
 def _define_runtime_flags():
     flags.DEFINE_integer("cpu_devices", 0, "Devices that the CPU is divided into; 0: as JAX decides (one).")
+    flags.DEFINE_list("plugins", [], "Modules that register parts of your own, such as my_package.my_rule.")
     flags.DEFINE_bool("distributed", False, "One of several processes, as a cluster started them.")
     flags.DEFINE_string("coordinator", "", "host:port of process 0, where no cluster says it.")
     flags.DEFINE_integer("num_processes", 0, "Processes, with --coordinator.")
@@ -94,6 +96,7 @@ def run(
 def _parse(argv):
     """absl's parser; what it and ml_collections say in pages, in one line."""
     try:
+        _import_plugins(argv)
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown field
         hint = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace("'", "").split())
@@ -105,6 +108,19 @@ def _parse(argv):
         cause = next(line for line in reversed(str(error).splitlines()) if line.strip())
         cause = re.sub(r"^[\w.]+(Error|Exception): ", "", cause.strip())
         _end(f"ConfigError: {flag[1] if flag else 'a flag'}: {cause}", 1)
+
+
+def _import_plugins(argv) -> None:
+    """Imports what --plugins names, before a configuration is made that may choose it."""
+    flag = re.compile("--?plugins(=(.*))?")
+    for number, argument in enumerate(argv[1:], 1):
+        if match := flag.fullmatch(argument):
+            names = match[2] if match[1] else "".join(argv[number + 1 : number + 2])
+            for name in filter(None, names.split(",")):
+                try:
+                    importlib.import_module(name)
+                except ImportError as error:
+                    _end(f"ConfigError: --plugins names {name!r}, which cannot be imported: {error}", 1)
 
 
 @contextlib.contextmanager

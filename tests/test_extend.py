@@ -39,7 +39,7 @@ def test_the_walk_through(tmp_path):
     shutil.copytree(ROOT, project, ignore=ignored)
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     kinds = {apply(block, project) for block in blocks}
-    assert kinds == {"new file", "at the end of", "in"}
+    assert kinds == {"new file", "at the end of"}
     commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
     assert commands
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

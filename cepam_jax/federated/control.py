@@ -91,6 +91,11 @@ def _rules(fields):
     knob, end = fields["schedule.knob"], fields["schedule.end"]
     if knob == "none":
         return
+    yield (
+        fields["control"] == "schedule",
+        "schedule.knob",
+        "'none' unless config.control is 'schedule': another rule sets the knobs",
+    )
     for value in knob_values(fields, knob):
         final = round(value * end) if knob in ("bits", "levels") else value * end
         yield (

@@ -1,11 +1,14 @@
 """Trains a few variants with a number of devices; `test_devices` compares what comes out.
 
-python tests/federated/spread_digits.py <cpu devices> <workdir>
+python tests/run/spread_digits.py <cpu devices> <workdir>
 """
 
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
+
+from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator
 from cepam_jax.run import runtime, training
 from configs import digits
 
@@ -14,8 +17,19 @@ CASES = {
     "one_each": ("cepam_gaussian", {"num_clients": 8}),
     "E8": ("cepam_gaussian", {"mechanism.lattice": "E8", "clients_per_round": 5}),
     "memory": ("top_k", {"wire": True}),
+    "median": ("cepam_gaussian", {"aggregator": "median", "clients_per_round": 9}),
+    "nearest": ("cepam_gaussian", {"aggregator": "nearest", "clients_per_round": 9}),
     "weights": ("clipped", {"aggregator": "inverse_error", "partition.kind": "dirichlet"}),
 }
+
+
+def nearest(state, updates, facts):
+    """The update that is nearest to all others: a rule that gathers and is not coordinatewise."""
+    distances = jnp.square(updates[:, None] - updates[None]).sum(-1)
+    return updates[distances.sum(1).argmin()], state
+
+
+AGGREGATORS.register("nearest", Aggregator(combine=nearest))
 
 
 def config_of(case):
