@@ -1,6 +1,6 @@
 """Trains a few variants with a number of devices; `test_devices` compares what comes out.
 
-python tests/federated/spread_digits.py <cpu devices> <workdir>
+python tests/run/spread_digits.py <cpu devices> <workdir>
 """
 
 import sys
