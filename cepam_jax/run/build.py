@@ -25,9 +25,9 @@ class Program(NamedTuple):
 
     Attributes:
       initialize: (key, Knobs of all clients) -> State.
-      block: (State, ClientArrays, HeldOut, owners, stop), from `evaluation.make_block`, jitted; where runs are
-        spread over devices, of several runs: all but examples, constants and HeldOut have a leading axis, and
-        so have the results.
+      block: (State, ClientArrays, HeldOut, owners, stop), from `evaluation.make_block`, jitted; where runs
+        are spread over devices, of several runs: all but examples, constants and HeldOut have a leading axis,
+        and so have the results.
       coordinates: d, length of an update.
       layout: what is spread over the devices.
       task: what is learned.

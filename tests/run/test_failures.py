@@ -150,6 +150,7 @@ def test_finite_divergence_writes_null(variant, tmp_path, capsys):
         assert capsys.readouterr().err.count("the test loss after round") == 1
 
 
+@pytest.mark.filterwarnings("error")
 def test_every_number_of_a_line_is_finite_or_null():
     for value in (np.nan, np.inf, -np.inf):
         each = Report(*[np.array([[value], [1.0]])] * len(Report._fields))
