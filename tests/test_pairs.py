@@ -156,7 +156,7 @@ def test_the_walk_covers_the_pairs():
 def test_every_pair_has_a_report(number):
     config = config_of(ROWS[number])
     text = guarantees.report_text(config, COUNTS)
-    found = guarantees.epsilons(config, COUNTS, config.rounds)
+    found = guarantees.epsilons(config, COUNTS, guarantees.plan(config, config.rounds))
     assert "nan" not in text and all(e is None or 0 <= e < math.inf for e in found.values())
     if found["colluding_clients"] is not None:
         assert found["released_model"] <= found["colluding_clients"] * (1 + 1e-9)

@@ -15,7 +15,7 @@ from cepam_jax.federated import aggregation, control, local, rounds, server
 from cepam_jax.models import MODELS
 from cepam_jax.run import evaluation
 from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout
-from cepam_jax.run.evaluation import Tested
+from cepam_jax.run.evaluation import HeldOut
 from cepam_jax.settings import FIELDS
 from cepam_jax.tasks.base import TASKS, Model, Task, check_model
 
@@ -25,9 +25,9 @@ class Program(NamedTuple):
 
     Attributes:
       initialize: (key, Knobs of all clients) -> State.
-      block: (State, ClientArrays, Tested, owners, stop), from `evaluation.make_block`, jitted; where runs are
-        spread over devices, of several runs: all but examples, constants and Tested have a leading axis, and
-        so have the results.
+      block: (State, ClientArrays, HeldOut, owners, stop), from `evaluation.make_block`, jitted; where runs
+        are spread over devices, of several runs: all but examples, constants and HeldOut have a leading axis,
+        and so have the results.
       coordinates: d, length of an update.
       layout: what is spread over the devices.
       task: what is learned.
@@ -172,9 +172,9 @@ def test_owners(config, data: Examples, split: partition.Partition) -> np.ndarra
     return np.array([client_of.get(owner, clients) for owner in data.test_owners.tolist()], np.int32)
 
 
-def tested(data: Examples) -> Tested:
+def tested(data: Examples) -> HeldOut:
     """The test examples as an evaluation takes them."""
-    return Tested(data.test, data.constants)
+    return HeldOut(data.test, data.constants)
 
 
 def client_arrays(config: ml_collections.ConfigDict, split: partition.Partition) -> federated.ClientArrays:

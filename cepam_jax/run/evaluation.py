@@ -37,7 +37,7 @@ def _rules(fields):
     )
 
 
-class Tested(NamedTuple):
+class HeldOut(NamedTuple):
     """Examples to evaluate on; arrays.
 
     Attributes:
@@ -68,11 +68,11 @@ def make_block(run_round: Callable, evaluate: Callable, length: int) -> Callable
 
     Args:
       run_round: (State, ClientArrays) -> (State, RoundReport).
-      evaluate: (Model, Tested, ClientArrays, owners) -> evaluation.
+      evaluate: (Model, HeldOut, ClientArrays, owners) -> evaluation.
       length: the most rounds of a block.
 
     Returns:
-      (State, ClientArrays, Tested, owners, stop int32) -> (State, RoundReport with leading axis [length],
+      (State, ClientArrays, HeldOut, owners, stop int32) -> (State, RoundReport with leading axis [length],
       evaluation). Rounds beyond `stop`, or after an invalid update, are skipped, so the last, shorter block
       needs no second compilation.
     """
@@ -133,7 +133,7 @@ def make_blocks(block: Callable, mesh: Mesh | None, together: int) -> Callable:
 
 
 def make_evaluate(task: Task, batch_size: int, clients: str = "none") -> Callable:
-    """Builds (Model, Tested, ClientArrays, owners) -> Evaluation over all test examples, each counted once.
+    """Builds (Model, HeldOut, ClientArrays, owners) -> Evaluation over all test examples, each counted once.
 
     Args:
       task: what is learned.
@@ -143,7 +143,7 @@ def make_evaluate(task: Task, batch_size: int, clients: str = "none") -> Callabl
         them).
     """
 
-    def evaluate(model: Model, test: Tested, arrays, owners) -> Evaluation:
+    def evaluate(model: Model, test: HeldOut, arrays, owners) -> Evaluation:
         number = _number_of(test.examples)
         total = _sums(task, model, test.examples, test.constants, jnp.arange(number), batch_size)
         if clients == "none":

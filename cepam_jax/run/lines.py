@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 
+@np.errstate(invalid="ignore", over="ignore")  # a diverging run has nothing more to say here
 def summarize(report, coordinates: int, seconds: float) -> dict:
     """What a line of metrics.jsonl says of a block of rounds; None (null) for NaN and infinite numbers.
 
@@ -48,6 +49,7 @@ def evaluated(task, evaluation, tests: int) -> dict:
     return line
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def over_clients(task, evaluation) -> dict:
     """Spread of each metric over the clients that have examples, from the worst to the best."""
     counts = np.asarray(evaluation.counts)

@@ -144,7 +144,7 @@ def _train_groups(configs, workdirs, progress, labels, together, keep_failures):
 
 @functools.lru_cache(maxsize=2)
 def _examples(name, data_dir, source, layout):
-    """(training examples, constants, Tested) on the devices."""
+    """(training examples, constants, HeldOut) on the devices."""
     del source  # registered anew it is another data set
     data = sources.load_examples(name, data_dir)
     return tuple(devices.put(part, layout.mesh) for part in (data.train, data.constants, build.tested(data)))

@@ -12,13 +12,20 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from absl import flags
 
 from cepam_jax import models
-from cepam_jax.federated.local import make_local_update
+from cepam_jax.federated import make_local_update
 from experiments import cli
-from experiments.benchmarks.workloads import MECHANISMS, SHAPES, images, round_call, settings
+from experiments.benchmarks.workloads import (
+    EXAMPLES,
+    MECHANISMS,
+    SHAPES,
+    arrays_of,
+    round_call,
+    settings,
+    task_of,
+)
 from experiments.tables import markdown
 from experiments.timing import interleaved
 
@@ -43,12 +50,11 @@ class PlainNetwork(nn.Module):
 
 def client_call(module, model: str, steps: int):
     """One client's local training as a call without arguments."""
-    params = module.init(jax.random.key(0), jnp.zeros((1, *SHAPES[model])))["params"]
-    run = jax.jit(make_local_update(module, settings(steps)))
-    data = images(model)
-    rows = jnp.arange(len(data.labels), dtype=jnp.int32)
-    count = jnp.int32(len(data.labels))
-    return lambda: run(params, data, rows, count, jnp.int32(steps), jax.random.key(1))
+    task = task_of(module, model)
+    start = task.initialize(jax.random.key(0))
+    run = jax.jit(make_local_update(task, settings(steps)).run)
+    arrays = arrays_of(model, 1, steps, EXAMPLES)
+    return lambda: run(start, arrays, 0, jax.random.key(1), None, 0)
 
 
 def define_flags():

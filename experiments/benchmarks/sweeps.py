@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from cepam_jax import mechanisms
 from cepam_jax.data import sources
-from cepam_jax.federated import program as programs
+from cepam_jax.run import build
 from cepam_jax.run.devices import CLIENTS, RUNS, Layout, put
 from configs import digits
 from experiments import cli
@@ -33,27 +34,36 @@ def define_flags():
 
 def arrangement(config, runs: int, layout: Layout):
     """All runs' blocks as a call without arguments."""
-    data = sources.load("digits")
-    compiled = programs.program(config, data.train_images.shape[1:], data.num_classes, layout)
-    split = programs.split_of(config, data.train_labels)
-    images, test = (put(part, layout.mesh) for part in programs.images(data))
+    data = sources.load_examples("digits")
+    compiled = build.program(config, data.specification, layout)
+    split = build.split_of(config, data)
+    owners = build.test_owners(config, data, split)
+    train, constants, test = (
+        put(part, layout.mesh) for part in (data.train, data.constants, build.tested(data))
+    )
     states, federations = [], []
     for number in range(runs):
         config.seeds.training = number
-        states.append(compiled.initialize(jax.random.key(number), jnp.float32(1)))
-        federations.append(programs.federation_arrays(config, split))
+        states.append(compiled.initialize(jax.random.key(number), mechanisms.knobs_of(config)))
+        federations.append(build.client_arrays(config, split))
+
+    def whole(arrays):
+        return arrays._replace(examples=train, constants=constants)
 
     if layout.axis == CLIENTS:
         placed = [
-            (put(state, layout.mesh), put(federation, layout.mesh)._replace(data=images))
-            for state, federation in zip(states, federations, strict=True)
+            (put(state, layout.mesh), whole(put(arrays, layout.mesh)))
+            for state, arrays in zip(states, federations, strict=True)
         ]
-        stop = put(np.int32(config.rounds), layout.mesh)
-        return lambda: [compiled.block(state, federation, test, stop) for state, federation in placed]
-    stack = lambda trees: put(jax.tree.map(lambda *a: jnp.stack(a), *trees), layout.mesh, RUNS)  # noqa: E731
-    state, federation = stack(states), stack(federations)._replace(data=images)
-    stops = put(np.full(runs, config.rounds, np.int32), layout.mesh, RUNS)
-    return lambda: compiled.block(state, federation, test, stops)
+        mine, stop = put((owners, np.int32(config.rounds)), layout.mesh)
+        return lambda: [compiled.block(state, arrays, test, mine, stop) for state, arrays in placed]
+
+    def stack(trees):
+        return put(jax.tree.map(lambda *a: jnp.stack(a), *trees), layout.mesh, RUNS)
+
+    state, arrays = stack(states), whole(stack(federations))
+    each, stops = stack([(owners, np.int32(config.rounds))] * runs)
+    return lambda: compiled.block(state, arrays, test, each, stops)
 
 
 def main():

@@ -10,10 +10,17 @@ import numpy as np
 import optax
 from absl import flags
 
-from cepam_jax import mechanisms, models
-from cepam_jax.federated import rounds
-from cepam_jax.federated.aggregation import AGGREGATORS
-from cepam_jax.federated.local import Images, LocalTraining, make_local_update
+from cepam_jax import mechanisms, models, tasks
+from cepam_jax.federated import (
+    AGGREGATORS,
+    ClientArrays,
+    LocalTraining,
+    Plan,
+    initial_state,
+    make_local_update,
+    make_round,
+)
+from cepam_jax.tasks.images import normalized
 from experiments import cli
 
 SHAPES = {
@@ -24,7 +31,7 @@ SHAPES = {
     "dense25M": (28, 28, 1),
 }
 _DENSE = {"dense1M": (1024, 256), "dense25M": (4096, 4096, 1024)}  # ResNet-18 has 11 million parameters
-_EXAMPLES = 2000  # clients may share them, as only the shapes matter
+EXAMPLES = 2000  # clients may share them, as only the shapes matter
 _OWN = 480  # examples of one client: as many as it trains on in a round
 
 MECHANISMS = {
@@ -43,11 +50,38 @@ def build(model: str):
     return models.build(model, 10)
 
 
-def images(model: str) -> Images:
+def images(model: str):
+    """Random examples of a workload, and the constants that their pixels are normalized by."""
     random = np.random.default_rng(0)
-    pictures = random.integers(0, 256, (_EXAMPLES, *SHAPES[model]), dtype=np.uint8)
-    labels = random.integers(0, 10, _EXAMPLES)
-    return Images(jnp.asarray(pictures), jnp.asarray(labels), jnp.float32(0.5), jnp.float32(0.25))
+    pictures = random.integers(0, 256, (EXAMPLES, *SHAPES[model]), dtype=np.uint8)
+    labels = random.integers(0, 10, EXAMPLES)
+    examples = {"image": jnp.asarray(pictures), "label": jnp.asarray(labels)}
+    return examples, {"mean": jnp.float32(0.5), "std": jnp.float32(0.25)}
+
+
+def task_of(module, model: str) -> tasks.Task:
+    """Classification of a workload's images by a flax module."""
+
+    def prepare(pictures, constants, key):
+        return normalized(pictures, constants)
+
+    net = tasks.network(module, np.zeros(SHAPES[model], np.float32))
+    return tasks.classification(net, inputs="image", labels="label", prepare=prepare)
+
+
+def arrays_of(model: str, clients: int, steps: int, own: int) -> ClientArrays:
+    """A federation in which every client has the same `own` examples."""
+    examples, constants = images(model)
+    return ClientArrays(
+        examples=examples,
+        constants=constants,
+        rows=jnp.tile(jnp.arange(own, dtype=jnp.int32), (clients, 1)),
+        counts=jnp.full(clients, own, jnp.int32),
+        steps=jnp.full(clients, steps, jnp.int32),
+        knobs=mechanisms.Knobs(sigma=jnp.full(clients, 0.01), clip=jnp.ones(clients)),
+        training_key=jax.random.key(1),
+        shared_key=jax.random.key(2),
+    )
 
 
 def settings(steps: int) -> LocalTraining:
@@ -56,30 +90,21 @@ def settings(steps: int) -> LocalTraining:
 
 def one_round(model: str, mechanism, clients: int, steps: int, per_chunk: int):
     """One round: (function, its arguments, coordinates of an update)."""
-    module = build(model)
-    params = models.initialize(module, jax.random.key(0), SHAPES[model])
-    segments = tuple(leaf.size for leaf in jax.tree.leaves(params))
-    server = optax.sgd(1.0)
-    plan = rounds.Plan(
-        make_local_update(module, settings(steps)),
+    task = task_of(build(model), model)
+    start = task.initialize(jax.random.key(0))
+    segments = tuple(leaf.size for leaf in jax.tree.leaves(start.params))
+    plan = Plan(
+        make_local_update(task, settings(steps)),
         mechanism(segments),
         AGGREGATORS["mean"],
-        server,
+        optax.sgd(1.0),
         segments,
         clients,
         per_chunk,
     )
-    state = rounds.State(params, server.init(params), jnp.int32(0), jnp.int32(-1), None)
-    federation = rounds.Federation(
-        images(model),
-        jnp.tile(jnp.arange(_OWN, dtype=jnp.int32), (clients, 1)),
-        jnp.full(clients, _OWN, jnp.int32),
-        jnp.full(clients, steps, jnp.int32),
-        mechanisms.Knobs(sigma=jnp.full(clients, 0.01), clip=jnp.ones(clients)),
-        jax.random.key(1),
-        jax.random.key(2),
-    )
-    return rounds.make_round(plan), (state, federation), sum(segments)
+    arrays = arrays_of(model, clients, steps, _OWN)
+    state = initial_state(plan, start, arrays.knobs, clients, remembers=False, clip_bound=jnp.float32(1))
+    return make_round(plan), (state, arrays), sum(segments)
 
 
 def round_call(model: str, mechanism, clients: int, steps: int, per_chunk: int):

@@ -124,10 +124,10 @@ def main():
     f = flags.FLAGS
     require_choice("--data", f.data, ("digits", "mnist", "fashion_mnist"))
     gammas = cli.numbers("gammas")
-    data = sources.load(f.data, f.data_dir)
-    shape = data.train_images.shape[1:3]
-    images = data.train_images[: f.clients].reshape(f.clients, -1).astype(np.float32) / 255
-    found = {gamma: views(images, data.train_labels[: f.clients], gamma) for gamma in gammas}
+    train = sources.load_examples(f.data, f.data_dir).train
+    shape = train["image"].shape[1:3]
+    images = train["image"][: f.clients].reshape(f.clients, -1).astype(np.float32) / 255
+    found = {gamma: views(images, train["label"][: f.clients], gamma) for gamma in gammas}
     rows = [
         {"gamma": gamma, **{a: similarity(found[gamma][a], images[0]) for a in ADVERSARIES}}
         for gamma in gammas

@@ -19,12 +19,12 @@ import zstandard
 from absl import flags
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax import mechanisms, models, wire
+from cepam_jax import mechanisms, tasks, wire
 from cepam_jax.data import sources
-from cepam_jax.federated import program
-from cepam_jax.federated.local import LocalTraining, make_local_update
+from cepam_jax.federated import make_local_update
 from cepam_jax.federated.rounds import public_scales
 from cepam_jax.mechanisms import Keys, Knobs, code_length
+from cepam_jax.run import build
 from configs import cifar10, digits, mnist
 from experiments import cli, output
 from experiments.figures.rate import SERVER_NOISE
@@ -46,22 +46,20 @@ def updates(setting: str, data_dir: str):
     module_of_config, model, clients, taken = SETTINGS[setting]
     config = module_of_config.get_config("fedavg")
     config.model, config.num_clients, config.data.dir = model, clients, data_dir
-    data = sources.load(config.data.name, config.data.dir)
-    images = jax.tree.map(jnp.asarray, program.images(data)[0])
-    split = program.split_of(config, data.train_labels)
-    module = models.build(model, data.num_classes)
-    params = models.initialize(module, jax.random.key(0), images.images.shape[1:])
+    data = sources.load_examples(config.data.name, config.data.dir)
+    arrays = build.client_arrays(config, build.split_of(config, data))
+    arrays = arrays._replace(examples=data.train, constants=data.constants)
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    task = tasks.TASKS[config.task](config, data.specification)
+    params = task.initialize(jax.random.key(0)).params
     segments = tuple(leaf.size for leaf in jax.tree.leaves(params))
-    local = {name: config.local[name] for name in LocalTraining._fields}
-    local_update = jax.jit(make_local_update(module, LocalTraining(**local)))
+    local_update = jax.jit(make_local_update(task, build.training_of(config)).run)
     flat, unravel = ravel_pytree(params)
     for number in range(max(taken) + 1):
         found = []
         for k in range(clients):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), number), k)
-            rows, count = jnp.asarray(split.indices[k]), jnp.int32(split.counts[k])
-            steps = jnp.int32(config.local.steps)
-            found.append(local_update(unravel(flat), images, rows, count, steps, key)[0])
+            found.append(local_update(tasks.Model(unravel(flat)), arrays, k, key, None, number).update)
         found = jnp.stack(found)
         if number in taken:
             yield number, found, segments

@@ -9,8 +9,9 @@ import time
 import numpy as np
 import pytest
 
+from cepam_jax.data import sources
 from cepam_jax.errors import CheckpointMismatchError, NonFiniteUpdateError
-from cepam_jax.federated import program, training
+from cepam_jax.run import build, training
 from cepam_jax.run.metrics import read_lines
 from configs import common, digits
 
@@ -65,7 +66,7 @@ def test_other_settings_train(changes, tmp_path):
 
 def test_gamma_per_client_and_shared_compilation(tmp_path):
     """Gammas, clip norms and seeds are arrays: one compilation serves them all."""
-    program._program.cache_clear()
+    build._program.cache_clear()
     gammas = tuple(float(g) for g in np.geomspace(10, 1000, 10))
     runs = [
         small(),
@@ -75,8 +76,9 @@ def test_gamma_per_client_and_shared_compilation(tmp_path):
     ]
     results = [training.train(config, tmp_path / str(i), progress=False) for i, config in enumerate(runs)]
     assert len({lines[-1]["loss"] for lines in results}) == len(runs)
-    assert program._program.cache_info().currsize == 1
-    assert program.program(runs[0], (8, 8, 1), 10).block._cache_size() == 1
+    assert build._program.cache_info().currsize == 1
+    specification = sources.load_examples("digits").specification
+    assert build.program(runs[0], specification).block._cache_size() == 1
 
 
 def test_a_model_seed_moves_no_example(tmp_path):
@@ -143,14 +145,14 @@ def test_another_configuration_is_refused(tmp_path):
 def test_nan_updates_stop_the_run_and_keep_the_checkpoint(tmp_path, monkeypatch):
     training.train(small(rounds=4), tmp_path, progress=False)
     before = (tmp_path / "metrics.jsonl").read_text()
-    compiled = program.program(small(), (8, 8, 1), 10)
+    compiled = build.program(small(), sources.load_examples("digits").specification)
 
-    def failing(state, federation, test, stop):
-        state, metrics, evaluation = compiled.block(state, federation, test, stop)
+    def failing(state, arrays, test, owners, stop):
+        state, report, evaluation = compiled.block(state, arrays, test, owners, stop)
         failed = state._replace(invalid_client=np.int32(3))
-        return (failed if int(stop) > int(state.round) - 2 else state), metrics, evaluation
+        return (failed if int(stop) > int(state.round) - 2 else state), report, evaluation
 
-    monkeypatch.setattr(program, "program", lambda *_: compiled._replace(block=failing))
+    monkeypatch.setattr(build, "program", lambda *_: compiled._replace(block=failing))
     with pytest.raises(NonFiniteUpdateError, match="client 3 sent a NaN or infinite update in round"):
         training.train(small(), tmp_path, progress=False)
     monkeypatch.undo()

@@ -11,7 +11,7 @@ from cepam_jax.federated.local import LocalUpdate, Trained
 from cepam_jax.federated.state import ClientArrays, State, client_keys, shared_key
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import evaluation
-from cepam_jax.run.evaluation import Tested
+from cepam_jax.run.evaluation import HeldOut
 from cepam_jax.tasks import Model, Network, classification
 
 CLIENTS, SIZE = 7, 50
@@ -288,7 +288,7 @@ def two_classes():
 
 
 def test_evaluation_counts_every_example_once():
-    test = Tested(
+    test = HeldOut(
         {"x": jnp.array([-1.0, 1, 1, -1, 1]), "label": jnp.array([0, 0, 1, 1, 0])},
         {},
     )
@@ -309,14 +309,16 @@ def test_evaluation_by_clients_is_each_client_s_own(batch_size):
     )
     task = two_classes()
     right = np.array([0, 1, 0, 1, 1.0])
-    found = evaluation.make_evaluate(task, batch_size, "train")(Model({}), Tested(examples, {}), arrays, None)
+    found = evaluation.make_evaluate(task, batch_size, "train")(
+        Model({}), HeldOut(examples, {}), arrays, None
+    )
     np.testing.assert_array_equal(found.counts, [3, 1, 2])
     np.testing.assert_allclose(
         found.clients["accuracy"], [right[[0, 1, 4]].sum(), right[2], right[[3, 2]].sum()]
     )
     owners = jnp.array([2, 2, 0, 3, 0])  # 3: of nobody here
     found = evaluation.make_evaluate(task, batch_size, "test")(
-        Model({}), Tested(examples, {}), arrays, owners
+        Model({}), HeldOut(examples, {}), arrays, owners
     )
     np.testing.assert_array_equal(found.counts, [2, 0, 2])
     np.testing.assert_allclose(found.clients["accuracy"], [right[[2, 4]].sum(), 0, right[[0, 1]].sum()])

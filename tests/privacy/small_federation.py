@@ -12,43 +12,52 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cepam_jax.federated import guarantees, rounds
-from cepam_jax.federated.aggregation import AGGREGATORS
+from cepam_jax import mechanisms
+from cepam_jax.federated import (
+    AGGREGATORS,
+    ClientArrays,
+    LocalUpdate,
+    Plan,
+    Trained,
+    initial_state,
+    make_round,
+)
 from cepam_jax.privacy import audit, report
-from cepam_jax.run.build import _schedule
-from cepam_jax.run.config import build_mechanism, knobs_of
+from cepam_jax.run import build, guarantees
+from cepam_jax.tasks import Model
 
 COORDINATES = 8
 SIGNIFICANCE = 1e-5
 
 
-def _local_update(params, data, row, count, steps, key):
+def _chosen(model, arrays, client, key, state, number):
     """What the adversary has chosen for this client."""
-    return data[row[0]], jnp.float32(0), jnp.float32(1)
+    return Trained(arrays.examples["update"][arrays.rows[client, 0]], jnp.float32(0), jnp.float32(1))
 
 
 def _run(config, counts, markers: float, d: int):
     """jitted (seed, canary f32[d] of the first client) -> model after every round, f32[rounds + 1, d]."""
     clients = config.num_clients
-    mechanism = build_mechanism(config.mechanism, ((d,),))
-    plan = rounds.Plan(
-        local_update=_local_update,
+    mechanism = mechanisms.build(config.mechanism, ((d,),))
+    plan = Plan(
+        local_update=LocalUpdate(_chosen),
         mechanism=mechanism,
         aggregator=AGGREGATORS[config.aggregator],
         server=optax.sgd(1.0),
         segments=(d,),
         per_round=config.clients_per_round or clients,
         per_chunk=1,
-        schedule=_schedule(config),
+        control=build.control_of(config),
     )
-    one_round = rounds.make_round(plan)
-    knobs = knobs_of(config)
+    one_round = make_round(plan)
+    knobs = mechanisms.knobs_of(config)
     others = markers * jnp.eye(clients, d)
 
     def run(seed, canary):
         root = jax.random.key(seed)
-        federation = rounds.Federation(
-            data=others.at[0].set(canary),
+        arrays = ClientArrays(
+            examples={"update": others.at[0].set(canary)},
+            constants={},
             rows=jnp.arange(clients, dtype=jnp.int32)[:, None],
             counts=jnp.asarray(counts, jnp.int32),
             steps=jnp.ones(clients, jnp.int32),
@@ -56,17 +65,11 @@ def _run(config, counts, markers: float, d: int):
             training_key=jax.random.fold_in(root, 0),
             shared_key=jax.random.fold_in(root, 1),
         )
-        start = rounds.State(
-            {"w": jnp.zeros(d)},
-            plan.server.init({"w": jnp.zeros(d)}),
-            jnp.int32(0),
-            jnp.int32(-1),
-            jnp.zeros((clients, d)) if config.mechanism.error_feedback else None,
-            jnp.zeros(1, jnp.int32) if "scale" in mechanism.about.knobs else None,
-        )
+        model, remembers = Model({"w": jnp.zeros(d)}), config.mechanism.error_feedback
+        start = initial_state(plan, model, knobs, clients, remembers, knobs.clip[0])
 
         def step(state, _):
-            state, _ = one_round(state, federation)
+            state, _ = one_round(state, arrays)
             return state, state.params["w"]
 
         _, models = jax.lax.scan(step, start, length=config.rounds)

@@ -9,9 +9,11 @@ import sys
 import jax
 import numpy as np
 import pytest
-from federated import spread_digits
+from run import spread_digits
 
-from cepam_jax.federated import program
+from cepam_jax import mechanisms
+from cepam_jax.data import sources
+from cepam_jax.run import build
 from cepam_jax.run.checkpoints import Checkpoints
 from cepam_jax.run.metrics import read_lines
 
@@ -41,8 +43,8 @@ def finish(*processes):
 
 def last_params(workdir, case):
     config = spread_digits.config_of(case)
-    compiled = program.program(config, (8, 8, 1), 10)
-    state = jax.tree.map(np.asarray, compiled.initialize(jax.random.key(0), np.float32(1)))
+    compiled = build.program(config, sources.load_examples("digits").specification)
+    state = jax.tree.map(np.asarray, compiled.initialize(jax.random.key(0), mechanisms.knobs_of(config)))
     store = Checkpoints(workdir / case / "checkpoints")
     return store.newest(state).state.params
 
@@ -69,7 +71,7 @@ def check_runs(places, number):
 
 def test_clients_and_runs_over_eight_devices(tmp_path, root):
     places = {n: tmp_path / str(n) for n in (1, 8)}
-    finish(*(run("tests/federated/spread_digits.py", n, place, root=root) for n, place in places.items()))
+    finish(*(run("tests/run/spread_digits.py", n, place, root=root) for n, place in places.items()))
     for case in spread_digits.CASES:
         check_clients(places, case)
     for number in range(3):

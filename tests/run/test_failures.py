@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from federated.test_rounds import CLIENTS, SIZE, federation, local_update, make, start
+from federated.test_rounds import CLIENTS, SIZE, as_local_update, federation, local_update, make, start
 
 from cepam_jax import mechanisms
+from cepam_jax.data import sources
 from cepam_jax.errors import NonFiniteUpdateError
-from cepam_jax.federated import evaluation, records, rounds, training
+from cepam_jax.federated import Report, RoundReport, rounds
+from cepam_jax.run import build, evaluation, records, training
 from cepam_jax.run.metrics import read_lines
 from configs import digits
 
@@ -34,7 +36,7 @@ def poisoned(clients, poison):
         update, loss, scale = local_update(params, data, row, count, steps, key)
         return jnp.where(jnp.isin(row[0], jnp.array(clients)), poison, update), loss, scale
 
-    return update
+    return as_local_update(update)
 
 
 CASES = {
@@ -47,7 +49,7 @@ CASES = {
     # A client's NaN comes out of the mechanism as NaN too: the client is to blame, whoever comes first.
     "both": (
         {
-            "local_update": lambda *a: poisoned([4], np.nan)(*a[:2], a[2], *a[3:]),
+            "local_update": poisoned([4], np.nan),
             "mechanism": beyond(0.0),
         },
         (4, rounds.LOCAL),
@@ -68,9 +70,9 @@ CASES = {
 def test_the_cause_is_named_and_the_round_not_applied(case, per_chunk):
     changes, expected = CASES[case]
     _, run, _ = make(per_chunk=per_chunk, **changes)
-    state, metrics = jax.jit(run)(start(), federation())
+    state, report = jax.jit(run)(start(), federation())
     assert rounds.failure(state.invalid_client) == expected
-    assert int(state.round) == 0 and float(metrics.ran) == 0
+    assert int(state.round) == 0 and not bool(report.ran)
     np.testing.assert_array_equal(state.params["w"], start().params["w"])
 
 
@@ -111,17 +113,17 @@ def test_a_mechanism_out_of_its_range_is_not_blamed_on_the_client(
     variant, changes, advice, tmp_path, monkeypatch
 ):
     config = small(variant, **changes)
-    real = training.programs.build_mechanism
+    real = mechanisms.build
 
     def limited(*arguments):
         mechanism = real(*arguments)
         return mechanism._replace(decode=lambda *a: mechanism.decode(*a) * jnp.nan)
 
-    monkeypatch.setattr(training.programs, "build_mechanism", limited)
-    training.programs._program.cache_clear()
+    monkeypatch.setattr(mechanisms, "build", limited)
+    build._program.cache_clear()
     with pytest.raises(NonFiniteUpdateError) as error:
         training.train(config, tmp_path, progress=False)
-    training.programs._program.cache_clear()
+    build._program.cache_clear()
     text = str(error.value)
     assert text.startswith("the update of client 0 in round 1 was finite, but config.mechanism.name = ")
     assert advice in text and ("config.local.learning_rate" in text) == (config.mechanism.clip == "none")
@@ -148,24 +150,34 @@ def test_finite_divergence_writes_null(variant, tmp_path, capsys):
         assert capsys.readouterr().err.count("the test loss after round") == 1
 
 
+@pytest.mark.filterwarnings("error")
 def test_every_number_of_a_line_is_finite_or_null():
     for value in (np.nan, np.inf, -np.inf):
-        metrics = rounds.RoundMetrics(*[np.array([value, 1.0])] * len(rounds.RoundMetrics._fields))
-        line = records.summarize(metrics, (value, value), 2, 2, 10, 1.0)
+        each = Report(*[np.array([[value], [1.0]])] * len(Report._fields))
+        report = RoundReport(np.array([True, True]), each, mechanisms.Knobs(), np.ones(2))
+        task = build.program(small(), sources.load_examples("digits").specification).task
+        sums = evaluation.Evaluation({name: np.float32(value) for name in ("loss", "accuracy")})
+        line = {**records.evaluated(task, sums, 10), **records.summarize(report, 10, 1.0)}
         numbers = {name: number for name, number in line.items() if name not in ("round", "seconds")}
         assert numbers.pop("seconds_per_round") == 0.5
-        assert set(numbers.values()) == {None}, line
-        assert "nan" in records.progress_text(line)
+        assert set(numbers.values()) == {None} and set(numbers) >= {"loss", "accuracy", "snr"}, line
+        assert "nan" in records.progress_text(line, task)
 
 
 def test_a_finite_model_with_an_infinite_loss_says_so(tmp_path, capsys, monkeypatch):
     real = evaluation.make_evaluate
-    monkeypatch.setattr(
-        evaluation, "make_evaluate", lambda *a: lambda *b: (real(*a)(*b)[0] + jnp.inf, real(*a)(*b)[1])
-    )
-    training.programs._program.cache_clear()
+
+    def infinite(*arguments):
+        def evaluate(*more):
+            found = real(*arguments)(*more)
+            return found._replace(test={**found.test, "loss": found.test["loss"] + jnp.inf})
+
+        return evaluate
+
+    monkeypatch.setattr(evaluation, "make_evaluate", infinite)
+    build._program.cache_clear()
     lines = training.train(small(), tmp_path, progress=False)
-    training.programs._program.cache_clear()
+    build._program.cache_clear()
     assert [line["loss"] for line in lines] == [None] * 3
     said = capsys.readouterr().err
     assert (

@@ -14,9 +14,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from cepam_jax import checkpoints, files, locks
+from cepam_jax import files, mechanisms
+from cepam_jax.data import sources
 from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError, ConfigError, WorkdirInUseError
-from cepam_jax.federated import guarantees, records, training
+from cepam_jax.run import build, checkpoints, guarantees, locks, records, training
 from cepam_jax.run.metrics import MetricsFile, lines_up_to, parse, read_lines
 from configs import digits
 
@@ -166,10 +167,10 @@ def test_what_orbax_reads_is_what_was_saved(run, finished, monkeypatch):
 
 
 def template_of(place):
-    from cepam_jax.federated import program  # noqa: PLC0415
-
-    compiled = program.program(small(), (8, 8, 1), 10)
-    return jax.tree.map(np.asarray, compiled.initialize(jax.random.key(0), np.float32(1)))
+    config = small()
+    compiled = build.program(config, sources.load_examples("digits").specification)
+    initial = compiled.initialize(jax.random.key(0), mechanisms.knobs_of(config))
+    return jax.tree.map(np.asarray, initial)
 
 
 def test_with_all_checkpoints_damaged_nothing_is_changed(run):
@@ -653,7 +654,7 @@ def test_a_killed_picture_is_drawn_again(tmp_path, monkeypatch):
 def test_64_bit_jax_gives_the_same_lines(tmp_path, finished, root):
     code = (
         "import sys, json; sys.path.insert(0, 'tests')\n"
-        "from federated.test_workdirs import train\n"
+        "from run.test_workdirs import train\n"
         "import jax; assert jax.numpy.zeros(1).dtype == 'float64'\n"
         "print(json.dumps(train(sys.argv[1])))"
     )
