@@ -72,6 +72,28 @@ def bounded_memory():
         )  # what is alive would not be freed by asking again
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of one group one after the other, in every file, so that they find what the group compiled."""
+
+    def group(item):
+        mark = item.get_closest_marker("xdist_group")
+        return mark.args[0] if mark and mark.args else item.nodeid
+
+    first = {}
+    for number, item in enumerate(items):
+        first.setdefault(group(item), number)
+    items.sort(key=lambda item: first[group(item)])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """The programs of a mechanism are not needed after its last test."""
+    marks = [test and test.get_closest_marker("xdist_group") for test in (item, nextitem)]
+    if marks[0] and "mechanisms.programs" in sys.modules and marks[0] != marks[1]:
+        sys.modules["mechanisms.programs"].forget()
+        gc.collect()
+
+
 def pytest_addoption(parser):
     parser.addoption("--memory", action="store_true", help="Say how large each worker grew.")
 

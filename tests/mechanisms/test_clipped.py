@@ -13,10 +13,11 @@ from cepam_jax.mechanisms.clipped import (
     percentile_threshold,
 )
 
+SIZE = 20_000
 LAWS = {
-    "gaussian": lambda random: random.normal(size=100_000),
-    "laplace": lambda random: random.laplace(size=100_000),
-    "heavy": lambda random: random.standard_t(3, 100_000),
+    "gaussian": lambda random: random.normal(size=SIZE),
+    "laplace": lambda random: random.laplace(size=SIZE),
+    "heavy": lambda random: random.standard_t(3, SIZE),
 }
 
 

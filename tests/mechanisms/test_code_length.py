@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ from scipy import stats
 from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import Keys, Knobs, code_length, exact
+
+KEYS = Keys(jax.random.key(1), jax.random.key(2))
 
 
 @pytest.mark.parametrize("family", code_length.FAMILIES)
@@ -45,15 +49,24 @@ def ideal(ratio):
     return np.mean(bits)
 
 
+@functools.cache
+def coded(size):
+    """The standard deviation of an update -> symbols and bits per coordinate of LRSUQ with unit noise."""
+    mechanism, keys, knobs = mechanisms.lrsuq(coding="gaussian"), KEYS, Knobs(sigma=1.0)
+
+    @jax.jit
+    def run(ratio):
+        x = jax.random.normal(jax.random.key(0), (size,)) * ratio
+        message = mechanism.encode(keys, x, knobs)
+        return message.symbols, mechanism.bits(keys.shared, message, knobs) / size
+
+    return run
+
+
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 1.0, 3.0, 10.0])
 def test_bits_reach_the_layered_limit(ratio):
     """Within 1 % of H(M | W, V) for 1e6 Gaussian coordinates, and not below it by more than noise."""
-    mechanism = mechanisms.lrsuq(coding="gaussian")
-    x = jax.random.normal(jax.random.key(0), (1_000_000,)) * ratio
-    knobs = Knobs(sigma=1.0)
-    keys = Keys(jax.random.key(1), jax.random.key(2))
-    message = jax.jit(mechanism.encode)(keys, x, knobs)
-    bits = float(jax.jit(mechanism.bits)(keys.shared, message, knobs)) / x.size
+    bits = float(coded(1_000_000)(ratio)[1])
     assert bits == pytest.approx(ideal(ratio), rel=0.01)
 
 
@@ -78,7 +91,7 @@ def test_a_noised_update_is_coded_as_noise(name, ratio):
     """Within 1 % of the entropy; the mixture, which fits bare updates, costs 6 % more and above."""
     make, entropy = NOISED[name]
     x = jax.random.normal(jax.random.key(0), (300_000,)) * ratio
-    keys, knobs = Keys(jax.random.key(1), jax.random.key(2)), Knobs(sigma=1.0, step=0.5)
+    keys, knobs = KEYS, Knobs(sigma=1.0, step=0.5)
     message = jax.jit(make().encode)(keys, x, knobs)
 
     def bits(mechanism):
@@ -112,12 +125,8 @@ def test_auto_is_the_best_law_for_each_mechanism():
 
 
 def test_unconditional_coding_would_cost_more():
-    mechanism = mechanisms.lrsuq(coding="gaussian")
-    x = jax.random.normal(jax.random.key(0), (1_000_000,)) * 0.3
-    keys = Keys(jax.random.key(1), jax.random.key(2))
-    message = mechanism.encode(keys, x, Knobs(sigma=1.0))
-    bits = float(mechanism.bits(keys.shared, message, Knobs(sigma=1.0))) / x.size
-    _, counts = np.unique(np.asarray(message.symbols), return_counts=True)
+    symbols, bits = map(np.asarray, coded(1_000_000)(0.3))
+    _, counts = np.unique(symbols, return_counts=True)
     assert bits < 0.65 * stats.entropy(counts, base=2)
 
 

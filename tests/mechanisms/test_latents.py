@@ -11,8 +11,8 @@ CASES = [(target, n) for target in latents.TARGETS for n in (1, 2, 3, 4, 8)]
 
 def words():
     random = np.random.default_rng(0)
-    uniform = random.integers(0, 2**32, 400_000, dtype=np.uint32)
-    tail = (2.0 ** random.uniform(0, 31.9, 200_000)).astype(np.uint32)
+    uniform = random.integers(0, 2**32, 50_000, dtype=np.uint32)
+    tail = (2.0 ** random.uniform(0, 31.9, 100_000)).astype(np.uint32)
     ends = np.array([0, 1, 2, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1], np.uint32)
     return np.concatenate([uniform, tail, ~tail, ends])
 

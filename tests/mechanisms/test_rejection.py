@@ -6,6 +6,7 @@ import pytest
 from cepam_jax.mechanisms import counter, rejection
 
 
+@jax.jit
 def propose(proposal, blocks, thresholds):
     word, value = counter.words((jnp.uint32(1), jnp.uint32(2)), proposal, blocks)
     return word < thresholds, value
@@ -42,6 +43,7 @@ def test_first_accepted_equals_a_plain_loop(size, stated):
 def test_tries_are_geometric():
     size, p = 200_000, 0.3
     thresholds = jnp.full(size, int(p * 2**32), jnp.uint32)
-    index, _ = rejection.first_accepted(propose, jnp.arange(size, dtype=jnp.uint32), thresholds, p)
+    ids = jnp.arange(size, dtype=jnp.uint32)
+    index, _ = jax.jit(lambda ids: rejection.first_accepted(propose, ids, thresholds, p))(ids)
     mean, std = (1 - p) / p, np.sqrt(1 - p) / p
     assert abs(np.mean(index) - mean) < 5 * std / np.sqrt(size)  # false alarm 6e-7

@@ -37,8 +37,8 @@ def test_convolution_is_flax_s(padding, kernel, shape, pool):
         pytest.skip("no window to pool")
     x = jax.random.normal(jax.random.key(0), shape)
     ours, theirs = convolution.Conv(4, kernel, padding, pool), Theirs(kernel, padding, pool)
-    expected_params = theirs.init(jax.random.key(1), x)["params"]["Conv_0"]
-    params = ours.init(jax.random.key(1), x)["params"]
+    expected_params = jax.jit(theirs.init)(jax.random.key(1), x)["params"]["Conv_0"]
+    params = jax.eval_shape(ours.init, jax.random.key(1), x)["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected_params)
     params = expected_params  # flax derives the initial values from the module's path too
 
@@ -48,10 +48,19 @@ def test_convolution_is_flax_s(padding, kernel, shape, pool):
 
     apply_ours = lambda p, x: ours.apply({"params": p}, x)  # noqa: E731
     apply_theirs = lambda p, x: theirs.apply({"params": {"Conv_0": p}}, x)  # noqa: E731
-    np.testing.assert_allclose(apply_ours(params, x), apply_theirs(params, x), atol=1e-5)
-    found = jax.grad(lambda p, x: loss(apply_ours, p, x), (0, 1))(params, x)
-    expected = jax.grad(lambda p, x: loss(apply_theirs, p, x), (0, 1))(params, x)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
+
+    @jax.jit
+    def both(params, x):
+        values = [apply(params, x) for apply in (apply_ours, apply_theirs)]
+        gradients = [
+            jax.grad(lambda p, x, apply=apply: loss(apply, p, x), (0, 1))(params, x)
+            for apply in (apply_ours, apply_theirs)
+        ]
+        return values, gradients
+
+    values, gradients = both(params, x)
+    np.testing.assert_allclose(*values, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *gradients)
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (2, 2)])
@@ -60,16 +69,21 @@ def test_pooling_is_flax_s_even_with_ties(size):
     x = jax.random.randint(jax.random.key(0), (2, *size, 3), 0, 3).astype(jnp.float32)
     change = jax.random.normal(jax.random.key(1), (2, size[0] // 2, size[1] // 2, 3))
     one = jnp.eye(3)[None, None]  # the convolution that does nothing
-    found, pull = jax.vjp(lambda x: convolution.convolve_and_pool(one, x), x)
-    expected, pull_expected = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(pull(change)[0], pull_expected(change)[0])
+
+    @jax.jit
+    def both(x, change):
+        found, pull = jax.vjp(lambda x: convolution.convolve_and_pool(one, x), x)
+        expected, pull_expected = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)
+        return (found, expected), (pull(change)[0], pull_expected(change)[0])
+
+    for pair in both(x, change):
+        np.testing.assert_array_equal(*pair)
 
 
 @pytest.mark.parametrize("apply", [convolution.convolve, convolution.convolve_and_pool])
 def test_vmap_over_clients_is_a_loop(apply):
     kernels = jax.random.normal(jax.random.key(0), (3, 3, 3, 2, 4))
     xs = jax.random.normal(jax.random.key(1), (3, 5, 6, 7, 2))
-    together = jax.vmap(apply)(kernels, xs)
+    together, one = jax.jit(jax.vmap(apply))(kernels, xs), jax.jit(apply)
     for k in range(3):
-        np.testing.assert_allclose(together[k], apply(kernels[k], xs[k]), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(together[k], one(kernels[k], xs[k]), rtol=1e-5, atol=1e-5)

@@ -19,14 +19,15 @@ def test_parameters_and_logits(name, shape, parameters):
     module = models.build(name, 10)
     params = models.initialize(module, jax.random.key(0), shape)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
-    assert module.apply({"params": params}, jnp.ones((3, *shape))).shape == (3, 10)
+    assert jax.jit(module.apply)({"params": params}, jnp.ones((3, *shape))).shape == (3, 10)
 
 
 def test_dropout_is_for_training_only():
     module = models.build("cnn3", 10)
     params = models.initialize(module, jax.random.key(0), (32, 32, 3))
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-    run = lambda train, key: module.apply(  # noqa: E731
+    apply = jax.jit(module.apply, static_argnames="train")
+    run = lambda train, key: apply(  # noqa: E731
         {"params": params}, images, train=train, rngs={"dropout": jax.random.key(key)}
     )
     assert (run(False, 1) == run(False, 2)).all()

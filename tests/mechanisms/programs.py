@@ -1,0 +1,127 @@
+"""Every mechanism of the registry, compiled once for each shape; shared by tests of laws, errors and bytes.
+
+Compilation takes most of the tests' time, so they keep to three lengths of an update, and give knobs as
+float32: a Python number of the same value would be compiled anew.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cepam_jax import mechanisms
+from cepam_jax.mechanisms import Keys, Knobs
+from cepam_jax.wire import format
+
+NAMES = sorted(mechanisms.REGISTRY)
+# What differs from a mechanism that is not here by its lattice, or by the measure of a range.
+VARIANTS = ("_z3", "_a2", "_d4", "_e8", "_d4_bits", "_z1_sigma", "_max", "_deterministic", "_percentile")
+
+
+def param(name, *rest, group="", slow=False):
+    """Parameters of a test of one mechanism.
+
+    All tests of a mechanism are in one process, one after the other, so that they share what is compiled.
+
+    Args:
+      name: of the mechanism, the first parameter.
+      *rest: the other parameters.
+      group: for tests that share no programs with the others of the mechanism.
+      slow: leave the test out of the quick ones, as those of `VARIANTS`.
+    """
+    marks = [pytest.mark.xdist_group(f"{name} {group}".strip())]
+    if slow or name.endswith(VARIANTS):
+        marks.append(pytest.mark.slow)
+    return pytest.param(name, *rest, marks=marks)
+
+
+EACH = [param(name) for name in NAMES]
+
+SHORT = 33  # whole blocks of 1, 2, 4 and 8, and a part of one; whole blocks of 3
+LONG = 20_001  # the same; blocks of 2 are so many that the rejected ones are gathered
+
+
+def float32(**values) -> Knobs:
+    """Knobs of numpy float32 numbers."""
+    return Knobs(**{name: np.float32(value) for name, value in values.items()})
+
+
+KNOBS = float32(sigma=0.1, clip=1, step=0.1, bits=3, levels=4, fraction=0.5)
+KEYS = Keys(jax.random.key(1), jax.random.key(2))
+
+
+def tiny(name) -> int:
+    """A length of less than a block of 8, where blocks have a part; else of one coordinate."""
+    return 5 if compiled(name).about.block > 1 else 1
+
+
+def updates(length, seed=0):
+    """f32[length], normal with standard deviation 0.3."""
+    return (0.3 * np.random.default_rng(seed).normal(size=length)).astype(np.float32)
+
+
+@functools.cache
+def compiled(name):
+    """The mechanism whose functions are compiled, each alone."""
+    mechanism = mechanisms.make(name)
+    code = mechanism.code
+    return mechanism._replace(
+        encode=jax.jit(mechanism.encode),
+        decode=jax.jit(mechanism.decode),
+        bits=jax.jit(mechanism.bits),
+        code=code._replace(weight=code.weight and jax.jit(code.weight)),
+    )
+
+
+def _round_trip(mechanism):
+    def run(keys, x, knobs):
+        message = mechanism.encode(keys, x, knobs)
+        shared = keys.shared
+        return message, mechanism.decode(shared, message, knobs), mechanism.bits(shared, message, knobs)
+
+    return run
+
+
+@functools.cache
+def round_trip(name):
+    """(keys, x, knobs) -> (message, decoded, bits) as one program, compiled fast rather than well."""
+    run = _round_trip(mechanisms.make(name))
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+
+
+CLIENTS = 100  # of every call of `together`
+
+
+@functools.cache
+def together(name):
+    """`round_trip` of `CLIENTS` at once."""
+    return jax.jit(jax.vmap(_round_trip(mechanisms.make(name))))
+
+
+@functools.cache
+def decoded(name):
+    """(keys, x, knobs) -> decoded as one program, for the largest updates."""
+    run = _round_trip(mechanisms.make(name))
+    return jax.jit(lambda keys, x, knobs: run(keys, x, knobs)[1])
+
+
+@functools.cache
+def variance(name):
+    """The formula, compiled; None where there is none."""
+    formula = mechanisms.make(name).variance
+    return formula and jax.jit(formula)
+
+
+@jax.jit
+def client_keys(call=0):
+    """Keys of `CLIENTS` clients, others in every call."""
+    numbers = jnp.arange(CLIENTS, dtype=jnp.uint32) + 2 * CLIENTS * jnp.uint32(call)
+    return Keys(*(jax.vmap(jax.random.key)(numbers + CLIENTS * part) for part in range(2)))
+
+
+def forget() -> None:
+    """Lets go of every mechanism and of what was compiled for it."""
+    for cache in (compiled, round_trip, together, decoded, variance, format._template):
+        cache.cache_clear()
