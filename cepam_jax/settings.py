@@ -261,7 +261,8 @@ def table() -> str:
         )
         sections.setdefault(section, []).append(line)
     pages = []
-    for section, lines in sections.items():
+    for section in sorted(sections, key=bool):  # the top first, the others as they were declared
+        lines = sections[section]
         heading = f"## `{section}`" if section else "## The run"
         about = _SECTIONS.get(section, "")
         head = ["| field | default | what it does | allowed |", "|---|---|---|---|"]

@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from cepam_jax.errors import EXPECTED, ConfigError, require, require_choice
 from cepam_jax.run import runtime, training
+from cepam_jax.run.config import FIELDS
 from experiments import not_begun
 
 
@@ -39,6 +40,11 @@ def choices(flag: str, allowed) -> None:
 def choice(flag: str, allowed) -> None:
     """Checks the value of a flag; ConfigError names the flag and what is allowed."""
     require_choice(f"--{flag}", flags.FLAGS[flag].value, allowed)
+
+
+def fields_help() -> str:
+    """Every declared setting with its default and what it does, for --help."""
+    return "\n".join(f"{name} ({field.default!r}): {field.help}" for name, field in FIELDS.items())
 
 
 def _define_runtime_flags():
