@@ -214,7 +214,7 @@ class Checkpoints:
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)._asdict()
         try:
             with _plain_path(self._directory / str(number)) as path:
-                # A field that came with a later release is not in an older state; where empty, none is missed.
+                # A field of a later release is not in an older state; where it is empty, none is missed.
                 saved = set(_orbax().metadata(path / _STATE).item_metadata)
                 asked = {name: part for name, part in shapes.items() if part is not None or name in saved}
                 found = _orbax().restore(path / _STATE, args=ocp.args.StandardRestore(asked))
