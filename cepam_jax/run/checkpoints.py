@@ -6,7 +6,7 @@
   checkpoints/<round>/record.json    the configuration, digests of files and state, and one of the record
 
 A directory of the first release has no lines and no record: its states are taken as they are. One of 0.1 has
-no ledger.
+no ledger, and its states lack the fields that came later.
 """
 
 import contextlib
@@ -211,11 +211,14 @@ class Checkpoints:
         return Checkpoint(number, state, lines, ledger=ledger)
 
     def _state(self, number, template):
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)._asdict()
         try:
             with _plain_path(self._directory / str(number)) as path:
-                found = _orbax().restore(path / _STATE, args=ocp.args.StandardRestore(shapes))
-            return jax.tree.map(np.asarray, found)
+                # A field of a later release is not in an older state; where it is empty, none is missed.
+                saved = set(_orbax().metadata(path / _STATE).item_metadata)
+                asked = {name: part for name, part in shapes.items() if part is not None or name in saved}
+                found = _orbax().restore(path / _STATE, args=ocp.args.StandardRestore(asked))
+            return template._replace(**jax.tree.map(np.asarray, found))
         except Exception as error:  # damage shows in many ways; the cause is kept
             raise CheckpointDamagedError(f"its state cannot be read ({type(error).__name__})") from error
 

@@ -571,6 +571,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(run, finished, monkeypatch, ca
         def restore(self, *arguments, **named):
             return real.restore(*arguments, **named)
 
+        def metadata(self, *arguments):
+            return real.metadata(*arguments)
+
     real = checkpoints._orbax()
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "_orbax", Full)
