@@ -7,7 +7,7 @@ from importlib import util
 
 from cepam_jax.errors import MissingExtraError
 
-# Extra -> the modules that the package imports because of it. pyproject.toml says which distributions bring them.
+# Extra -> the modules that the package imports because of it; pyproject.toml says what brings them.
 EXTRAS = {
     "train": ("dp_accounting", "flax", "matplotlib", "ml_collections", "optax", "orbax", "tqdm"),
     "data": ("sklearn", "tensorflow_datasets"),

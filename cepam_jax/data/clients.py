@@ -42,7 +42,7 @@ class Clients(NamedTuple):
           ConfigError: the clients have no owners.
         """
         if self.owners is None:
-            raise ConfigError("owners are given, but the clients were made without: cepam.clients(owners=...)")
+            raise ConfigError("owners are given, but these clients have none: cepam.clients(owners=...)")
         known = {owner: client for client, owner in enumerate(self.owners.tolist())}
         return np.array([known.get(owner, self.number) for owner in np.asarray(owners).tolist()], np.int32)
 
@@ -95,9 +95,7 @@ def clients(
             )
     whole = Examples(arrays, arrays, arrays_of(constants or {}), labels=labels)
     checked = example_sets.check(whole)
-    split = partitions.partition(
-        checked.labels, kind, number, seed, number_of(checked.train), **options
-    )
+    split = partitions.partition(checked.labels, kind, number, seed, number_of(checked.train), **options)
     return Clients(checked.train, split, checked.constants, names, kind)
 
 

@@ -1,6 +1,5 @@
 """What a run promises to whom: from its parts' statements and its ledger to `cepam_jax.privacy`."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +10,7 @@ from cepam_jax.federated import local
 from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator
 from cepam_jax.federated.control import Control
 from cepam_jax.federated.local import Influence
-from cepam_jax.privacy import arithmetic
-from cepam_jax.run import build
+from cepam_jax.run import build, precision
 from cepam_jax.run.ledger import Ledger, planned
 
 # What no epsilon here accounts for, in every run.
@@ -34,7 +32,8 @@ class Facts(NamedTuple):
 
     Attributes:
       about: of the mechanism.
-      aggregator, influence, control: the rule, what local training bounds, and the rule for knobs.
+      aggregator, influence, control: the rule, what local training bounds (None: it states nothing), and the
+        rule for knobs.
       counts: int[clients], examples of each client.
       clip: f64[clients], bound on an update's norm at the mechanism, where it clips.
       per_round: participants.
@@ -43,11 +42,13 @@ class Facts(NamedTuple):
       masked: whether clients send different coordinates.
       hidden: whether nothing public but the model depends on who was drawn.
       exposes: what shapes the result or reaches an adversary without noise, in words.
+      refused: reasons, beside those of the parts, why nothing is guaranteed.
+      always: what no epsilon accounts for, whatever the parts.
     """
 
     about: mechanisms.About
     aggregator: Aggregator
-    influence: Influence
+    influence: Influence | None
     control: Control
     counts: np.ndarray
     clip: np.ndarray
@@ -57,6 +58,8 @@ class Facts(NamedTuple):
     masked: bool = False
     hidden: bool = True
     exposes: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    always: tuple[str, ...] = ALWAYS
 
 
 def facts_of(config, counts) -> Facts:
@@ -120,7 +123,7 @@ def plan(config, rounds: int) -> Ledger:
 
 def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
     """The accountant's federation: the parts' statements and the noise that the rounds applied."""
-    about, rule, influence = facts.about, facts.aggregator, facts.influence
+    about, rule, influence = facts.about, facts.aggregator, facts.influence or Influence()
     clients, counts = len(facts.counts), np.asarray(facts.counts)
     example = influence.unit == "example"
     if rule.public_weights:
@@ -146,7 +149,7 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         hidden=facts.hidden,
         fresh=not facts.remembers,
         refused=tuple(_refused(facts)),
-        not_covered=(*about.leaks, *rule.exposes, *influence.exposes, *facts.exposes, *ALWAYS),
+        not_covered=(*about.leaks, *rule.exposes, *influence.exposes, *facts.exposes, *facts.always),
         unit=influence.unit,
     )
 
@@ -158,8 +161,13 @@ def _phases(facts: Facts, ledger: Ledger) -> tuple[privacy.Phase, ...]:
     """
     found = []
     for entry in ledger.entries:
-        bounds = np.broadcast_to(np.asarray(entry.knobs.clip, np.float64), facts.clip.shape)
-        moved = 1.0 if facts.influence.bound is not None else facts.clip / bounds.astype(np.float32)
+        applied = facts.clip if entry.knobs.clip is None else entry.knobs.clip
+        bounds = np.broadcast_to(np.asarray(applied, np.float64), facts.clip.shape)
+        moved = (
+            1.0
+            if facts.influence and facts.influence.bound is not None
+            else facts.clip / bounds.astype(np.float32)
+        )
         if np.all(np.isclose(moved, 1.0, rtol=1e-6, atol=0)):
             moved = 1.0  # the bound as 32 bits hold it
         noise = (
@@ -185,6 +193,9 @@ def _deviation(facts, knobs, noise) -> np.ndarray:
 
 def _refused(facts: Facts):
     """Why no theorem covers this run, whoever looks; nothing where one does."""
+    yield from facts.refused
+    if facts.influence is None:
+        yield "local training states nothing about privacy"
     if facts.about.leaks:
         yield "sent without noise: " + ", ".join(facts.about.leaks)
     if facts.aggregator.refused:
@@ -194,63 +205,11 @@ def _refused(facts: Facts):
             "the rule that sets the knobs reads earlier results: the noise of a round is chosen by what was "
             "released, which the composition of rounds planned in advance does not cover"
         )
-    if facts.remembers and facts.influence.unit == "example":
+    if facts.remembers and facts.influence and facts.influence.unit == "example":
         yield (
             "error feedback adds what earlier rounds lost, which no clip bounds: one example may move it "
             "without bound"
         )
-
-
-# Mechanisms whose noise is that of `cepam_jax.privacy.arithmetic`; of others nothing is said.
-_MEASURED = ("lrsuq", "split", "noise", "noise_sdq", "noise_rounding", "jopeq")
-
-
-def _words(config, federation, coordinates) -> str:
-    """What 32-bit arithmetic leaves out, with its size where it is known."""
-    about = mechanisms.build(config.mechanism, ((1,),)).about
-    text = "noise sampled in 32-bit arithmetic: see docs/randomness.md"
-    if not about.outsiders or federation.norm is None or config.mechanism.name not in _MEASURED:
-        return text
-    law, layered = about.outsiders.law, config.mechanism.name in ("lrsuq", "split")
-    block = about.block if config.mechanism.name == "lrsuq" else 1
-    end = arithmetic.ADDITIVE_ENDS[law]
-    if layered:
-        end = arithmetic.layers_end(law, about.block)
-    if config.mechanism.name == "split":  # the ends of both parts add up
-        share = config.mechanism.share
-        end = arithmetic.ADDITIVE_ENDS[law] * math.sqrt(share) + end * math.sqrt(1 - share)
-    chance = _chance_beyond(law, block, end, federation)
-    delta = config.privacy.delta
-    unit = "deviations" if law == "gaussian" else "times its scale b"
-    text += (
-        f"; it ends at {end:.2f} {unit}, and an update that lies on one coordinate leaves that range with "
-        f"probability {chance:.1e} over the run"
-    )
-    if chance > delta:
-        text += (
-            f", more than delta = {delta:g}: the epsilons against colluding_clients and decoded_updates are "
-            "those of noise without end"
-        )
-    if not layered or not coordinates:
-        return text
-    padded = 1 << (coordinates - 1).bit_length() if config.mechanism.rotate else coordinates
-    rounds = sum(phase.rounds for phase in federation.phases)
-    blocks = -(-padded // about.block) * rounds * (config.clients_per_round or config.num_clients)
-    distance = arithmetic.total_variation(law, about.block, blocks)
-    return (
-        f"{text}; the radii of LRSUQ's layers follow their law to {distance:.1e} in total variation over all "
-        f"{blocks:,} blocks of the run, which may cost 1 + e^epsilon times as much delta"
-    )
-
-
-def _chance_beyond(law, block, end, federation) -> float:
-    """Of the least protected client over all rounds, if it takes part in all of them."""
-    total = np.zeros(len(federation.clip))
-    for phase in federation.phases:
-        with np.errstate(divide="ignore"):
-            shift = privacy.reach(federation) * federation.clip / privacy.noise_scale(law, phase.outsiders)
-        total += phase.rounds * arithmetic.beyond(law, block, end, np.minimum(shift, 1e3))
-    return float(min(1.0, total.max()))
 
 
 def report_text(
@@ -263,9 +222,8 @@ def report_text(
       coordinates: of an update, for the size of what 32-bit words leave out; 0: not known.
     """
     federation = federation_of(config, counts, rounds, ledger)
-    words = _words(config, federation, coordinates)
-    federation = federation._replace(not_covered=(*federation.not_covered, words))
-    return privacy.text(federation, config.privacy.delta)
+    about = mechanisms.build(config.mechanism, ((1,),)).about
+    return precision.report(about, federation, config.privacy.delta, coordinates)
 
 
 def epsilons(config, counts, ledger: Ledger) -> dict:
