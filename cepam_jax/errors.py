@@ -26,6 +26,10 @@ class WireError(ValueError):
     """Bytes are not a message that the given mechanism, key and knobs can read."""
 
 
+class MissingExtraError(ImportError):
+    """A part of the package needs libraries that were not installed with it."""
+
+
 class CheckpointMismatchError(RuntimeError):
     """The work directory belongs to a run with another configuration, or to a longer one."""
 
@@ -45,6 +49,7 @@ EXPECTED = (
     ConfigError,
     DataNotPreparedError,
     DatasetError,
+    MissingExtraError,
     NonFiniteUpdateError,
     WireError,
     WorkdirInUseError,

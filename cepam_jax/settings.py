@@ -13,15 +13,20 @@ Nothing here knows any part. A fork's part declares its fields as those of this 
 a configuration is made or checked.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import ml_collections
 import numpy as np
 
 from cepam_jax.errors import ConfigError, require
+from cepam_jax.extras import need
+
+if TYPE_CHECKING:
+    import ml_collections
 
 
 class Field(NamedTuple):
@@ -173,8 +178,17 @@ def _is_real(value) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def _configurations():
+    """The library of configurations. Declaring a field does not need it, so mechanisms alone do without."""
+    need("a configuration", "train", "ml_collections")
+    import ml_collections  # noqa: PLC0415
+
+    return ml_collections
+
+
 def defaults() -> ml_collections.ConfigDict:
     """A configuration with every declared field at its default."""
+    ml_collections = _configurations()
     config = ml_collections.ConfigDict()
     for full, field in FIELDS.items():
         *sections, name = full.split(".")
@@ -192,6 +206,7 @@ def plain(config: Mapping | ml_collections.ConfigDict) -> ml_collections.ConfigD
 
     NumPy scalars become Python's, and arrays of one axis tuples: what JSON can hold, and what hashes.
     """
+    ml_collections = _configurations()
     if not isinstance(config, (Mapping, ml_collections.ConfigDict)):
         raise ConfigError(f"config is {config!r}; it must be a ConfigDict, as cepam_jax.defaults() makes it")
     copy = ml_collections.ConfigDict()
@@ -224,7 +239,7 @@ def flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Dotted field names and values."""
     fields = {}
     for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
+        if isinstance(value, type(config)):
             fields |= {f"{name}.{inner}": v for inner, v in flat(value).items()}
         else:
             fields[name] = value

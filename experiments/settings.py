@@ -8,9 +8,16 @@ from experiments import cli
 
 PAGE = """# All settings
 
-Every field of a configuration, with its default, what it does and what it may be. Made from the declarations, which
-stand beside the parts that read them, by `python -m experiments.settings`. Change a field with
-`--config.mechanism.gamma=30`, or in Python: `config = cepam_jax.run.config.defaults(); config.mechanism.gamma = 30.0`.
+Every field of a configuration, with its default, what it does and what it may be. Made from the
+declarations, which stand beside the parts that read them, by `python -m experiments.settings`. Change a
+field with `--config.mechanism.gamma=30`, or in Python:
+
+```python
+import cepam_jax
+
+config = cepam_jax.defaults()
+config.mechanism.gamma = 30.0
+```
 
 """
 

@@ -227,5 +227,21 @@ def test_the_command_line_refuses_before_anything_runs(flag, words, tmp_path, ro
 def test_package_and_requirements_ask_for_the_same(root):
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     lines = pathlib.Path(root / "requirements.txt").read_text().splitlines()
-    wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+    extras = project["optional-dependencies"]
+    assert extras.pop("all") == ["cepam_jax[train,data,audit,experiments]"]
+    wanted = [*project["dependencies"], *(line for extra in extras.values() for line in extra)]
     assert sorted(line for line in lines if not line.startswith("#")) == sorted(wanted)
+
+
+def test_the_quantizer_alone_needs_no_library_for_training():
+    """Its core dependencies are what it imports; the names of the package are there before they are used."""
+    code = (
+        "import sys, cepam_jax, cepam_jax.mechanisms, cepam_jax.wire, cepam_jax.theory.rate\n"
+        "assert {'Federation', 'clients', 'train', 'tasks'} <= set(dir(cepam_jax))\n"
+        "heavy = {'flax', 'optax', 'ml_collections', 'orbax', 'dp_accounting', 'matplotlib', 'tqdm'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "cepam_jax.train, cepam_jax.defaults\n"
+        "try:\n    cepam_jax.trian\n"
+        "except AttributeError as error:\n    assert 'it has Federation, clients' in str(error)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

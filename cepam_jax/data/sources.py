@@ -14,6 +14,7 @@ import numpy as np
 from cepam_jax import settings
 from cepam_jax.data import examples
 from cepam_jax.errors import DataNotPreparedError, DatasetError, require_choice
+from cepam_jax.extras import need
 from cepam_jax.registry import Registry
 
 TFDS_SETS = ("mnist", "fashion_mnist", "cifar10")
@@ -215,6 +216,7 @@ def dataset(train_images, train_labels, test_images, test_labels) -> Dataset:
 def digits(data_dir):
     """1,797 images of 8x8 pixels, embedded in scikit-learn."""
     del data_dir
+    need("data set 'digits'", "data", "sklearn")
     from sklearn import datasets, model_selection  # noqa: PLC0415  half a second, rarely needed
 
     images, labels = datasets.load_digits(return_X_y=True)
@@ -235,6 +237,7 @@ def _tfds(name, data_dir):
             f"data_dir={data_dir!r}).download_and_prepare(file_format='array_record')\"\n"
             f"or point --config.data.dir (or TFDS_DATA_DIR) to where it is."
         )
+    need(f"data set {name!r}", "data", "tensorflow_datasets")
     import tensorflow_datasets as tfds  # noqa: PLC0415  seconds, needed here alone
 
     splits = []

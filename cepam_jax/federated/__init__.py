@@ -1,5 +1,9 @@
 """One round: broadcast, local training, messages, aggregation, step, control. Start with `rounds`."""
 
+from cepam_jax.extras import need
+
+need("cepam_jax.federated", "train", "flax", "optax")
+
 from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, Facts
 from cepam_jax.federated.control import CONTROLS, Control, Released, constant, scheduled
 from cepam_jax.federated.downlink import Downlink, compressed

@@ -124,6 +124,8 @@ class Trained(NamedTuple):
 class Influence(NamedTuple):
     """How far one unit of privacy can move what a client hands to the mechanism, before any clip there.
 
+    Influence() bounds nothing: the mechanism's clip must, and the unit is the client.
+
     Attributes:
       unit: "client" or "example": whose presence is protected.
       norm: in which norm the bound holds; None: local training bounds nothing, and the mechanism's clip must.
@@ -143,12 +145,14 @@ class LocalUpdate(NamedTuple):
     Attributes:
       run: (Model, ClientArrays, client int32[], key, the client's state, round int32[]) -> Trained.
       initialize: (number of clients, Model) -> what clients carry, a leading axis [clients]; None: nothing.
-      influence: what it means for privacy. By default it bounds nothing.
+      influence: what it means for privacy. Stating one says that a client's update, and what it was divided
+        by, follow from that client's own examples and state and from the model alone. None: nothing is
+        stated, and nothing is guaranteed.
     """
 
     run: Callable[..., Trained]
     initialize: Callable | None = None
-    influence: Influence = Influence()
+    influence: Influence | None = None
 
 
 def make_local_update(

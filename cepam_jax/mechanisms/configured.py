@@ -1,10 +1,11 @@
 """From `config.mechanism` to a mechanism and to the knobs of all clients."""
 
+from __future__ import annotations
+
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from cepam_jax import settings
@@ -20,6 +21,9 @@ from cepam_jax.mechanisms.lattices import LATTICES
 from cepam_jax.mechanisms.registry import CONFIGURABLE
 from cepam_jax.mechanisms.transforms import NORMS, clip, random_mask, rotate, top_k
 from cepam_jax.registry import Registry
+
+if TYPE_CHECKING:
+    import ml_collections
 
 SPARSIFIERS = Registry("sparsifier")
 SPARSIFIERS.register("mask", random_mask)

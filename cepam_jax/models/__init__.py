@@ -10,6 +10,10 @@ It returns a flax module called as `module(images f32[batch, height, width, chan
 with logits f32[batch, num_classes] as result; dropout draws from the rng named "dropout".
 """
 
+from cepam_jax.extras import need
+
+need("cepam_jax.models", "train", "flax")
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

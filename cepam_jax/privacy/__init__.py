@@ -1,5 +1,9 @@
 """What an adversary can learn about a client: guarantees, accounting, calibration, audits."""
 
+from cepam_jax.extras import need
+
+need("cepam_jax.privacy", "train", "dp_accounting")
+
 from cepam_jax.privacy.accounting import epsilon, guaranteed, report, text
 from cepam_jax.privacy.calibrate import affordable_rounds, expected_bits, gamma_for, sigmas_for
 from cepam_jax.privacy.events import ADVERSARIES, Guarantee

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax_privacy import auditing
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from cepam_jax.errors import ConfigError, require, require_choice
+from cepam_jax.extras import need
 from cepam_jax.mechanisms import Keys, Knobs, Mechanism, counter, latents
 
 ADVERSARIES = ("decoded_updates", "server")
@@ -181,6 +181,9 @@ def epsilon_lower_bound(
       ConfigError: significance is out of range.
     """
     require(0 < significance < 0.5, "significance", significance, "above 0 and below .5")
+    need("a bound from scores", "audit")
+    from jax_privacy import auditing  # noqa: PLC0415  needed here alone, and installed with few
+
     auditor = auditing.CanaryScoreAuditor(with_canary, without)
     # A seed of its own: the auditor splits the games at random.
     strategy = auditing.Split(seed=0)

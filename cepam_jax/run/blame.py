@@ -3,8 +3,12 @@
 import jax
 import numpy as np
 
+from cepam_jax import mechanisms
+from cepam_jax.errors import ConfigError
 from cepam_jax.federated import rounds
-from cepam_jax.federated.state import State
+from cepam_jax.federated.state import RoundReport, State
+from cepam_jax.mechanisms import Mechanism
+from cepam_jax.mechanisms import knobs as knob_values
 from cepam_jax.mechanisms.registry import CONFIGURABLE
 from cepam_jax.run.records import Record
 
@@ -49,6 +53,41 @@ def explanation(record: Record, state: State) -> str:
     return (
         f"client {client} sent a NaN or infinite update in round {number}: its local training diverged; it "
         f"was not averaged, {kept}. {advice}"
+    )
+
+
+def of_parts(mechanism: Mechanism, report: RoundReport, before: State, after: State) -> str:
+    """What was not finite in a round of a federation in Python, what caused it, and what to change.
+
+    Args:
+      mechanism: that coded the updates.
+      report: of the round, on the host.
+      before: State that the round began from.
+      after: State that says why it was not applied.
+    """
+    client, cause = rounds.failure(after.invalid_client)
+    number = int(before.round) + 1
+    if cause == rounds.MODEL:
+        return (
+            f"the global model became NaN or infinite in round {number}, from updates that were finite; the "
+            "round was not applied. Lower the learning rate of the server or of the clients, or clip updates."
+        )
+    if cause == rounds.LOCAL:
+        broken = not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(before.params))
+        return (
+            f"client {client} sent a NaN or infinite update in round {number}: "
+            + ("the model was NaN or infinite before; " if broken else "its local training diverged; ")
+            + "the round was not applied. Lower the learning rate of the local optimizer."
+        )
+    try:
+        knob_values.check(report.knobs, [name for name in mechanism.about.knobs if name != "scale"])
+    except ConfigError as error:
+        return f"the control rule set a knob in round {number} that is not allowed: {error}"
+    return (
+        f"the update of client {client} in round {number} was finite, but the mechanism "
+        f"{mechanism.about.name} cannot code it: what it decodes to is NaN or infinite; the round was not "
+        f"applied. A coordinate may be at most {mechanisms.RANGE:,.0f} deviations of the noise (or cells of "
+        "the lattice) from zero: clip updates, or make sigma or step larger."
     )
 
 

@@ -1,5 +1,9 @@
 """What is learned: the contract of a task, and the tasks of this project. See `base` for the contract."""
 
+from cepam_jax.extras import need
+
+need("cepam_jax.tasks", "train", "flax", "optax")
+
 from cepam_jax.tasks.base import TASKS, Batch, Model, Sums, Task, register
 from cepam_jax.tasks.classification import classification
 from cepam_jax.tasks.images import image_classification

@@ -1,0 +1,107 @@
+"""What a federation in Python released, step by step, whatever its user does with the states.
+
+A step's randomness follows from the seeds and the number of rounds that its state has done. So a step that
+is repeated from the same state releases the same again; one from another state with as many rounds done would
+hide another update with the same noise, and the difference of the two lacks it. An `Account` counts every
+step that was released, and remembers by checksums which states were used, so that neither is taken for less.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cepam_jax.run.ledger import Ledger
+
+Mark = tuple[int, int]
+
+
+class Account:
+    """The ledger of a federation, and which states its rounds began from.
+
+    Attributes:
+      ledger: what the rounds applied, each step counted as often as it was taken.
+    """
+
+    def __init__(self, ledger: Ledger):
+        """Begins with a ledger: that of an earlier process, or an empty one."""
+        self.ledger = ledger
+        self._rounds: dict[int, tuple[Mark, Mark]] = {}  # rounds done -> marks of the state before and after
+        self._made: set[Mark] = set()
+        self._reused: set[int] = set()
+        self._missing = 0
+        self._foreign = 0
+
+    def made(self, state) -> None:
+        """Notes a state that the federation itself made."""
+        self._made.add(mark(state))
+
+    def released(self, state, after, report, clients: int) -> None:
+        """Counts a step that was applied.
+
+        Args:
+          state, after: States before and after the step.
+          report: its RoundReport on the host.
+          clients: of the federation.
+        """
+        number, before, result = int(state.round), mark(state), mark(after)
+        self._missing = max(self._missing, number - self.ledger.rounds)
+        self._foreign += before not in self._made
+        if self._rounds.setdefault(number, (before, result)) != (before, result):
+            self._reused.add(number)
+        self._made.add(result)
+        self.ledger = self.ledger.add(jax.tree.map(lambda a: np.asarray(a)[None], report), clients)
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Why the ledger does not cover what was released; empty if it does."""
+        reasons = []
+        if self._reused:
+            rounds = ", ".join(str(number + 1) for number in sorted(self._reused))
+            reasons.append(
+                f"round {rounds} was run from different states with the same noise, which their difference "
+                "lacks; use another federation with another seed"
+            )
+        if self._missing:
+            reasons.append(
+                f"a state came with {self._missing} rounds that are not in this federation's ledger; give it "
+                "the ledger of the federation that ran them"
+            )
+        return tuple(reasons)
+
+    @property
+    def exposes(self) -> tuple[str, ...]:
+        """What reached the rounds from outside, in words."""
+        if not self._foreign:
+            return ()
+        return (
+            f"{self._foreign} of the states that rounds began from were not made by this federation: what "
+            "they hold beyond what its rounds released",
+        )
+
+
+def mark(state) -> Mark:
+    """A checksum of all arrays of a tree, on the device: equal trees have equal ones."""
+    return tuple(np.asarray(_mark(state)).tolist())
+
+
+@jax.jit
+def _mark(tree):
+    total = jnp.zeros(2, jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        words = _words(leaf)
+        place = jnp.arange(words.size, dtype=jnp.uint32) * np.uint32(0x9E3779B9) + np.uint32(number + 1)
+        for i, salt in enumerate((0x85EBCA6B, 0xC2B2AE35)):
+            mixed = (words ^ place) * np.uint32(salt)
+            mixed = (mixed ^ (mixed >> 15)) * np.uint32(0x2C1B3C6D)
+            total = total.at[i].add(jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32))
+    return total
+
+
+def _words(leaf):
+    """uint32[n] that tell one array from another."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    flat = jnp.asarray(leaf).reshape(-1)
+    if jnp.issubdtype(flat.dtype, jnp.floating):
+        flat = jax.lax.bitcast_convert_type(flat, f"uint{8 * flat.dtype.itemsize}")
+    return flat.astype(jnp.uint32)

@@ -1,0 +1,241 @@
+"""From what a researcher hands over in Python to the parts of a round: checked early, named in messages."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cepam_jax.data.clients import Clients
+from cepam_jax.errors import ConfigError, require
+from cepam_jax.federated import aggregation, local
+from cepam_jax.federated.aggregation import Aggregator
+from cepam_jax.federated.control import Control
+from cepam_jax.federated.local import LocalTraining, LocalUpdate
+from cepam_jax.mechanisms import Knobs, Mechanism
+from cepam_jax.mechanisms import knobs as knob_values
+from cepam_jax.settings import FIELDS
+from cepam_jax.tasks.base import Task
+
+# What no epsilon of a federation in Python accounts for, whatever its parts.
+ALWAYS = (
+    "the messages on the wire: even without the shared key their integers, scales and lengths tell more than "
+    "a decoded update does; encrypt the link",
+    "reports of step(), evaluate_clients() and metrics of training examples: losses, norms and signals of "
+    "private updates, without noise; they are for whoever may see the data",
+    "other federations and runs on the same data: each reveals as much again, and those with equal seeds "
+    "share their noise, which their difference lacks",
+    "the seeds: 32-bit numbers; whoever knows or guesses them has all noise; the ledger says who was drawn",
+    "Python code that is handed over: parts are taken at their word, and a function that reads the clients' "
+    "data by other ways than its arguments is not seen",
+)
+
+Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
+
+
+def mechanism_of(mechanism, shapes: tuple[tuple[int, ...], ...]) -> Mechanism:
+    """A Mechanism as it is, or what a function of the shapes of the update's tensors makes."""
+    built = mechanism
+    if not isinstance(mechanism, Mechanism) and inspect.isroutine(mechanism):
+        built = mechanism(shapes)
+    allowed = "a Mechanism, such as mechanisms.lrsuq(), or a function (shapes of the tensors) -> Mechanism"
+    require(isinstance(built, Mechanism), "mechanism", built, allowed)
+    return built
+
+
+def client_knobs(mechanism: Mechanism, knobs: Knobs, clients: int) -> Knobs:
+    """Knobs of all clients, f32[clients] each.
+
+    Args:
+      mechanism: that uses them.
+      knobs: numbers, or arrays with one for each client; None where the mechanism has no such knob.
+      clients: of the federation.
+
+    Raises:
+      ConfigError: one is missing, too many, or not allowed; names it.
+    """
+    about = mechanism.about
+    wanted = [name for name in about.knobs if name != "scale"]
+    for name in Knobs._fields:
+        if getattr(knobs, name) is not None and name not in wanted:
+            raise ConfigError(
+                f"knob {name} is given, but the mechanism {about.name} has no such knob; it has: "
+                f"{', '.join(wanted) or 'none'}"
+            )
+    knob_values.check(knobs, wanted)
+    found = {}
+    for name in wanted:
+        value = np.asarray(getattr(knobs, name), np.float32)
+        fits = value.shape in ((), (clients,))
+        require(fits, f"shape of knob {name}", value.shape, f"() or ({clients},), one for each client")
+        found[name] = jnp.asarray(np.broadcast_to(value, (clients,)))
+    if about.sensitivity and "clip" not in wanted:
+        raise ConfigError(
+            f"the mechanism {about.name} states that it bounds updates, but has no knob clip that says how far"
+        )
+    return Knobs(**found)
+
+
+def local_training(
+    steps: int, batch_size: int, fields: dict[str, Any], mechanism: Mechanism
+) -> LocalTraining:
+    """Checked settings of local training.
+
+    Args:
+      steps, batch_size: of every client (at most).
+      fields: other fields of LocalTraining by name.
+      mechanism: that receives the update.
+
+    Raises:
+      ConfigError: names the field, its value and what is allowed.
+    """
+    names = [name for name in LocalTraining._fields if name not in ("steps", "batch_size", "optimizer")]
+    for name in fields:
+        require(name in names, "argument of Federation", name, "one of " + ", ".join(names))
+    training = LocalTraining(steps, batch_size, **fields)
+    for name, value in training._asdict().items():
+        field = FIELDS[f"local.{name}"]
+        require(field.test(value), name, value, field.words())
+    gradient = training.update_kind == "gradient"
+    if training.normalize and gradient:
+        raise ConfigError("normalize is True; it must be False where update_kind is 'gradient'")
+    if training.example_clip:
+        require(gradient, "update_kind", training.update_kind, "'gradient' where example_clip is positive")
+        shuffled = training.sampling == "shuffle"
+        require(shuffled, "sampling", training.sampling, "'shuffle' where example_clip is positive")
+        clips = mechanism.about.clip
+        require(clips is None, "clip of the mechanism", clips, "none where example_clip is positive")
+    return training
+
+
+def local_update(task: Task, training: LocalTraining, optimizer: Optimizer | None) -> LocalUpdate:
+    """Local training by an optax optimizer, or by a function of the round that gives one.
+
+    Raises:
+      ConfigError: it is neither, or does not go with the other settings.
+    """
+    if optimizer is None:
+        return local.make_local_update(task, training)
+    if training.update_kind == "gradient":
+        raise ConfigError("optimizer is given; update_kind 'gradient' takes no local steps: leave it out")
+    if training.normalize:
+        raise ConfigError("normalize is True; it must be False with an optimizer: its weights are not known")
+    made = optimizer
+    if not isinstance(made, optax.GradientTransformation) and callable(made):
+        made = made(jnp.int32(0))
+    allowed = "an optax optimizer, or a function of the round that gives one"
+    require(isinstance(made, optax.GradientTransformation), "optimizer", made, allowed)
+    return local.make_local_update(task, training, optimizer)
+
+
+def client_steps(steps, clients: int) -> np.ndarray:
+    """Local steps of each client, int32[clients], from one number or one for each.
+
+    Raises:
+      ConfigError: they are no whole numbers of at least 1, or not as many.
+    """
+    array = np.asarray(steps)
+    whole = array.dtype.kind in "iu" and array.shape in ((), (clients,)) and array.min() >= 1
+    require(whole, "steps", steps, f"a whole number of at least 1, or {clients} of them, one for each client")
+    return np.broadcast_to(array, (clients,)).astype(np.int32)
+
+
+def aggregator_of(rule, counts) -> Aggregator:
+    """A rule, or the one of that name, whose statement about its weights is true.
+
+    Raises:
+      ConfigError: it does not keep the contract, or its weights are not those that it states.
+    """
+    if isinstance(rule, str):
+        rule = aggregation.AGGREGATORS.get_or_raise(rule)
+    aggregation.check(rule)
+    if rule.public_weights is None:
+        return rule
+    stated = np.asarray(rule.public_weights(np.asarray(counts)), np.float64)
+    shape = (len(counts),)
+    require(stated.shape == shape, "shape of public_weights", stated.shape, f"{shape}, one per client")
+    each = jnp.asarray(counts, jnp.float32)
+    for size in (1e-6, 1.0, 1e3):  # an error of one tensor stands for those of all
+        errors = jnp.full((1,), size, jnp.float32)
+        weigh = jax.vmap(lambda count, errors=errors: jnp.mean(rule.weigh(count, errors)))
+        found = np.broadcast_to(np.asarray(weigh(each), np.float64), shape)
+        same = np.allclose(found / found[0], stated / stated[0], rtol=1e-4)
+        require(same, "public_weights of the aggregator", stated.tolist(), "what `weigh` gives, always")
+    return rule
+
+
+def check_control(rule, knobs: Knobs, names: tuple[str, ...]) -> Control:
+    """A rule whose first knobs are of the right shapes and allowed.
+
+    Args:
+      rule: the Control.
+      knobs: of all clients at the start.
+      names: the knobs that the mechanism needs.
+
+    Raises:
+      ConfigError: they are not; says how.
+    """
+    require(isinstance(rule, Control), "control", rule, "a federated.Control")
+    state = rule.initialize(knobs) if rule.initialize else None
+    first = rule.knobs(state, knobs, jnp.int32(0))
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (knobs, first)]
+    require(shapes[0] == shapes[1], "shapes of the control rule's knobs", shapes[1], f"{shapes[0]}")
+    knob_values.check(first, [name for name in names if name != "scale"])
+    return rule
+
+
+def check_kind(name: str, value: Any, kind: Any, allowed: str) -> Any:
+    """The value, if it is of this kind.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    require(isinstance(value, kind), name, value, f"a {allowed}")
+    return value
+
+
+def count(name: str, value: Any, most: int) -> int:
+    """A whole number from 0 to `most`; ConfigError names it otherwise."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    require(whole and 0 <= value <= most, name, value, f"a whole number from 0 (as it suits) to {most}")
+    return int(value)
+
+
+def check_own_local(update: Any, given: bool) -> None:
+    """Checks a local update that is handed over.
+
+    Args:
+      update: the LocalUpdate.
+      given: whether settings of the usual one are given beside it.
+
+    Raises:
+      ConfigError: it is none, or settings are given that it would not follow.
+    """
+    check_kind("local", update, LocalUpdate, "federated.LocalUpdate")
+    if given:
+        raise ConfigError(
+            "local= is given together with optimizer=, steps=, batch_size= or another setting of the usual "
+            "local training, which it would not follow; leave those out"
+        )
+
+
+def server_of(optimizer: Any) -> optax.GradientTransformation:
+    """The server's optimizer; by default one that adds the aggregate."""
+    if optimizer is None:
+        return optax.sgd(1.0)
+    return check_kind("server", optimizer, optax.GradientTransformation, "optax optimizer")
+
+
+def exposed(clients: Clients, training: LocalTraining, steps: np.ndarray) -> tuple[str, ...]:
+    """What shapes the result without noise, of data and local training, in words."""
+    found = []
+    if np.ptp(steps) > 0 or training.normalize:
+        found.append("numbers of local steps, where they follow from the sizes of the clients' data")
+    if clients.kind != "iid":
+        found.append("which client holds which example, which is taken as given")
+    if clients.constants:
+        found.append("the constants that every batch is seen with, if they were computed from examples")
+    return tuple(found)
