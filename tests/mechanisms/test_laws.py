@@ -11,7 +11,7 @@ from cepam_jax import mechanisms, wire
 from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import RANGE, Knobs
 
-BAD = 16  # where an update of length SHORT has a coordinate that is not valid
+BAD = 16  # where an update has a coordinate that is not valid
 # What no knob may be, and what one of them may not.
 WRONG = [-1, -1.0, 0.0, np.nan, np.inf, np.float32(-1), np.float64(1e39), 1e-50, 10**400, jnp.float32(np.nan)]
 WRONG += [np.array([0.5, -1.0], np.float32), jnp.array([2.0, np.inf])]
@@ -29,8 +29,8 @@ SOME_KNOBS = Knobs(sigma=0.1, step=0.3, clip=0.7, fraction=0.3, bits=3.0, levels
 
 
 def put(value):
-    """An update of length SHORT with one special coordinate."""
-    x = updates(SHORT)
+    """An update of length LONG with one special coordinate."""
+    x = updates(LONG)
     x[BAD] = value
     return x
 
@@ -39,11 +39,11 @@ def put(value):
 def test_jit_changes_nothing(name):
     mechanism = mechanisms.make(name)
     x = updates(SHORT)
-    message = compiled(name).encode(KEYS, x, KNOBS)
+    message = programs.round_trip(name)(KEYS, x, KNOBS)[0]
     for a, b in zip(*map(jax.tree.leaves, (message, mechanism.encode(KEYS, x, KNOBS))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)  # floats of side information
     np.testing.assert_allclose(
-        compiled(name).decode(KEYS.shared, message, KNOBS),
+        programs.round_trip(name)(KEYS, x, KNOBS)[1],
         mechanism.decode(KEYS.shared, message, KNOBS),
         rtol=1e-5,
         atol=1e-6,
@@ -52,9 +52,9 @@ def test_jit_changes_nothing(name):
 
 @pytest.mark.parametrize("name", EACH)
 def test_vmap_over_clients_equals_a_loop(name):
-    """Of many clients, five are computed alone. Their knobs are those of the others, in turn."""
     mechanism = compiled(name)
-    kinds = float32(
+    xs = np.stack([updates(LONG, k) for k in range(programs.CLIENTS)])
+    knobs = float32(
         sigma=[0.001, 0.01, 0.1, 1.0, 10.0],
         clip=[1, 1, 1, 1, 1],
         step=[0.001, 0.01, 0.1, 1.0, 10.0],
@@ -62,22 +62,23 @@ def test_vmap_over_clients_equals_a_loop(name):
         levels=[2, 3, 4, 16, 256],
         fraction=[0.01, 0.1, 0.5, 0.9, 1.0],
     )
-    clients = np.arange(programs.CLIENTS)
-    knobs = jax.tree.map(lambda values: values[clients % 5], kinds)
-    xs = np.tile([updates(SHORT, k) for k in range(10)], (programs.CLIENTS // 10, 1))
-    together = programs.together(name)(programs.client_keys(), xs, knobs)
-    for k in (0, 21, 42, 63, 99):
-        keys, x, own = jax.tree.map(lambda a, k=k: a[k], (programs.client_keys(), xs, knobs))
+    clients = (programs.client_keys(), xs, knobs)
+    together = jax.tree.map(np.asarray, programs.together(name)(*clients))
+    for k in range(programs.CLIENTS):
+        keys, x, own = jax.tree.map(lambda a, k=k: a[k], clients)
         message = mechanism.encode(keys, x, own)
         decoded = mechanism.decode(keys.shared, message, own)
         bits = mechanism.bits(keys.shared, message, own)
-        mine = jax.tree.map(lambda a, k=k: np.asarray(a[k]), together)
-        if name.startswith(("lrsuq", "sdq")):
+        mine = jax.tree.map(lambda a, k=k: a[k], together)
+        if name.startswith("lrsuq"):
             np.testing.assert_array_equal(mine[0].symbols, message.symbols)
             np.testing.assert_array_equal(mine[1], decoded)
-        # Sums over the update (norms, means, transforms) may be rounded in another order.
+        # Sums over the update (norms, means, transforms) may be rounded in another order, and so may x over a
+        # scale that all coordinates have: what lies on a cell's border may then fall to either side.
         for a, b in zip(*map(jax.tree.leaves, (mine, (message, decoded, bits))), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+            close = np.isclose(a, b, rtol=1e-4, atol=1e-5)
+            assert np.sum(~close) <= 8
+            assert np.ndim(b) or close
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -87,21 +88,33 @@ def test_padding_changes_nothing(name):
         pytest.skip("depends on the whole update, as `about` states")
     x = updates(SHORT)
     padded = np.pad(x, (0, LONG - SHORT))
-    plain = mechanism.decode(KEYS.shared, mechanism.encode(KEYS, x, KNOBS), KNOBS)
+    plain = programs.round_trip(name)(KEYS, x, KNOBS)[1]
     longer = mechanism.decode(KEYS.shared, mechanism.encode(KEYS, padded, KNOBS), KNOBS)
     whole = SHORT - SHORT % mechanism.about.block
-    np.testing.assert_array_equal(plain[:whole], longer[:whole])
+    if mechanism.code.kind == "float":  # two compilers round a logarithm differently
+        np.testing.assert_allclose(plain[:whole], longer[:whole], rtol=1e-6, atol=1e-7)
+    else:
+        np.testing.assert_array_equal(plain[:whole], longer[:whole])
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_short_updates(name):
-    """Nothing, one coordinate, part of a block. What is longer than a block is everywhere else."""
-    for length in (0, programs.tiny(name)):
-        x = updates(length)
-        _, x_hat, bits = programs.round_trip(name)(KEYS, x, KNOBS)
-        assert x_hat.shape == (length,)
-        assert np.abs(x_hat - x).max(initial=0) < 12 * KNOBS.sigma
-        assert np.isfinite(bits)
+    """Nothing, one coordinate or a few blocks and a part of one."""
+    check_short(name, 0)
+    check_short(name, 1 if compiled(name).about.block == 1 else SHORT)
+
+
+@pytest.mark.parametrize("name", map(programs.param, ["lrsuq_gaussian_d4", "noise_laplace_sdq", "sdq_e8"]))
+def test_an_update_of_less_than_a_block(name):
+    check_short(name, 3)
+
+
+def check_short(name, length):
+    x = updates(length)
+    _, x_hat, bits = programs.round_trip(name)(KEYS, x, KNOBS)
+    assert x_hat.shape == (length,)
+    assert np.abs(x_hat - x).max(initial=0) < 12 * KNOBS.sigma
+    assert np.isfinite(bits)
 
 
 SIGNALS = {
@@ -145,7 +158,7 @@ def test_an_invalid_update_stays_invalid(name, bad):
     assert not np.isfinite(x_hat).all()
     if mechanism.about.local:
         block = mechanism.about.block
-        others = np.arange(SHORT) // block != BAD // block
+        others = np.arange(LONG) // block != BAD // block
         assert not np.isfinite(x_hat[BAD]) and np.isfinite(x_hat[others]).all()
 
 
@@ -181,7 +194,7 @@ def test_every_mechanism_with_noise_or_a_given_lattice_has_the_limit():
 def test_what_is_too_large_to_be_coded_is_nan_with_its_block(name, sign):
     mechanism = compiled(name)
     block = mechanism.about.block
-    mine = np.arange(SHORT) // block == BAD // block
+    mine = np.arange(LONG) // block == BAD // block
     x = put(sign * 0.999 * largest(name))
     below = np.asarray(mechanism.decode(KEYS.shared, mechanism.encode(KEYS, x, KNOBS), KNOBS))
     # Eleven deviations of the noise or cells of the lattice; no neighbour suffers from the large one.
@@ -211,7 +224,7 @@ def test_an_invalid_update_has_bits_and_bytes(name, bad):
     bits = float(mechanism.bits(KEYS.shared, message, KNOBS))
     assert np.isfinite(bits) and bits >= 0
     data = wire.pack(message, mechanism, KEYS.shared, KNOBS)
-    back = wire.unpack(data, mechanism, KEYS.shared, KNOBS, SHORT)
+    back = wire.unpack(data, mechanism, KEYS.shared, KNOBS, LONG)
     np.testing.assert_array_equal(
         mechanism.decode(KEYS.shared, back, KNOBS), mechanism.decode(KEYS.shared, message, KNOBS)
     )
@@ -222,20 +235,24 @@ BIASED = KNOBS._replace(step=np.float32(0.4), bits=np.float32(2))  # coarse, so 
 
 @pytest.mark.parametrize("name", EACH)
 def test_unbiased_as_stated(name):
+    """Mean errors of 43 sets of coordinates, those of similar x, by 40 clients, who are independent."""
     about = mechanisms.make(name).about
-    # A threshold by divergence cuts something off only where there are many values.
-    x = updates(4096 if name == "clipped_kl" else SHORT, seed=5)
-    xs = np.tile(x, (programs.CLIENTS, 1))
+    x = np.sort(updates(LONG, seed=5))
+    order = np.random.default_rng(0).permutation(LONG)  # neighbours in a block are not neighbours by size
+    xs = np.tile(x[order], (programs.CLIENTS, 1))
     knobs = jax.tree.map(lambda value: np.full(programs.CLIENTS, value), BIASED)
-    # Few are enough to see a bias that is there.
-    calls = 40 if about.unbiased else 4
-    run = programs.together(name)
-    x_hat = [np.asarray(run(programs.client_keys(call), xs, knobs)[1]) for call in range(calls)]
-    errors = np.concatenate(x_hat).astype(np.float64) - x
-    deviation = errors.std(0) / np.sqrt(len(errors))
-    mean = errors.mean(0)
-    # 33 coordinates at 6 deviations: false alarm 7e-8 per mechanism. 1e-6: f32 rounding.
-    biased = np.abs(mean) > 6 * deviation + 1e-6
+    means = []
+    # A threshold by divergence cuts off next to nothing.
+    for call in range(80 if name == "clipped_kl" else 8):
+        x_hat = np.asarray(programs.together(name)(programs.client_keys(call), xs, knobs)[1], np.float64)
+        errors = np.empty_like(x_hat)
+        errors[:, order] = x_hat - xs
+        sets = [errors[:, :5], *np.array_split(errors[:, 5:-5], 41, axis=1), errors[:, -5:]]
+        means.append(np.stack([part.mean(1) for part in sets], 1))
+    means = np.concatenate(means)
+    deviation = means.std(0, ddof=1) / np.sqrt(len(means))
+    # 43 of Student's t with 39 degrees of freedom, at 7: false alarm 1e-6 per mechanism. 1e-6: f32 rounding.
+    biased = np.abs(means.mean(0)) > 7 * deviation + 1e-6
     assert biased.any() == (not about.unbiased)
 
 
@@ -269,7 +286,7 @@ def test_a_wrong_knob_inside_a_compiled_function_gives_nan(name):
     for knob in mechanism.about.knobs:
         for wrong in (-1.0, 0.0, np.nan, *(b for b in BEYOND[knob] if isinstance(b, float))):
             given = KNOBS._replace(**{knob: np.float32(wrong)})
-            theirs = mechanism.encode(KEYS, updates(SHORT), given)
+            theirs = mechanism.encode(KEYS, updates(LONG), given)
             assert np.isnan(mechanism.decode(KEYS.shared, theirs, given)).all()
 
 
@@ -277,7 +294,7 @@ def test_a_wrong_knob_inside_a_compiled_function_gives_nan(name):
 def test_a_number_is_the_same_knob_however_it_is_given(name):
     """0.1, numpy's and jax's float32(0.1): all are float32 before anything is calculated with them."""
     mechanism = mechanisms.make(name)
-    message = compiled(name).encode(KEYS, updates(SHORT), KNOBS)
+    message = programs.round_trip(name)(KEYS, updates(SHORT), KNOBS)[0]
     found = []
     for kind in (float, np.float64, np.float32, jnp.float32):
         given = Knobs(*(None if value is None else kind(value) for value in SOME_KNOBS))
@@ -289,7 +306,7 @@ def test_a_number_is_the_same_knob_however_it_is_given(name):
 @pytest.mark.parametrize("name", EACH)
 def test_private_key_matters_only_if_stated(name):
     mechanism = compiled(name)
-    x = updates(SHORT)
+    x = updates(LONG)
     one = mechanism.encode(KEYS, x, KNOBS)
     other = mechanism.encode(KEYS._replace(private=jax.random.key(77)), x, KNOBS)
     same = all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), one, other)))

@@ -1,12 +1,23 @@
 """Training with real bytes is the same training."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError
 from cepam_jax.run.training import train
 from configs import digits
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """Drawing the partition takes a fifth of so short a run."""
+    monkeypatch.setattr("cepam_jax.data.partition.plot", lambda table, path: Path(path).touch())
+
+
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 def config_of(variant, **fields):
@@ -19,14 +30,13 @@ def config_of(variant, **fields):
 @pytest.mark.parametrize(
     ("variant", "fields"),
     [
-        ("cepam_gaussian", {}),
         ("cepam_gaussian", {"mechanism.lattice": "D4", "clients_per_chunk": 3}),
-        ("cepam_laplace", {"mechanism.scales": "public"}),
-        ("sdq", {}),
+        slow("cepam_laplace", {"mechanism.scales": "public"}),
+        slow("sdq", {}),
         ("top_k", {"aggregator": "inverse_error"}),
-        ("sketched", {}),
-        ("clipped", {"schedule.knob": "bits", "schedule.end": 0.5}),
-        ("noise_laplace_sdq", {"mechanism.sparsify": "mask"}),
+        slow("sketched", {}),
+        slow("clipped", {"schedule.knob": "bits", "schedule.end": 0.5}),
+        slow("noise_laplace_sdq", {"mechanism.sparsify": "mask"}),
         ("fedavg", {}),
     ],
 )
@@ -58,6 +68,7 @@ def test_public_scales_need_a_mechanism_that_codes_with_scales(tmp_path):
             train(config, tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_with_public_scales_resumes(tmp_path):
     whole = train(
         config_of("cepam_gaussian", **{"mechanism.scales": "public"}), tmp_path / "a", progress=False
@@ -69,6 +80,7 @@ def test_a_run_with_public_scales_resumes(tmp_path):
     assert json.dumps(whole[-1]["loss"]) == json.dumps(resumed[-1]["loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "factor"), [("split", 1.1), ("noise_gaussian_sdq", 1.1)])
 def test_public_scales_count_the_noise_that_is_coded(variant, factor, tmp_path):
     """The last aggregate less its noise says nothing of the noise that was added before the quantizer."""
