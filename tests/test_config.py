@@ -228,7 +228,7 @@ def test_package_and_requirements_ask_for_the_same(root):
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     lines = pathlib.Path(root / "requirements.txt").read_text().splitlines()
     extras = project["optional-dependencies"]
-    assert extras.pop("all") == ["cepam_jax[train,data,audit,experiments]"]
+    assert extras.pop("all") == ["cepam_jax[train,data,audit,tensorboard,experiments]"]
     wanted = [*project["dependencies"], *(line for extra in extras.values() for line in extra)]
     assert sorted(line for line in lines if not line.startswith("#")) == sorted(wanted)
 
