@@ -9,16 +9,16 @@
   state = federation.initialize()
   for _ in range(20):
       state, report = federation.step(state)
-  print(federation.evaluate(state, {"inputs": x_test, "labels": y_test}))
+  print(federation.evaluate(state, test))
   print(federation.privacy(delta=1e-5))
 
-The rounds are those of `federated.rounds`, the same function as in a configured run, and so are the ledger and
-the accountant. What is printed as an epsilon is derived from what the parts state and from the knobs that the
-rounds applied; a part that states nothing has no guarantee, and the report says which.
+The rounds are those of `federated.rounds`, the same function as in a configured run, and so are the ledger
+and the accountant. What is printed as an epsilon is derived from what the parts state and from the knobs that
+the rounds applied; a part that states nothing has no guarantee, and the report says which.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,34 +31,25 @@ from cepam_jax.data.clients import Clients, arrays_of
 from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
 from cepam_jax.federated import (
-    ClientArrays,
     Control,
     Downlink,
-    LocalTraining,
     LocalUpdate,
     Plan,
     RoundReport,
     State,
-    constant,
     initial_state,
     make_round,
-    shared_key,
 )
-from cepam_jax.federated.spread import CLIENTS
 from cepam_jax.mechanisms import Knobs
-from cepam_jax.run import account, blame, devices, evaluation, guarantees, parts, precision
+from cepam_jax.run import assembly, blame, devices, evaluation, guarantees, parts, precision
+from cepam_jax.run.account import Account
+from cepam_jax.run.assembly import Seeds
 from cepam_jax.run.ledger import Ledger, planned
 from cepam_jax.tasks.base import Model, Task, check_model
 
+__all__ = ["Federation", "Seeds"]
+
 _AT_A_TIME = 1000  # of an evaluation
-
-
-class Seeds(NamedTuple):
-    """Where a federation's randomness begins: the model, the clients' own words, the shared words."""
-
-    model: int = 0
-    training: int = 0
-    shared: int = 0
 
 
 class Federation:
@@ -67,11 +58,6 @@ class Federation:
     Rounds are functions of the state alone, which the caller keeps; what was released is counted here. A step
     that is repeated is counted again, and one that would reuse noise for another update leaves no guarantee
     (see `run.account`). One process holds the whole federation.
-
-    Attributes:
-      plan: the parts of a round, as `federated.rounds` takes them.
-      arrays: the clients' arrays, on the devices.
-      coordinates: d, length of an update.
     """
 
     def __init__(
@@ -97,7 +83,7 @@ class Federation:
         wire: bool = False,
         device_count: int = 1,
         seed: int | Seeds = 0,
-        ledger: Ledger = Ledger(),
+        ledger: Ledger | None = None,
         **training,
     ):
         """Builds and checks everything; nothing is compiled yet.
@@ -125,72 +111,59 @@ class Federation:
           device_count: devices over which the clients of a round are spread; 0: all.
           seed: of all randomness but the partition's, from 0 to 2**32 - 1; or `Seeds`. It is all that hides
             the noise: keep it as secret as the data.
-          ledger: of an earlier process that ran the rounds before.
+          ledger: of an earlier process that ran the rounds before; what it did with a state twice is not
+            seen here.
           **training: other fields of `federated.LocalTraining`, such as sampling or example_clip.
 
         Raises:
           ConfigError: names the argument that does not fit, and what would.
         """
-        parts.check_kind("task", task, Task, "tasks.Task, such as tasks.classification(...)")
-        parts.check_kind("clients", clients, Clients, "result of cepam_jax.clients(...)")
-        self._task, self._clients, self._account = task, clients, account.Account(ledger)
-        self._seeds = _seeds(seed)
-        self._remembers, self._own_local = bool(error_feedback), local is not None
         with jax.enable_x64(False):
-            self._model = jax.eval_shape(task.initialize, jax.random.key(0))
-            check_model(self._model)
-            leaves = jax.tree.leaves((self._model.params, self._model.statistics))
-            built = parts.mechanism_of(mechanism, tuple(leaf.shape for leaf in leaves))
-            each = parts.client_knobs(built, _all_knobs(knobs, sigma, clip), clients.number)
-            self._steps = parts.client_steps(steps, clients.number)
-            self._training = parts.local_training(int(self._steps.max()), batch_size, training, built)
-            if local is None:
-                local = parts.local_update(task, self._training, optimizer)
-            else:
-                given = optimizer is not None or self._training != LocalTraining(1, 32)
-                parts.check_own_local(local, given)
-            present = devices.count(device_count)
-            mesh = devices.Layout(CLIENTS, present).mesh
-            per_round = parts.count("participants", participants, clients.number) or clients.number
-            share = -(-per_round // present)
-            at_once = parts.count("together", together, 2**31 - 1)
-            at_once = at_once or (1 if jax.default_backend() == "cpu" else share)
-            self.plan = Plan(
-                local_update=local,
-                mechanism=built,
-                aggregator=parts.aggregator_of(aggregator, clients.split.counts),
-                server=parts.server_of(server),
-                segments=tuple(leaf.size for leaf in leaves),
-                per_round=per_round,
-                per_chunk=min(at_once, share),
-                control=parts.check_control(control or constant(), each, built.about.knobs),
-                task=task,
-                downlink=parts.check_kind("downlink", downlink, Downlink | None, "federated.Downlink"),
-                wire=bool(wire),
-                mesh=mesh,
+            self._parts = assembly.assemble(
+                task,
+                clients,
+                mechanism,
+                _all_knobs(knobs, sigma, clip),
+                optimizer=optimizer,
+                steps=steps,
+                batch_size=batch_size,
+                training=training,
+                local=local,
+                aggregator=aggregator,
+                control=control,
+                server=server,
+                downlink=downlink,
+                participants=participants,
+                together=together,
+                error_feedback=error_feedback,
+                wire=wire,
+                device_count=device_count,
+                seed=seed,
             )
-            self.coordinates = sum(self.plan.segments)
-            self.arrays = devices.put(self._client_arrays(each), mesh)
+        self._task, self._clients, self._account = task, clients, Account(ledger or Ledger())
         self._round, self._start = jax.jit(make_round(self.plan)), jax.jit(self._initial)
         self._evaluate = jax.jit(evaluation.make_evaluate(task, _AT_A_TIME))
         self._evaluate_clients = jax.jit(evaluation.make_evaluate(task, _AT_A_TIME, "test"))
 
-    def _client_arrays(self, knobs: Knobs) -> ClientArrays:
-        return ClientArrays(
-            examples=self._clients.examples,
-            constants=self._clients.constants,
-            rows=self._clients.split.indices,
-            counts=self._clients.split.counts,
-            steps=self._steps,
-            knobs=knobs,
-            training_key=jax.random.key(self._seeds.training),
-            shared_key=shared_key(self._seeds.shared),
-        )
+    @property
+    def plan(self) -> Plan:
+        """The parts of a round, as `federated.rounds` takes them."""
+        return self._parts.plan
+
+    @property
+    def coordinates(self) -> int:
+        """d, length of an update: trained parameters and statistics."""
+        return sum(self.plan.segments)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the steps applied; a federation in another process is given it to go on."""
+        return self._account.ledger
 
     def _initial(self, key, model: Model | None, knobs: Knobs) -> State:
         model = self._task.initialize(key) if model is None else model
         bound = jnp.float32(1) if knobs.clip is None else knobs.clip[0]
-        return initial_state(self.plan, model, knobs, self._clients.number, self._remembers, bound)
+        return initial_state(self.plan, model, knobs, self._clients.number, self._parts.remembers, bound)
 
     def initialize(self, model: Model | None = None) -> State:
         """The state before the first round.
@@ -204,9 +177,9 @@ class Federation:
         with jax.enable_x64(False):
             if model is not None:
                 check_model(model)
-                shapes = [jax.tree.map(lambda a: (a.shape, a.dtype), m) for m in (model, self._model)]
+                shapes = [jax.tree.map(lambda a: (a.shape, a.dtype), m) for m in (model, self._parts.model)]
                 require(shapes[0] == shapes[1], "model", shapes[0], f"of the task's shapes, {shapes[1]}")
-            state = self._start(jax.random.key(self._seeds.model), model, self.arrays.knobs)
+            state = self._start(jax.random.key(self._parts.seeds.model), model, self._parts.arrays.knobs)
             state = devices.put(state, self.plan.mesh)
             self._account.made(state)
             return state
@@ -225,9 +198,9 @@ class Federation:
           NonFiniteUpdateError: an update, what the server decoded, or the new model was NaN or infinite; says
             whose and why. Nothing was applied, and `state` is what it was.
         """
-        parts.check_kind("state", state, State, "result of initialize() or step()")
+        parts.check_kind("state", state, State, "a result of initialize() or step()")
         with jax.enable_x64(False):
-            after, report = self._round(state, self.arrays)
+            after, report = self._round(state, self._parts.arrays)
             host = jax.tree.map(np.asarray, report)
             if not host.ran:
                 raise NonFiniteUpdateError(blame.of_parts(self.plan.mechanism, host, state, after))
@@ -247,8 +220,8 @@ class Federation:
         arrays = self._alike(examples)
         nobody = np.zeros(0, np.int32)
         with jax.enable_x64(False):
-            tested = evaluation.Tested(arrays, self.arrays.constants)
-            found = self._evaluate(state.model, tested, self.arrays, nobody)
+            tested = evaluation.Tested(arrays, self._parts.arrays.constants)
+            found = self._evaluate(state.model, tested, self._parts.arrays, nobody)
         return self._task.summarize(jax.tree.map(np.asarray, found.test), float(number_of(arrays)))
 
     def evaluate_clients(
@@ -270,61 +243,22 @@ class Federation:
         """
         if (examples is None) != (owners is None):
             raise ConfigError("evaluate_clients(...) needs both examples= and owners=, or neither")
-        arrays = self.arrays.examples if examples is None else self._alike(examples)
+        arrays = self._parts.arrays.examples if examples is None else self._alike(examples)
         number = number_of(arrays)
-        holder = self._holders(number) if owners is None else self._clients.client_of(owners)
+        holder = self._clients.holders if owners is None else self._clients.client_of(owners)
         require(holder.shape == (number,), "shape of owners", holder.shape, f"({number},), one per example")
         with jax.enable_x64(False):
-            tested = evaluation.Tested(arrays, self.arrays.constants)
-            found = self._evaluate_clients(state.model, tested, self.arrays, holder)
-        sums, counts = jax.tree.map(np.asarray, (found.clients, found.counts))
-        each = [
-            self._task.summarize(jax.tree.map(lambda a, k=k: a[k], sums), float(counts[k]))
-            for k in np.flatnonzero(counts)
-        ]
-        metrics = {name: np.full(self._clients.number, np.nan) for name in (each[0] if each else ())}
-        for k, found_of_k in zip(np.flatnonzero(counts), each, strict=True):
-            for name, value in found_of_k.items():
-                metrics[name][k] = value
-        return metrics
+            tested = evaluation.Tested(arrays, self._parts.arrays.constants)
+            found = self._evaluate_clients(state.model, tested, self._parts.arrays, holder)
+        return evaluation.by_client(self._task, found)
 
     def _alike(self, examples) -> dict[str, np.ndarray]:
         both = Examples(self._clients.examples, arrays_of(examples))
         return example_sets.check(both).test
 
-    def _holders(self, number: int) -> np.ndarray:
-        """int32[examples], which client holds each training example."""
-        holder = np.full(number, self._clients.number, np.int32)
-        for client in range(self._clients.number):
-            holder[self._clients.split.client(client)] = client
-        return holder
-
-    @property
-    def ledger(self) -> Ledger:
-        """What the steps applied; a federation in another process is given it to go on."""
-        return self._account.ledger
-
     def facts(self, relation: str = "add_remove") -> guarantees.Facts:
         """What the parts state about privacy, as the accountant reads it."""
-        own = (*self._account.exposes, *parts.exposed(self._clients, self._training, self._steps))
-        counts, clip = self._clients.split.counts, self.arrays.knobs.clip
-        return guarantees.Facts(
-            about=self.plan.mechanism.about,
-            aggregator=self.plan.aggregator,
-            influence=self.plan.local_update.influence,
-            control=self.plan.control,
-            counts=counts,
-            clip=np.ones(len(counts)) if clip is None else np.asarray(clip, np.float64),
-            per_round=self.plan.per_round,
-            relation=relation,
-            remembers=self._remembers,
-            masked=self.plan.mechanism.code.weight is not None,
-            # What an update was divided by reaches the model; of one's own it may tell who was drawn.
-            hidden=not self._own_local and not (self._training.normalize and np.ptp(self._steps) > 0),
-            exposes=own,
-            refused=self._account.refused,
-            always=parts.ALWAYS,
-        )
+        return assembly.facts_of(self._parts, self._account, relation)
 
     def privacy(self, delta: float = 1e-5, relation: str = "add_remove") -> str:
         """The accountant's report on all steps so far: a line for each adversary, and what none covers.
@@ -340,7 +274,7 @@ class Federation:
     def planned_privacy(self, rounds: int, delta: float = 1e-5, relation: str = "add_remove") -> str:
         """The same for the first `rounds` rounds as they are planned, before any of them is run."""
         require(isinstance(rounds, int) and rounds >= 1, "rounds", rounds, "a whole number of at least 1")
-        return self._report(planned(self.plan.control, self.arrays.knobs, rounds), delta, relation)
+        return self._report(planned(self.plan.control, self._parts.arrays.knobs, rounds), delta, relation)
 
     def _report(self, ledger: Ledger, delta, relation) -> str:
         about = self.plan.mechanism.about
@@ -358,18 +292,10 @@ class Federation:
         return {row.adversary: row.epsilon for row in privacy.report(federation, delta)}
 
 
-def _seeds(seed) -> Seeds:
-    seeds = seed if isinstance(seed, Seeds) else Seeds(seed, seed, seed)
-    for name, value in seeds._asdict().items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < 2**32
-        require(whole, f"seed of the {name}", value, "a whole number from 0 to 2**32 - 1")
-    return seeds
-
-
 def _all_knobs(knobs: Knobs | None, sigma, clip) -> Knobs:
     if knobs is None:
         return Knobs(sigma=sigma, clip=clip)
-    parts.check_kind("knobs", knobs, Knobs, "mechanisms.Knobs")
+    parts.check_kind("knobs", knobs, Knobs, "a mechanisms.Knobs")
     if sigma is not None or clip is not None:
         raise ConfigError("knobs are given twice: either knobs=, or sigma= and clip=")
     return knobs

@@ -35,6 +35,14 @@ class Clients(NamedTuple):
         """How many clients there are."""
         return len(self.split.counts)
 
+    @property
+    def holders(self) -> np.ndarray:
+        """int32[examples], which client holds each example."""
+        holder = np.full(number_of(self.examples), self.number, np.int32)
+        for client in range(self.number):
+            holder[self.split.client(client)] = client
+        return holder
+
     def client_of(self, owners) -> np.ndarray:
         """int32[examples]: which client each owner is; `number` where it is none.
 

@@ -145,9 +145,9 @@ class LocalUpdate(NamedTuple):
     Attributes:
       run: (Model, ClientArrays, client int32[], key, the client's state, round int32[]) -> Trained.
       initialize: (number of clients, Model) -> what clients carry, a leading axis [clients]; None: nothing.
-      influence: what it means for privacy. Stating one says that a client's update, and what it was divided
-        by, follow from that client's own examples and state and from the model alone. None: nothing is
-        stated, and nothing is guaranteed.
+      influence: what it means for privacy. Stating one says that a client's update follows from its own
+        examples and state and from the model alone, and what it was divided by from public numbers alone.
+        None: nothing is stated, and nothing is guaranteed.
     """
 
     run: Callable[..., Trained]

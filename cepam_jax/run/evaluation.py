@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -192,3 +193,14 @@ def _sums(task, model, examples, constants, rows, batch_size, who=None, num_clie
     lead = () if who is None else (num_clients,)
     start = jax.tree.map(lambda a: jnp.zeros((*lead, *a.shape[1:]), jnp.float32), shapes)
     return jax.lax.scan(add, start, slots)[0]
+
+
+def by_client(task: Task, found: Evaluation) -> dict[str, np.ndarray]:
+    """The metrics of each client, name -> f64[clients], NaN for those without examples."""
+    sums, counts = jax.tree.map(np.asarray, (found.clients, found.counts))
+    metrics: dict[str, np.ndarray] = {}
+    for k in np.flatnonzero(counts):
+        of_client = jax.tree.map(lambda a, k=k: a[k], sums)
+        for name, value in task.summarize(of_client, float(counts[k])).items():
+            metrics.setdefault(name, np.full(len(counts), np.nan))[k] = value
+    return metrics

@@ -74,7 +74,7 @@ def client_knobs(mechanism: Mechanism, knobs: Knobs, clients: int) -> Knobs:
         found[name] = jnp.asarray(np.broadcast_to(value, (clients,)))
     if about.sensitivity and "clip" not in wanted:
         raise ConfigError(
-            f"the mechanism {about.name} states that it bounds updates, but has no knob clip that says how far"
+            f"the mechanism {about.name} states that it bounds updates, but has no knob clip to say how far"
         )
     return Knobs(**found)
 
@@ -193,7 +193,7 @@ def check_kind(name: str, value: Any, kind: Any, allowed: str) -> Any:
     Raises:
       ConfigError: it is not.
     """
-    require(isinstance(value, kind), name, value, f"a {allowed}")
+    require(isinstance(value, kind), name, value, allowed)
     return value
 
 
@@ -204,8 +204,8 @@ def count(name: str, value: Any, most: int) -> int:
     return int(value)
 
 
-def check_own_local(update: Any, given: bool) -> None:
-    """Checks a local update that is handed over.
+def check_own_local(update: Any, given: bool) -> LocalUpdate:
+    """A local update that is handed over, checked.
 
     Args:
       update: the LocalUpdate.
@@ -214,19 +214,20 @@ def check_own_local(update: Any, given: bool) -> None:
     Raises:
       ConfigError: it is none, or settings are given that it would not follow.
     """
-    check_kind("local", update, LocalUpdate, "federated.LocalUpdate")
+    check_kind("local", update, LocalUpdate, "a federated.LocalUpdate")
     if given:
         raise ConfigError(
             "local= is given together with optimizer=, steps=, batch_size= or another setting of the usual "
             "local training, which it would not follow; leave those out"
         )
+    return update
 
 
 def server_of(optimizer: Any) -> optax.GradientTransformation:
     """The server's optimizer; by default one that adds the aggregate."""
     if optimizer is None:
         return optax.sgd(1.0)
-    return check_kind("server", optimizer, optax.GradientTransformation, "optax optimizer")
+    return check_kind("server", optimizer, optax.GradientTransformation, "an optax optimizer")
 
 
 def exposed(clients: Clients, training: LocalTraining, steps: np.ndarray) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def network(
 
     def initialize(key):
         batch = jax.tree.map(lambda a: jnp.zeros((1, *jnp.shape(a)), jnp.asarray(a).dtype), example)
-        variables = dict(module.init(key, batch))
+        variables = dict(module.init(key, batch, **({"train": False} if tells else {})))
         params = variables.pop("params", {})
         if pretrained is not None:
             params = _checked(pretrained, params)

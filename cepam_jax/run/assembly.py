@@ -1,0 +1,156 @@
+"""The parts of a federation in Python, put together and checked; what they state about privacy."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cepam_jax.data.clients import Clients
+from cepam_jax.errors import require
+from cepam_jax.federated import ClientArrays, Downlink, LocalTraining, Plan, constant, shared_key
+from cepam_jax.federated.spread import CLIENTS
+from cepam_jax.mechanisms import Knobs
+from cepam_jax.run import devices, guarantees, parts
+from cepam_jax.run.account import Account
+from cepam_jax.tasks.base import Model, Task, check_model
+
+
+class Seeds(NamedTuple):
+    """Where a federation's randomness begins: the model, the clients' own words, the shared words."""
+
+    model: int = 0
+    training: int = 0
+    shared: int = 0
+
+
+class Assembled(NamedTuple):
+    """A federation that is ready to be compiled.
+
+    Attributes:
+      plan: the parts of a round.
+      arrays: ClientArrays on the devices.
+      model: shapes of the task's Model.
+      seeds: Seeds.
+      remembers: whether clients send later what their messages lost.
+      hidden: whether what updates are divided by tells nothing about who was drawn.
+      exposes: what shapes the result without noise, in words.
+    """
+
+    plan: Plan
+    arrays: ClientArrays
+    model: Model
+    seeds: Seeds
+    remembers: bool
+    hidden: bool
+    exposes: tuple[str, ...]
+
+
+def assemble(
+    task: Task,
+    clients: Clients,
+    mechanism: Any,
+    knobs: Knobs,
+    optimizer: Any,
+    steps: Any,
+    batch_size: int,
+    training: dict[str, Any],
+    local: Any,
+    aggregator: Any,
+    control: Any,
+    server: Any,
+    downlink: Any,
+    participants: int,
+    together: int,
+    error_feedback: bool,
+    wire: bool,
+    device_count: int,
+    seed: Any,
+) -> Assembled:
+    """The parts of a federation; the arguments are those of `simulation.Federation`, which explains them.
+
+    Raises:
+      ConfigError: names the argument that does not fit, and what would.
+    """
+    parts.check_kind("task", task, Task, "a tasks.Task, such as tasks.classification(...)")
+    parts.check_kind("clients", clients, Clients, "a result of cepam_jax.clients(...)")
+    model = jax.eval_shape(task.initialize, jax.random.key(0))
+    check_model(model)
+    leaves = jax.tree.leaves((model.params, model.statistics))
+    built = parts.mechanism_of(mechanism, tuple(leaf.shape for leaf in leaves))
+    each = parts.client_knobs(built, knobs, clients.number)
+    each_steps = parts.client_steps(steps, clients.number)
+    settings = parts.local_training(int(each_steps.max()), batch_size, training, built)
+    if local is None:
+        update = parts.local_update(task, settings, optimizer)
+    else:
+        given = optimizer is not None or settings != LocalTraining(1, 32)
+        update = parts.check_own_local(local, given)
+    per_round = parts.count("participants", participants, clients.number) or clients.number
+    present = devices.count(parts.count("device_count", device_count, len(jax.devices())))
+    share = -(-per_round // present)
+    at_once = parts.count("together", together, 2**31 - 1)
+    at_once = at_once or (1 if jax.default_backend() == "cpu" else share)
+    plan = Plan(
+        local_update=update,
+        mechanism=built,
+        aggregator=parts.aggregator_of(aggregator, clients.split.counts),
+        server=parts.server_of(server),
+        segments=tuple(leaf.size for leaf in leaves),
+        per_round=per_round,
+        per_chunk=min(at_once, share),
+        control=parts.check_control(constant() if control is None else control, each, built.about.knobs),
+        task=task,
+        downlink=parts.check_kind("downlink", downlink, Downlink | None, "a federated.Downlink"),
+        wire=bool(wire),
+        mesh=devices.Layout(CLIENTS, present).mesh,
+    )
+    seeds = _seeds(seed)
+    arrays = ClientArrays(
+        examples=clients.examples,
+        constants=clients.constants,
+        rows=clients.split.indices,
+        counts=clients.split.counts,
+        steps=each_steps,
+        knobs=each,
+        training_key=jax.random.key(seeds.training),
+        shared_key=shared_key(seeds.shared),
+    )
+    return Assembled(
+        plan,
+        devices.put(arrays, plan.mesh),
+        model,
+        seeds,
+        remembers=bool(error_feedback),
+        # What an update was divided by reaches the model; of one's own it may tell who was drawn.
+        hidden=local is None and not (settings.normalize and np.ptp(each_steps) > 0),
+        exposes=parts.exposed(clients, settings, each_steps),
+    )
+
+
+def _seeds(seed: Any) -> Seeds:
+    seeds = seed if isinstance(seed, Seeds) else Seeds(seed, seed, seed)
+    for name, value in seeds._asdict().items():
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < 2**32
+        require(whole, f"seed of the {name}", value, "a whole number from 0 to 2**32 - 1")
+    return seeds
+
+
+def facts_of(built: Assembled, account: Account, relation: str) -> guarantees.Facts:
+    """What the parts state about privacy, and what the account says of how their rounds were used."""
+    plan, counts, clip = built.plan, np.asarray(built.arrays.counts), built.arrays.knobs.clip
+    return guarantees.Facts(
+        about=plan.mechanism.about,
+        aggregator=plan.aggregator,
+        influence=plan.local_update.influence,
+        control=plan.control,
+        counts=counts,
+        clip=np.ones(len(counts)) if clip is None else np.asarray(clip, np.float64),
+        per_round=plan.per_round,
+        relation=relation,
+        remembers=built.remembers,
+        masked=plan.mechanism.code.weight is not None,
+        hidden=built.hidden,
+        exposes=(*account.exposes, *built.exposes),
+        refused=account.refused,
+        always=parts.ALWAYS,
+    )

@@ -1,0 +1,470 @@
+"""The laws of a federation put together in Python: the configured round, the same ledger, nothing undercounted."""
+
+import math
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import cepam_jax as cepam
+from cepam_jax import federated, mechanisms
+from cepam_jax.data import sources
+from cepam_jax.errors import ConfigError, DatasetError, NonFiniteUpdateError
+from cepam_jax.federated.state import client_keys
+from cepam_jax.run import build, checkpoints, ledger, training
+from configs import digits
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(60, 5)).astype(np.float32)
+Y = (X[:, 0] + X[:, 1] > 0).astype(np.int32)
+OWNERS = np.repeat([7, 3, 9, 5], [10, 20, 15, 15])
+DATA = {"inputs": X, "labels": Y}
+
+
+class Net(nn.Module):
+    """A small network, with or without batch normalization, in any type."""
+
+    normalized: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = nn.Dense(4, dtype=self.dtype)(x)
+        if self.normalized:
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
+        return nn.Dense(2, dtype=self.dtype)(nn.relu(x))
+
+
+TASK = cepam.tasks.classification(Net(), example=X[0])
+CLIENTS = cepam.clients(DATA, owners=OWNERS)
+NOISE = mechanisms.chain(mechanisms.clip("l2"), mechanisms.additive("gaussian"))
+
+
+def federation(mechanism=NOISE, task=TASK, clients=CLIENTS, **changes):
+    knobs = {} if mechanism.about.knobs == () else {"sigma": 0.5, "clip": 1.0}
+    return cepam.Federation(task, clients, mechanism, **(knobs | changes))
+
+
+def after(fed, rounds, state=None):
+    state = fed.initialize() if state is None else state
+    for _ in range(rounds):
+        state, _ = fed.step(state)
+    return state
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("variant", ["fedavg", "cepam_gaussian"])
+def test_a_federation_equals_the_configured_run_to_the_bit(variant, tmp_path):
+    config = digits.get_config(variant)
+    config.model, config.rounds, config.eval_every = "linear", 3, 3
+    line = training.train(config, tmp_path, progress=False)[-1]
+    data = sources.load_examples("digits")
+
+    def quantizer(shapes):
+        sizes = tuple(map(math.prod, shapes))
+        return mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq(segments=sizes))
+
+    fed = cepam.Federation(
+        cepam.tasks.image_classification(config, data.specification),
+        cepam.clients(data.train, number=10, constants=data.constants),
+        mechanisms.identity() if variant == "fedavg" else quantizer,
+        **({} if variant == "fedavg" else {"sigma": 0.01, "clip": 1.0}),
+        steps=config.local.steps,
+        batch_size=config.local.batch_size,
+        learning_rate=config.local.learning_rate,
+        momentum=config.local.momentum,
+    )
+    state = after(fed, 3)
+    template = jax.tree.map(np.asarray, fed.initialize())
+    saved = checkpoints.Checkpoints(tmp_path / "checkpoints").newest(template, lambda number: "").state
+    same(saved, jax.tree.map(np.asarray, state))
+    metrics = fed.evaluate(state, data.test)
+    assert (metrics["loss"], metrics["accuracy"]) == (line["loss"], line["accuracy"])
+    for adversary, values in fed.epsilons(config.privacy.delta).items():
+        expected = line["epsilon"][adversary]
+        assert values.max() == (math.inf if expected is None else expected)
+    configured = (tmp_path / "privacy.txt").read_text().splitlines()
+    ours = fed.privacy(config.privacy.delta).splitlines()
+    assert [row for row in ours if not row.startswith("not covered")] == [
+        row for row in configured if not row.startswith("not covered")
+    ]
+    assert configured[-2] in ours or configured[-1] in ours  # what 32-bit words leave out, with its size
+
+
+def test_statistics_are_averaged_and_stay_in_range_under_noise():
+    task = cepam.tasks.classification(Net(normalized=True), example=X[0])
+    fed = federation(mechanisms.identity(), task, steps=3, learning_rate=0.1)
+    before = fed.initialize()
+    state, _ = fed.step(before)
+    changes = []
+    for client in range(4):
+        arrays = fed._parts.arrays
+        key, _ = client_keys(arrays, 0, client)
+        changes.append(fed.plan.local_update.run(before.model, arrays, client, key, None, 0).update)
+    flat, unravel = jax.flatten_util.ravel_pytree((before.params, before.statistics))
+    expected = unravel(flat + np.mean(changes, axis=0))[1]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.statistics, expected
+    )
+    assert not np.allclose(state.statistics["batch_stats"]["BatchNorm_0"]["mean"], 0)
+    noisy = federation(NOISE, task, sigma=30.0, steps=3)
+    state = after(noisy, 3)
+    variance = np.asarray(state.statistics["batch_stats"]["BatchNorm_0"]["var"])
+    assert (variance >= 0).all() and (
+        variance == 0
+    ).any()  # noise of this size went below, and was brought back
+    assert np.isfinite(noisy.evaluate(state, DATA)["loss"])
+
+
+def test_frozen_parameters_stay_and_are_not_sent():
+    net = cepam.tasks.network(Net(), X[0], trainable=lambda path: path[0] == "Dense_1")
+    fed = federation(task=cepam.tasks.classification(net))
+    assert fed.coordinates == 4 * 2 + 2
+    before = fed.initialize()
+    state = after(fed, 2, before)
+    same(state.frozen, before.frozen)
+    assert state.frozen.keys() == {"Dense_0"} and state.params.keys() == {"Dense_1"}
+    assert not np.array_equal(state.params["Dense_1"]["kernel"], before.params["Dense_1"]["kernel"])
+
+
+def test_pretrained_parameters_and_a_model_to_begin_with():
+    parameters = jax.tree.map(lambda a: a + 1, federation().initialize().params)
+    net = cepam.tasks.network(Net(), X[0], pretrained=parameters)
+    fed = federation(task=cepam.tasks.classification(net))
+    same(fed.initialize().params, parameters)
+    same(federation().initialize(cepam.tasks.Model(parameters)).params, parameters)
+    with pytest.raises(ConfigError, match="model is .*; it must be of the task's shapes"):
+        federation().initialize(cepam.tasks.Model({"other": jnp.zeros(3)}))
+
+
+def test_computing_in_bfloat16():
+    task = cepam.tasks.classification(Net(dtype=jnp.bfloat16), example=X[0])
+    fed = federation(mechanisms.identity(), task, steps=20, optimizer=optax.adam(1e-2))
+    state = after(fed, 5)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
+    assert fed.evaluate(state, DATA)["accuracy"] > 0.8
+
+
+def test_the_optimizer_may_be_a_function_of_the_round():
+    constant = federation(mechanisms.identity(), optimizer=optax.sgd(0.1))
+    fading = federation(mechanisms.identity(), optimizer=lambda n: optax.sgd(0.1 * 0.5**n))
+    start, _ = constant.step(constant.initialize())
+    same(fading.step(fading.initialize())[0].params, start.params)
+
+    def change(fed):
+        return jax.tree.map(jnp.subtract, fed.step(start)[0].params, start.params)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(2 * a, b, rtol=1e-4, atol=1e-7),
+        change(fading),
+        change(constant),
+    )
+
+
+RISING = federated.Control(
+    knobs=lambda factor, knobs, number: knobs._replace(sigma=knobs.sigma / factor),
+    initialize=lambda knobs: jnp.float32(1),
+    advance=lambda factor: 1.7 * factor,
+)
+
+
+def test_a_rule_with_a_state_is_accounted_as_applied():
+    found = {}
+    explicit = federated.scheduled({"gamma": lambda number: 1.7**number})
+    for name, rule in (("rule", RISING), ("explicit", explicit), ("constant", None)):
+        fed = federation(control=rule)
+        after(fed, 4)
+        found[name] = fed.epsilons()["released_model"].max()
+        assert f"epsilon = {found[name]:.4g}" in fed.privacy()
+        assert fed.planned_privacy(4) == fed.privacy()
+    assert (
+        found["rule"] == pytest.approx(found["explicit"], rel=1e-5) and found["rule"] > 2 * found["constant"]
+    )
+    assert [float(entry.knobs.sigma) for entry in fed.ledger.entries] == [0.5]
+
+
+def test_knobs_of_each_client_are_accounted_as_applied():
+    sigmas, clips = np.array([0.5, 1.0, 2.0, 4.0]), np.array([1.0, 1.0, 2.0, 1.0])
+    fed = federation(sigma=sigmas, clip=clips)
+    after(fed, 2)
+    alone = fed.epsilons()["decoded_updates"]
+    z = sigmas / clips
+    for values in (alone, z):
+        assert values[1] == values[2]
+    assert (np.diff(alone[[0, 1, 3]]) < 0).all()
+    fed = federation(clip=1.0, control=federated.scheduled({"clip": lambda n: 1.0 + n}))
+    after(fed, 2)  # gamma 2, then 4
+    twice = federation(control=federated.scheduled({"gamma": lambda n: 1.0 + n}))
+    after(twice, 2)
+    assert fed.epsilons()["released_model"].max() == pytest.approx(twice.epsilons()["released_model"].max())
+
+
+def test_a_median_leaves_each_client_its_own_noise():
+    fed, summed = federation(aggregator="median"), federation()
+    for one in (fed, summed):
+        after(one, 1)
+    median, mean = fed.epsilons(), summed.epsilons()
+    assert (median["released_model"] == median["decoded_updates"]).all()
+    assert (median["released_model"] > mean["released_model"]).all() and np.isfinite(
+        median["released_model"]
+    ).all()
+
+
+def silent_update(fed):
+    return federated.LocalUpdate(fed.plan.local_update.run)
+
+
+SILENT = {
+    "aggregator": (
+        lambda: {"aggregator": federated.Aggregator(lambda examples, errors: jnp.float32(1))},
+        "the aggregator states nothing about privacy",
+    ),
+    "control": (
+        lambda: {"control": federated.Control(lambda s, k, n: k, observe=lambda s, released: s)},
+        "the rule that sets the knobs reads earlier results",
+    ),
+    "local": (lambda: {"local": silent_update(federation())}, "local training states nothing about privacy"),
+    "mechanism": (
+        lambda: {"mechanism": NOISE._replace(about=NOISE.about._replace(outsiders=None, server=None))},
+        "no noise hides the update",
+    ),
+    "no clip": (
+        lambda: {"mechanism": mechanisms.additive("gaussian"), "clip": None},
+        "updates are not clipped",
+    ),
+    "top_k": (
+        lambda: {
+            "mechanism": mechanisms.chain(mechanisms.clip("l2"), mechanisms.top_k(), mechanisms.lrsuq()),
+            "sigma": None,
+            "clip": None,
+            "knobs": mechanisms.Knobs(sigma=0.5, clip=1.0, fraction=0.5),
+        },
+        "sent without noise",
+    ),
+}
+
+
+@pytest.mark.parametrize("part", SILENT)
+def test_a_part_that_states_nothing_has_no_guarantee(part):
+    changes, reason = SILENT[part]
+    fed = federation(**changes())
+    assert fed.privacy() == "no round was run: nothing is released"
+    assert {value.max() for value in fed.epsilons().values()} == {0.0}
+    after(fed, 1)
+    assert {value.min() for value in fed.epsilons().values()} == {math.inf}
+    assert f"released_model: no guarantee ({reason}" in fed.privacy()
+
+
+def test_a_local_update_that_states_its_influence_has_a_guarantee():
+    update = silent_update(federation())._replace(influence=federated.Influence())
+    fed, usual = federation(local=update, participants=2), federation(participants=2)
+    for one in (fed, usual):
+        after(one, 1)
+    ours, theirs = fed.epsilons(), usual.epsilons()
+    assert (ours["decoded_updates"] == theirs["decoded_updates"]).all()
+    # What it divides its updates by may tell who was drawn, so draws are not taken as hidden.
+    assert (ours["released_model"] >= theirs["released_model"]).all()
+    assert not fed._parts.hidden and usual._parts.hidden
+
+
+def test_statements_of_weights_must_be_true():
+    rule = federated.Aggregator(
+        lambda examples, errors: 1 / (1 + errors.mean()), public_weights=lambda counts: np.ones(len(counts))
+    )
+    with pytest.raises(
+        ConfigError, match="public_weights of the aggregator is .* it must be what `weigh` gives"
+    ):
+        federation(aggregator=rule)
+
+
+def test_steps_are_counted_as_often_as_they_are_taken():
+    fed = federation()
+    start = fed.initialize()
+    state = after(fed, 1, start)
+    once = fed.epsilons()["released_model"].max()
+    again, _ = fed.step(start)
+    same(state.params, again.params)
+    assert fed.ledger.rounds == 2
+    twice = fed.epsilons()["released_model"].max()
+    straight = federation()
+    after(straight, 2)
+    assert twice == straight.epsilons()["released_model"].max() > once
+
+
+def test_noise_that_is_used_again_for_another_update_leaves_no_guarantee():
+    fed = federation()
+    start = fed.initialize()
+    after(fed, 1, start)
+    other = start._replace(params=jax.tree.map(lambda a: a + 1, start.params))
+    after(fed, 1, other)
+    text = fed.privacy()
+    assert "no guarantee (round 1 was run from different states with the same noise" in text
+    assert "1 of the states that rounds began from were not made by this federation" in text
+
+
+def test_rounds_that_another_federation_ran_are_not_forgotten():
+    first = federation()
+    state = after(first, 3)
+    second = federation()
+    after(second, 1, state)
+    assert "a state came with 3 rounds that are not in this federation's ledger" in second.privacy()
+    third = federation(ledger=ledger.read(first.ledger.text()))
+    after(third, 1, state)
+    whole = federation()
+    after(whole, 4)
+    assert third.epsilons()["released_model"].max() == whole.epsilons()["released_model"].max()
+
+
+def test_a_round_that_was_not_applied_is_not_counted():
+    bad = federation(optimizer=optax.sgd(1e38), steps=3)
+    state = bad.initialize()
+    with pytest.raises(
+        NonFiniteUpdateError, match="client 0 sent a NaN or infinite update in round 1: its local"
+    ):
+        bad.step(state)
+    assert bad.ledger.rounds == 0 and np.isfinite(state.params["Dense_0"]["kernel"]).all()
+    small = federation(mechanisms.additive("gaussian"), sigma=1e-9, clip=None)
+    with pytest.raises(
+        NonFiniteUpdateError, match="gaussian-noise.identity cannot code it: what it decodes to"
+    ):
+        small.step(small.initialize())
+    rule = federated.Control(lambda s, k, n: k._replace(sigma=k.sigma - 0.5 * n))
+    fed = federation(control=rule)
+    with pytest.raises(NonFiniteUpdateError, match="control rule set a knob in round 2 .* knob sigma is 0.0"):
+        after(fed, 2)
+    assert fed.ledger.rounds == 1
+    server = federation(server=optax.sgd(3e38), sigma=1e3)
+    with pytest.raises(NonFiniteUpdateError, match="the global model became NaN or infinite in round 1"):
+        after(server, 1)
+
+
+def test_clients_are_evaluated_one_by_one():
+    fed = federation(mechanisms.identity())
+    state = after(fed, 1)
+    own = fed.evaluate_clients(state)
+    assert own["accuracy"].shape == (4,)
+    assert np.average(own["loss"], weights=[20, 15, 10, 15]) == pytest.approx(
+        fed.evaluate(state, DATA)["loss"]
+    )
+    assert CLIENTS.owners.tolist() == [3, 5, 7, 9] and CLIENTS.split.counts.tolist() == [20, 15, 10, 15]
+    some = fed.evaluate_clients(state, {"inputs": X[:12], "labels": Y[:12]}, owners=OWNERS[:12])
+    assert np.isfinite(some["loss"]).tolist() == [True, False, True, False]
+    assert some["loss"][2] == pytest.approx(own["loss"][2])
+
+
+def test_example_level_guarantees():
+    clipped = {"update_kind": "gradient", "sampling": "shuffle", "example_clip": 1.0, "clip": None}
+    fed = federation(mechanisms.additive("gaussian"), **clipped, batch_size=20)
+    after(fed, 1)
+    assert "example level, replace" in fed.privacy()
+    for changes, message in (
+        ({"update_kind": "weights"}, "update_kind is 'weights'; it must be 'gradient' where example_clip"),
+        ({"sampling": "replacement"}, "sampling is 'replacement'; it must be 'shuffle'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            federation(mechanisms.additive("gaussian"), **clipped | changes)
+    with pytest.raises(ConfigError, match="clip of the mechanism is 'l2'; it must be none"):
+        federation(**clipped | {"clip": 1.0})
+
+
+def test_a_downlink_and_bytes_go_through_the_same_round():
+    knobs = mechanisms.Knobs(step=0.01)
+    down = federated.compressed(mechanisms.sdq(), knobs)
+    quantizer = mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq())
+    fed = federation(quantizer, downlink=down, wire=True, server=optax.adam(0.1), participants=3)
+    state, report = fed.step(fed.initialize())
+    assert report.participants.bytes.min() > 0 and float(report.downlink_bits) > 0
+    assert state.downlink.shape == (fed.coordinates,)
+
+
+WRONG = [
+    ({"task": 3}, "task is 3; it must be a tasks.Task"),
+    ({"clients": DATA}, "it must be a result of cepam_jax.clients"),
+    ({"mechanism": 3}, "mechanism is 3; it must be a Mechanism"),
+    ({"sigma": None}, "knob sigma is None; it must be a positive number"),
+    ({"sigma": -1.0}, "knob sigma is -1.0"),
+    ({"sigma": [1.0, 2.0]}, "shape of knob sigma is (2,); it must be () or (4,)"),
+    ({"knobs": mechanisms.Knobs(sigma=1.0, clip=1.0)}, "knobs are given twice"),
+    (
+        {"mechanism": mechanisms.additive("gaussian")},
+        "knob clip is given, but the mechanism gaussian-noise+iden",
+    ),
+    ({"optimizer": "adam"}, "optimizer is 'adam'; it must be an optax optimizer"),
+    ({"steps": 0}, "steps is 0; it must be a whole number of at least 1"),
+    ({"batch_size": 0}, "batch_size is 0; it must be an integer of at least 1"),
+    ({"proximal": -1.0}, "proximal is -1.0"),
+    ({"learning_rat": 0.1}, "argument of Federation is 'learning_rat'; it must be one of learning_rate"),
+    ({"local": federated.LocalUpdate(lambda *a: None), "steps": 5}, "local= is given together with"),
+    ({"aggregator": "mode"}, "aggregator is 'mode'; it must be one of 'examples'"),
+    ({"control": 3}, "control is 3; it must be a federated.Control"),
+    (
+        {"control": federated.Control(lambda s, k, n: k._replace(sigma=k.sigma[0]))},
+        "shapes of the control rule",
+    ),
+    ({"server": 3}, "server is 3; it must be an optax optimizer"),
+    ({"downlink": 3}, "downlink is 3; it must be a federated.Downlink"),
+    ({"participants": 5}, "participants is 5; it must be a whole number from 0 (as it suits) to 4"),
+    ({"seed": -1}, "seed of the model is -1; it must be a whole number from 0 to"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
+def test_impossible_values_are_named_before_anything_runs(changes, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        federation(**changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([1, 2],), DatasetError, "examples are a list; they must be a dictionary"),
+        (({"inputs": X},), ConfigError, "needs either owners=, one per example, or number="),
+        (({"inputs": X, "labels": Y[:5]}, OWNERS), DatasetError, "all need one leading axis"),
+        (
+            ({"inputs": X}, OWNERS[:5]),
+            DatasetError,
+            "owners are int64[5]; they must be 60 integers or strings",
+        ),
+        (({"inputs": X * np.nan}, OWNERS), DatasetError, "holds NaN or infinite numbers"),
+        (({"inputs": X}, None, "dirichlet", 3), ConfigError, "takes the option alpha=; given are: none"),
+        (
+            ({"inputs": X}, None, "natural", 3),
+            ConfigError,
+            "partition is 'natural'; it must be one of 'dirichlet'",
+        ),
+        (({"inputs": X}, None, "iid", 61), ConfigError, "at most 60, the examples"),
+    ],
+)
+def test_impossible_clients_are_named(arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        cepam.clients(*arguments)
+
+
+def test_examples_that_are_not_like_those_of_training():
+    fed = federation(mechanisms.identity())
+    with pytest.raises(DatasetError, match="they must be alike"):
+        fed.evaluate(fed.initialize(), {"inputs": X[:, :3], "labels": Y})
+    with pytest.raises(ConfigError, match="needs both examples= and owners="):
+        fed.evaluate_clients(fed.initialize(), DATA)
+    with pytest.raises(ConfigError, match="state is 3; it must be a result of initialize"):
+        fed.step(3)
+
+
+def test_clients_by_partition_and_names():
+    by_name = cepam.clients({"inputs": jnp.asarray(X)}, owners=np.array(["b", "a"])[Y])
+    assert (
+        by_name.owners.tolist() == ["a", "b"] and by_name.split.counts.tolist() == np.bincount(1 - Y).tolist()
+    )
+    spread = cepam.clients(DATA, partition="dirichlet", number=5, labels=Y, alpha=0.5, seed=3)
+    assert spread.split.counts.sum() == 60 and spread.owners is None
+    assert (
+        build.partition.partition(Y, "dirichlet", 5, 3, alpha=0.5).counts.tolist()
+        == spread.split.counts.tolist()
+    )
