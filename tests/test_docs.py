@@ -31,7 +31,7 @@ def blocks(text: str, language: str) -> list[str]:
 def commands(text: str) -> list[str]:
     """What a page runs of experiments, from "-m" on."""
     lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
-    # Two with --distributed belong together: tests/federated/test_devices.py runs such a pair.
+    # Two with --distributed belong together: tests/run/test_devices.py runs such a pair.
     return [
         line[line.index("-m experiments.") :]
         for line in lines

@@ -12,7 +12,9 @@ def test_every_cell_runs(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     matplotlib.use("Agg")
     cells = json.loads(NOTEBOOK.read_text())["cells"]
-    assert all(cell["outputs"] == [] for cell in cells if cell["cell_type"] == "code")  # nothing stale is kept
+    assert all(
+        cell["outputs"] == [] for cell in cells if cell["cell_type"] == "code"
+    )  # nothing stale is kept
     names = {}
     for number, cell in enumerate(cells):
         if cell["cell_type"] == "code":

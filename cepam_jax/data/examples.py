@@ -1,5 +1,6 @@
 """Examples of any kind: a training and a test split as dictionaries of arrays with a leading axis."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from cepam_jax.errors import DatasetError
 
-Arrays = dict[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray]
 
 
 class Examples(NamedTuple):
@@ -102,7 +103,7 @@ def check(data: Examples) -> Examples:
 
 
 def _split(name, arrays) -> Arrays:
-    if not isinstance(arrays, dict) or not arrays:
+    if not isinstance(arrays, Mapping) or not arrays:
         raise DatasetError(f"{name} is a {type(arrays).__name__}; it must be a dictionary of arrays")
     found = {key: _array(f"{name}[{key!r}]", array) for key, array in arrays.items()}
     lengths = {key: array.shape[:1] for key, array in found.items()}

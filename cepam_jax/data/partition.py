@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ def _dirichlet(labels, num_clients, rng, alpha):
     require(alpha > 0, "config.partition.alpha", alpha, "positive")
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     for _ in range(100):
-        parts = [[] for _ in range(num_clients)]
+        parts: list = [[] for _ in range(num_clients)]
         for members in classes:
             shares = rng.dirichlet(np.full(num_clients, alpha))
             cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(int)
@@ -129,7 +130,7 @@ def _natural(owners, num_clients, rng):
     return [theirs[k] for k in chosen]
 
 
-KINDS = {
+KINDS: dict[str, Callable[..., list]] = {
     "iid": _iid,
     "dirichlet": _dirichlet,
     "shards": _shards,

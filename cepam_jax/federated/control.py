@@ -142,7 +142,7 @@ def plan(rule: Control, knobs: Knobs, rounds: int) -> list[Knobs]:
     """The knobs of each of `rounds` rounds, for a rule that reads no results."""
     state = rule.initialize(knobs) if rule.initialize else None
     planned = []
-    for number in range(rounds):
+    for number in map(jnp.int32, range(rounds)):
         planned.append(rule.knobs(state, knobs, number))
         state = rule.advance(state) if rule.advance else state
     return planned

@@ -179,7 +179,7 @@ def make_local_update(
         rows = row[choose_batches(batch_key, count, row.shape[0], training)]
         if training.update_kind == "weights":
             chosen = optimizer if isinstance(optimizer, optax.GradientTransformation) else optimizer(number)
-            compute = functools.partial(weight_update, chosen)
+            compute: Callable = functools.partial(weight_update, chosen)
         else:
             compute = clipped_gradient_update if training.example_clip else gradient_update
         update, loss = compute(task, training, model, arrays, rows, steps, step_key)

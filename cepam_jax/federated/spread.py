@@ -106,7 +106,7 @@ def over_participants(
             here,
             mesh=plan.mesh,
             in_specs=(P(), P(), P(), cut, cut, P(), P()),
-            out_specs=Arrived(P(), P(), P(), P(), P(), cut, cut),
+            out_specs=Arrived._make([*[P()] * 5, cut, cut]),
             check_vma=False,  # it asks for casts in every loop of every mechanism, to find nothing
         )
     return here(state, arrays, knobs, slots, mask, sent_model, model)
@@ -120,7 +120,7 @@ def _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model) -> Ar
         jnp.zeros_like(sent_model) if plan.aggregator.weigh else jnp.zeros(0, jnp.float32),
         jnp.zeros(() if tensors is None else (tensors,), jnp.float32),
         jnp.float32(0),
-        VALID,
+        jnp.int32(VALID),
     )
     sums, kept = jax.lax.scan(lambda carry, chunk: _add_chunk(context, carry, chunk), start, (slots, mask))
     if plan.mesh is not None:

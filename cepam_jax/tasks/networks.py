@@ -57,7 +57,8 @@ def network(
 
     def initialize(key):
         batch = jax.tree.map(lambda a: jnp.zeros((1, *jnp.shape(a)), jnp.asarray(a).dtype), example)
-        variables = dict(module.init(key, batch, **({"train": False} if tells else {})))
+        options: dict[str, Any] = {"train": False} if tells else {}
+        variables = dict(module.init(key, batch, **options))
         params = variables.pop("params", {})
         if pretrained is not None:
             params = _checked(pretrained, params)
@@ -67,7 +68,7 @@ def network(
     def apply(model, inputs, key):
         params = _joined(model.params, model.frozen)
         variables = {"params": params, **(model.statistics or {})}
-        options = {"train": key is not None} if tells else {}
+        options: dict[str, Any] = {"train": key is not None} if tells else {}
         if key is None:
             return module.apply(variables, inputs, **options), model.statistics
         options["rngs"] = {"dropout": key}
