@@ -76,7 +76,8 @@ def read(text: str) -> Ledger:
 
 def planned(rule: control.Control, knobs: Knobs, rounds: int) -> Ledger:
     """What rounds will apply under a rule that reads no results; of one that does, what the first would."""
-    if rule.adaptive:
+    # A million rounds of equal knobs are one entry, which need not be put together round by round.
+    if rule.adaptive or rule.knobs is control.unchanged:
         return Ledger((Entry(rounds, jax.tree.map(lambda a: _shortened(np.asarray(a)), knobs)),))
     plan = [jax.tree.map(lambda a: _shortened(np.asarray(a)), k) for k in control.plan(rule, knobs, rounds)]
     return Ledger(tuple(_merged(Entry(1, one) for one in plan)))
