@@ -20,6 +20,10 @@ the rounds applied; a part that states nothing has no guarantee, and the report 
 from collections.abc import Mapping
 from typing import Any
 
+from cepam_jax.extras import need
+
+need("cepam_jax.Federation", "train")
+
 import jax
 import jax.numpy as jnp
 import numpy as np
