@@ -20,6 +20,10 @@ the rounds applied; a part that states nothing has no guarantee, and the report 
 from collections.abc import Mapping
 from typing import Any
 
+from cepam_jax.extras import need
+
+need("cepam_jax.Federation", "train")
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -260,36 +264,39 @@ class Federation:
         """What the parts state about privacy, as the accountant reads it."""
         return assembly.facts_of(self._parts, self._account, relation)
 
-    def privacy(self, delta: float = 1e-5, relation: str = "add_remove") -> str:
+    def privacy(self, delta: float = 1e-5, relation: str = "add_remove", planned_rounds: int = 0) -> str:
         """The accountant's report on all steps so far: a line for each adversary, and what none covers.
 
         Args:
           delta: above 0 and below 1.
           relation: "add_remove" or "replace"; which federations are neighbours.
+          planned_rounds: in place of the steps so far, so many rounds as they are planned from the start on.
         """
-        if not self.ledger.entries:
+        ledger = self._ledger_of(planned_rounds)
+        if not ledger.entries:
             return "no round was run: nothing is released"
-        return self._report(self.ledger, delta, relation)
-
-    def planned_privacy(self, rounds: int, delta: float = 1e-5, relation: str = "add_remove") -> str:
-        """The same for the first `rounds` rounds as they are planned, before any of them is run."""
-        require(isinstance(rounds, int) and rounds >= 1, "rounds", rounds, "a whole number of at least 1")
-        return self._report(planned(self.plan.control, self._parts.arrays.knobs, rounds), delta, relation)
-
-    def _report(self, ledger: Ledger, delta, relation) -> str:
-        about = self.plan.mechanism.about
         federation = guarantees.federation_from(self.facts(relation), ledger)
-        return precision.report(about, federation, delta, self.coordinates)
+        return precision.report(self.plan.mechanism.about, federation, delta, self.coordinates)
 
-    def epsilons(self, delta: float = 1e-5, relation: str = "add_remove") -> dict[str, np.ndarray]:
-        """Adversary -> f64[clients], the epsilon of each client after all steps so far.
+    def epsilons(
+        self, delta: float = 1e-5, relation: str = "add_remove", planned_rounds: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Adversary -> f64[clients], the epsilon of each client; the arguments as for `privacy`.
 
         Infinity: there is no guarantee; `privacy` says why. Zeros before the first step.
         """
-        if not self.ledger.entries:
+        ledger = self._ledger_of(planned_rounds)
+        if not ledger.entries:
             return {name: np.zeros(self._clients.number) for name in privacy.ADVERSARIES}
-        federation = guarantees.federation_from(self.facts(relation), self.ledger)
+        federation = guarantees.federation_from(self.facts(relation), ledger)
         return {row.adversary: row.epsilon for row in privacy.report(federation, delta)}
+
+    def _ledger_of(self, planned_rounds: int) -> Ledger:
+        rounds = parts.count("planned_rounds", planned_rounds, 2**31 - 1)
+        if not rounds:
+            return self.ledger
+        with jax.enable_x64(False):
+            return planned(self.plan.control, self._parts.arrays.knobs, rounds)
 
 
 def _all_knobs(knobs: Knobs | None, sigma, clip) -> Knobs:

@@ -1,4 +1,4 @@
-"""The laws of a federation put together in Python: the configured round, the same ledger, nothing undercounted."""
+"""Laws of a federation put together in Python: the configured round and ledger, nothing undercounted."""
 
 import math
 import re
@@ -45,7 +45,8 @@ NOISE = mechanisms.chain(mechanisms.clip("l2"), mechanisms.additive("gaussian"))
 
 
 def federation(mechanism=NOISE, task=TASK, clients=CLIENTS, **changes):
-    knobs = {} if mechanism.about.knobs == () else {"sigma": 0.5, "clip": 1.0}
+    bare = isinstance(mechanism, mechanisms.Mechanism) and not mechanism.about.knobs
+    knobs = {} if bare else {"sigma": 0.5, "clip": 1.0}
     return cepam.Federation(task, clients, mechanism, **(knobs | changes))
 
 
@@ -103,11 +104,11 @@ def test_statistics_are_averaged_and_stay_in_range_under_noise():
     fed = federation(mechanisms.identity(), task, steps=3, learning_rate=0.1)
     before = fed.initialize()
     state, _ = fed.step(before)
-    changes = []
+    arrays, changes = fed._parts.arrays, []
+    run = jax.jit(lambda key, client: fed.plan.local_update.run(before.model, arrays, client, key, None, 0))
     for client in range(4):
-        arrays = fed._parts.arrays
         key, _ = client_keys(arrays, 0, client)
-        changes.append(fed.plan.local_update.run(before.model, arrays, client, key, None, 0).update)
+        changes.append(run(key, client).update)
     flat, unravel = jax.flatten_util.ravel_pytree((before.params, before.statistics))
     expected = unravel(flat + np.mean(changes, axis=0))[1]
     jax.tree.map(
@@ -183,7 +184,7 @@ def test_a_rule_with_a_state_is_accounted_as_applied():
         after(fed, 4)
         found[name] = fed.epsilons()["released_model"].max()
         assert f"epsilon = {found[name]:.4g}" in fed.privacy()
-        assert fed.planned_privacy(4) == fed.privacy()
+        assert fed.privacy(planned_rounds=4) == fed.privacy()
     assert (
         found["rule"] == pytest.approx(found["explicit"], rel=1e-5) and found["rule"] > 2 * found["constant"]
     )
