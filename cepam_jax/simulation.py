@@ -224,7 +224,7 @@ class Federation:
         arrays = self._alike(examples)
         nobody = np.zeros(0, np.int32)
         with jax.enable_x64(False):
-            tested = evaluation.Tested(arrays, self._parts.arrays.constants)
+            tested = evaluation.HeldOut(arrays, self._parts.arrays.constants)
             found = self._evaluate(state.model, tested, self._parts.arrays, nobody)
         return self._task.summarize(jax.tree.map(np.asarray, found.test), float(number_of(arrays)))
 
@@ -252,7 +252,7 @@ class Federation:
         holder = self._clients.holders if owners is None else self._clients.client_of(owners)
         require(holder.shape == (number,), "shape of owners", holder.shape, f"({number},), one per example")
         with jax.enable_x64(False):
-            tested = evaluation.Tested(arrays, self._parts.arrays.constants)
+            tested = evaluation.HeldOut(arrays, self._parts.arrays.constants)
             found = self._evaluate_clients(state.model, tested, self._parts.arrays, holder)
         return evaluation.by_client(self._task, found)
 
