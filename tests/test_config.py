@@ -13,7 +13,8 @@ import pytest
 from cepam_jax import models
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError
-from cepam_jax.run.config import FIELDS, flat, plain, sigma_of_gamma, validate
+from cepam_jax.mechanisms import sigma_of_gamma
+from cepam_jax.run.config import FIELDS, flat, plain, validate
 from configs import cifar10, common, digits, fashion_mnist, mnist
 
 FAMILIES = {"digits": digits, "mnist": mnist, "fashion_mnist": fashion_mnist, "cifar10": cifar10}
