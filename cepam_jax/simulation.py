@@ -34,16 +34,8 @@ from cepam_jax.data import examples as example_sets
 from cepam_jax.data.clients import Clients, arrays_of
 from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
-from cepam_jax.federated import (
-    Control,
-    Downlink,
-    LocalUpdate,
-    Plan,
-    RoundReport,
-    State,
-    initial_state,
-    make_round,
-)
+from cepam_jax.federated import Control, Downlink, LocalUpdate, Plan, RoundReport, State
+from cepam_jax.federated.rounds import initial_state, make_round
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import assembly, blame, devices, evaluation, guarantees, parts, precision
 from cepam_jax.run.account import Account
@@ -103,7 +95,8 @@ class Federation:
             the round int32[] that gives one, such as `lambda n: optax.sgd(schedule(n))`. By default sgd with
             `learning_rate` and `momentum`.
           steps, batch_size: local steps of a round (one number, or one for each client), examples of each.
-          local: a local update of your own, in place of all of the above.
+          local: a local update of your own, in place of the optimizer, batches and other settings; `steps` it
+            finds in the ClientArrays, and one of `federated.make_local_update` follows them.
           aggregator: a rule, or the name of a registered one.
           control: the rule that sets the knobs of each round; by default they stay.
           server: optax optimizer that is fed with minus the aggregate; by default sgd(1.0), which adds it.
@@ -186,7 +179,7 @@ class Federation:
             state = self._start(jax.random.key(self._parts.seeds.model), model, self._parts.arrays.knobs)
             state = devices.put(state, self.plan.mesh)
             self._account.made(state)
-            return state
+        return state
 
     def step(self, state: State) -> tuple[State, RoundReport]:
         """One round; compiled the first time.
@@ -257,8 +250,8 @@ class Federation:
         return evaluation.by_client(self._task, found)
 
     def _alike(self, examples) -> dict[str, np.ndarray]:
-        both = Examples(self._clients.examples, arrays_of(examples))
-        return example_sets.check(both).test
+        like = {name: array[:1] for name, array in self._clients.examples.items()}
+        return example_sets.check(Examples(like, arrays_of(examples))).test
 
     def facts(self, relation: str = "add_remove") -> guarantees.Facts:
         """What the parts state about privacy, as the accountant reads it."""
@@ -272,8 +265,7 @@ class Federation:
           relation: "add_remove" or "replace"; which federations are neighbours.
           planned_rounds: in place of the steps so far, so many rounds as they are planned from the start on.
         """
-        ledger = self._ledger_of(planned_rounds)
-        if not ledger.entries:
+        if not (ledger := self._ledger_of(planned_rounds)).entries:
             return "no round was run: nothing is released"
         federation = guarantees.federation_from(self.facts(relation), ledger)
         return precision.report(self.plan.mechanism.about, federation, delta, self.coordinates)
@@ -285,8 +277,7 @@ class Federation:
 
         Infinity: there is no guarantee; `privacy` says why. Zeros before the first step.
         """
-        ledger = self._ledger_of(planned_rounds)
-        if not ledger.entries:
+        if not (ledger := self._ledger_of(planned_rounds)).entries:
             return {name: np.zeros(self._clients.number) for name in privacy.ADVERSARIES}
         federation = guarantees.federation_from(self.facts(relation), ledger)
         return {row.adversary: row.epsilon for row in privacy.report(federation, delta)}

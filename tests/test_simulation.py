@@ -402,7 +402,7 @@ WRONG = [
     ({"batch_size": 0}, "batch_size is 0; it must be an integer of at least 1"),
     ({"proximal": -1.0}, "proximal is -1.0"),
     ({"learning_rat": 0.1}, "argument of Federation is 'learning_rat'; it must be one of learning_rate"),
-    ({"local": federated.LocalUpdate(lambda *a: None), "steps": 5}, "local= is given together with"),
+    ({"local": federated.LocalUpdate(lambda *a: None), "batch_size": 5}, "local= is given together with"),
     ({"aggregator": "mode"}, "aggregator is 'mode'; it must be one of 'examples'"),
     ({"control": 3}, "control is 3; it must be a federated.Control"),
     (

@@ -36,7 +36,7 @@ print(cepam.__file__)
 
 # Statement -> what the message says.
 MISSING = {
-    "cepam_jax.Federation": 'cepam_jax.Federation needs dp_accounting, flax, matplotlib|pip install "cepam_jax[train]"',
+    "cepam_jax.Federation": "cepam_jax.Federation needs dp_accounting, flax, matplotlib|[train]",
     "cepam_jax.train": 'pip install "cepam_jax[train]"',
     "cepam_jax.privacy": 'cepam_jax.privacy needs dp_accounting, which is not|pip install "cepam_jax[train]"',
     "cepam_jax.defaults": 'pip install "cepam_jax[train]"',

@@ -83,7 +83,7 @@ def assemble(
     if local is None:
         update = parts.local_update(task, settings, optimizer)
     else:
-        given = optimizer is not None or settings != LocalTraining(1, 32)
+        given = optimizer is not None or settings != LocalTraining(settings.steps, 32)
         update = parts.check_own_local(local, given)
     per_round = parts.count("participants", participants, clients.number) or clients.number
     present = devices.count(parts.count("device_count", device_count, len(jax.devices())))

@@ -217,8 +217,8 @@ def check_own_local(update: Any, given: bool) -> LocalUpdate:
     check_kind("local", update, LocalUpdate, "a federated.LocalUpdate")
     if given:
         raise ConfigError(
-            "local= is given together with optimizer=, steps=, batch_size= or another setting of the usual "
-            "local training, which it would not follow; leave those out"
+            "local= is given together with optimizer=, batch_size= or another setting of the usual local "
+            "training, which it would not follow; leave those out"
         )
     return update
 
