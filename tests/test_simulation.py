@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -469,3 +471,26 @@ def test_clients_by_partition_and_names():
         build.partition.partition(Y, "dirichlet", 5, 3, alpha=0.5).counts.tolist()
         == spread.split.counts.tolist()
     )
+
+
+DEVICES = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import sys
+sys.path[:0] = [".", "tests"]
+import numpy as np
+from test_simulation import after, federation
+from cepam_jax.run.account import mark
+found = [federation(device_count=n, steps=3) for n in (1, 2)]
+one, two = (after(fed, 2) for fed in found)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.params, two.params)
+assert found[1].plan.devices == 2 and found[0].privacy() == found[1].privacy()
+assert mark(two) == mark(jax.tree.map(np.asarray, two)) != mark(one._replace(round=two.round + 1))
+"""
+
+
+def test_clients_may_be_spread_over_devices(root):
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
