@@ -322,7 +322,27 @@ def test_rounds_that_another_federation_ran_are_not_forgotten():
     after(third, 1, state)
     whole = federation()
     after(whole, 4)
+    assert "no guarantee" not in third.privacy().splitlines()[0]
+    after(third, 1)  # round 1 again, of which this process cannot know from which state it ran before
+    assert "round 1 was run from different states with the same noise" in third.privacy()
+    third = federation(ledger=first.ledger)
+    after(third, 1, state)
     assert third.epsilons()["released_model"].max() == whole.epsilons()["released_model"].max()
+
+
+def test_a_rule_that_is_steered_by_hand_leaves_no_guarantee():
+    """A rule that reads results has none, and neither has one whose state is set by what was read."""
+    fed = federation(control=RISING)
+    state = after(fed, 1)
+    assert "no guarantee" not in fed.privacy().splitlines()[0]
+    after(fed, 1, state._replace(control=state.control * 2))
+    assert "round 2 applied other knobs than its rule plans" in fed.privacy().splitlines()[0]
+    skipped = federation(control=federated.scheduled({"gamma": lambda n: 1.0 + n}))
+    start = skipped.initialize()
+    for _ in range(4):  # repeated steps do not make room for rounds that were not run
+        skipped.step(start)
+    after(skipped, 1, start._replace(round=jnp.int32(3)))
+    assert "a state came with 2 rounds that are not in" in skipped.privacy().splitlines()[0]
 
 
 def test_a_round_that_was_not_applied_is_not_counted():
