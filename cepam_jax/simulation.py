@@ -108,8 +108,7 @@ class Federation:
           device_count: devices over which the clients of a round are spread; 0: all.
           seed: of all randomness but the partition's, from 0 to 2**32 - 1; or `Seeds`. It is all that hides
             the noise: keep it as secret as the data.
-          ledger: of an earlier process that ran the rounds before; what it did with a state twice is not
-            seen here.
+          ledger: of an earlier process that ran the rounds before.
           **training: other fields of `federated.LocalTraining`, such as sampling or example_clip.
 
         Raises:
@@ -137,7 +136,8 @@ class Federation:
                 device_count=device_count,
                 seed=seed,
             )
-        self._task, self._clients, self._account = task, clients, Account(ledger or Ledger())
+        self._task, self._clients = task, clients
+        self._account = Account(ledger or Ledger(), self.plan.control, self._parts.arrays.knobs)
         self._round, self._start = jax.jit(make_round(self.plan)), jax.jit(self._initial)
         self._evaluate = jax.jit(evaluation.make_evaluate(task, _AT_A_TIME))
         self._evaluate_clients = jax.jit(evaluation.make_evaluate(task, _AT_A_TIME, "test"))

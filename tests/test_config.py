@@ -1,4 +1,5 @@
 import fractions
+import importlib.metadata
 import json
 import pathlib
 import re
@@ -12,7 +13,8 @@ import pytest
 
 from cepam_jax import models
 from cepam_jax.data import sources
-from cepam_jax.errors import ConfigError
+from cepam_jax.errors import ConfigError, MissingExtraError
+from cepam_jax.extras import EXTRAS, need
 from cepam_jax.mechanisms import sigma_of_gamma
 from cepam_jax.run.config import FIELDS, flat, plain, validate
 from configs import cifar10, common, digits, fashion_mnist, mnist
@@ -231,6 +233,18 @@ def test_package_and_requirements_ask_for_the_same(root):
     assert extras.pop("all") == ["cepam_jax[train,data,audit,tensorboard,experiments]"]
     wanted = [*project["dependencies"], *(line for extra in extras.values() for line in extra)]
     assert sorted(line for line in lines if not line.startswith("#")) == sorted(wanted)
+
+
+def test_extras_bring_the_modules_that_messages_name(root):
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    homes = importlib.metadata.packages_distributions()
+    for extra, modules in EXTRAS.items():
+        asked = {re.split("[>=]", line)[0] for line in project["optional-dependencies"][extra]}
+        for module in modules:
+            assert asked & {name.replace("_", "-") for name in homes[module]}, module
+    need("this test", "train")
+    with pytest.raises(MissingExtraError, match="this test needs no_such_module, which is not installed"):
+        need("this test", "train", "flax", "no_such_module")
 
 
 def test_the_quantizer_alone_needs_no_library_for_training():

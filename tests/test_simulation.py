@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -320,7 +322,27 @@ def test_rounds_that_another_federation_ran_are_not_forgotten():
     after(third, 1, state)
     whole = federation()
     after(whole, 4)
+    assert "no guarantee" not in third.privacy().splitlines()[0]
+    after(third, 1)  # round 1 again, of which this process cannot know from which state it ran before
+    assert "round 1 was run from different states with the same noise" in third.privacy()
+    third = federation(ledger=first.ledger)
+    after(third, 1, state)
     assert third.epsilons()["released_model"].max() == whole.epsilons()["released_model"].max()
+
+
+def test_a_rule_that_is_steered_by_hand_leaves_no_guarantee():
+    """A rule that reads results has none, and neither has one whose state is set by what was read."""
+    fed = federation(control=RISING)
+    state = after(fed, 1)
+    assert "no guarantee" not in fed.privacy().splitlines()[0]
+    after(fed, 1, state._replace(control=state.control * 2))
+    assert "round 2 applied other knobs than its rule plans" in fed.privacy().splitlines()[0]
+    skipped = federation(control=federated.scheduled({"gamma": lambda n: 1.0 + n}))
+    start = skipped.initialize()
+    for _ in range(4):  # repeated steps do not make room for rounds that were not run
+        skipped.step(start)
+    after(skipped, 1, start._replace(round=jnp.int32(3)))
+    assert "a state came with 2 rounds that are not in" in skipped.privacy().splitlines()[0]
 
 
 def test_a_round_that_was_not_applied_is_not_counted():
@@ -469,3 +491,26 @@ def test_clients_by_partition_and_names():
         build.partition.partition(Y, "dirichlet", 5, 3, alpha=0.5).counts.tolist()
         == spread.split.counts.tolist()
     )
+
+
+DEVICES = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import sys
+sys.path[:0] = [".", "tests"]
+import numpy as np
+from test_simulation import after, federation
+from cepam_jax.run.account import mark
+found = [federation(device_count=n, steps=3) for n in (1, 2)]
+one, two = (after(fed, 2) for fed in found)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.params, two.params)
+assert found[1].plan.devices == 2 and found[0].privacy() == found[1].privacy()
+assert mark(two) == mark(jax.tree.map(np.asarray, two)) != mark(one._replace(round=two.round + 1))
+"""
+
+
+def test_clients_may_be_spread_over_devices(root):
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

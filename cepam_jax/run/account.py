@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cepam_jax.federated.control import Control
+from cepam_jax.mechanisms import Knobs
 from cepam_jax.run.ledger import Ledger
 
 Mark = tuple[int, int]
@@ -22,12 +24,22 @@ class Account:
       ledger: what the rounds applied, each step counted as often as it was taken.
     """
 
-    def __init__(self, ledger: Ledger):
-        """Begins with a ledger: that of an earlier process, or an empty one."""
+    def __init__(self, ledger: Ledger, rule: Control, knobs: Knobs):
+        """Begins to count.
+
+        Args:
+          ledger: that of an earlier process, or an empty one.
+          rule: that sets the knobs.
+          knobs: of all clients at the start.
+        """
         self.ledger = ledger
+        self._earlier = self._next = ledger.rounds  # rounds of earlier processes; the next that none has run
+        self._rule, self._knobs = rule, knobs
+        self._rule_states = [rule.initialize(knobs) if rule.initialize else None]
         self._rounds: dict[int, tuple[Mark, Mark]] = {}  # rounds done -> marks of the state before and after
         self._made: set[Mark] = set()
         self._reused: set[int] = set()
+        self._steered: set[int] = set()
         self._missing = 0
         self._foreign = 0
 
@@ -44,27 +56,47 @@ class Account:
           clients: of the federation.
         """
         number, before, result = int(state.round), mark(state), mark(after)
-        self._missing = max(self._missing, number - self.ledger.rounds)
         self._foreign += before not in self._made
-        if self._rounds.setdefault(number, (before, result)) != (before, result):
-            self._reused.add(number)
         self._made.add(result)
+        self._missing = max(self._missing, number - self._next)
+        self._next = max(self._next, number + 1)
+        again = self._rounds.setdefault(number, (before, result)) != (before, result)
+        if again or number < self._earlier:
+            self._reused.add(number)
+        if not self._rule.adaptive and not self._as_planned(number, report.knobs):
+            self._steered.add(number)
         self.ledger = self.ledger.add(jax.tree.map(lambda a: np.asarray(a)[None], report), clients)
+
+    def _as_planned(self, number: int, applied: Knobs) -> bool:
+        """Whether a round applied what its rule plans, which it does unless its state was changed by hand."""
+        if number > self._next:
+            return True  # refused for another reason; the plan may be as long as the number is wrong
+        while self._rule.advance and len(self._rule_states) <= number:
+            self._rule_states.append(self._rule.advance(self._rule_states[-1]))
+        state = self._rule_states[number if self._rule.advance else 0]
+        with jax.enable_x64(False):
+            expected = self._rule.knobs(state, self._knobs, jnp.int32(number))
+        pairs = zip(jax.tree.leaves(expected), jax.tree.leaves(applied), strict=True)
+        return all(np.allclose(one, other, rtol=1e-4) for one, other in pairs)
 
     @property
     def refused(self) -> tuple[str, ...]:
         """Why the ledger does not cover what was released; empty if it does."""
         reasons = []
         if self._reused:
-            rounds = ", ".join(str(number + 1) for number in sorted(self._reused))
             reasons.append(
-                f"round {rounds} was run from different states with the same noise, which their difference "
-                "lacks; use another federation with another seed"
+                f"round {_named(self._reused)} was run from different states with the same noise, which "
+                "their difference lacks, or may have been in an earlier process; use another seed"
             )
         if self._missing:
             reasons.append(
                 f"a state came with {self._missing} rounds that are not in this federation's ledger; give it "
                 "the ledger of the federation that ran them"
+            )
+        if self._steered:
+            reasons.append(
+                f"round {_named(self._steered)} applied other knobs than its rule plans: the state was "
+                "changed by hand, perhaps by what was released before, which no composition here covers"
             )
         return tuple(reasons)
 
@@ -77,6 +109,11 @@ class Account:
             f"{self._foreign} of the states that rounds began from were not made by this federation: what "
             "they hold beyond what its rounds released",
         )
+
+
+def _named(numbers: set[int]) -> str:
+    """Rounds, counted from 1."""
+    return ", ".join(str(number + 1) for number in sorted(numbers))
 
 
 def mark(state) -> Mark:
