@@ -80,7 +80,7 @@ class Federation:
         device_count: int = 1,
         seed: int | Seeds = 0,
         ledger: Ledger | None = None,
-        **training,
+        **training: Any,
     ):
         """Builds and checks everything; nothing is compiled yet.
 
@@ -89,12 +89,13 @@ class Federation:
           clients: from `cepam_jax.clients`.
           mechanism: how updates become messages; or a function of the shapes of the update's tensors that
             makes it, for mechanisms that treat tensors apart.
-          sigma, clip: these knobs, in units of the update; one number, or one for each client.
-          knobs: all knobs, in place of these two, likewise.
+          sigma: deviation of the noise, in units of the update; one number, or one for each client.
+          clip: bound on an update's norm, likewise. `knobs`: all knobs, in place of these two.
           optimizer: of the local steps: any optax optimizer, which starts anew each round, or a function of
             the round int32[] that gives one, such as `lambda n: optax.sgd(schedule(n))`. By default sgd with
             `learning_rate` and `momentum`.
-          steps, batch_size: local steps of a round (one number, or one for each client), examples of each.
+          steps: local steps of a round; one number, or one for each client.
+          batch_size: examples of each step.
           local: a local update of your own, in place of the optimizer, batches and other settings; `steps` it
             finds in the ClientArrays, and one of `federated.make_local_update` follows them.
           aggregator: a rule, or the name of a registered one.
@@ -108,7 +109,7 @@ class Federation:
           device_count: devices over which the clients of a round are spread; 0: all.
           seed: of all randomness but the partition's, from 0 to 2**32 - 1; or `Seeds`. It is all that hides
             the noise: keep it as secret as the data.
-          ledger: of an earlier process that ran the rounds before.
+          ledger: of an earlier process.
           **training: other fields of `federated.LocalTraining`, such as sampling or example_clip.
 
         Raises:

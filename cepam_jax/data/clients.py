@@ -63,7 +63,7 @@ def clients(
     labels: Any = None,
     constants: Mapping[str, Any] | None = None,
     seed: int = 0,
-    **options,
+    **options: Any,
 ) -> Clients:
     """Clients that hold these examples.
 

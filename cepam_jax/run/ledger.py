@@ -45,12 +45,12 @@ class Ledger(NamedTuple):
           report: RoundReport on the host, leading axis rounds; those that did not run are left out.
           clients: of the federation.
         """
-        entries = list(self.entries)
+        entries = list(self.entries[-1:])  # the others stay as they are
         for number in np.flatnonzero(report.ran):
             knobs = jax.tree.map(lambda a, n=number: _shortened(np.asarray(a)[n]), report.knobs)
             drawn = tuple(map(int, report.participants.client[number]))
             entries.append(Entry(1, knobs, () if len(drawn) == clients else (drawn,)))
-        return Ledger(tuple(_merged(entries)))
+        return Ledger((*self.entries[:-1], *_merged(entries)))
 
     def text(self) -> str:
         """One JSON object per line."""
