@@ -33,7 +33,9 @@ def draw(random):
     one = {
         "rounds": int(random.choice([1, 2, 4])),
         "clients_per_round": int(random.choice([0, 2])),
-        "aggregator": str(random.choice(["mean", "examples", "inverse_error"], p=[0.5, 0.4, 0.1])),
+        "aggregator": str(
+            random.choice(["mean", "examples", "median", "inverse_error"], p=[0.4, 0.3, 0.2, 0.1])
+        ),
         "privacy.relation": str(random.choice(["add_remove", "replace"])),
         "mechanism.name": str(random.choice(names)),
         "mechanism.target": str(target),
