@@ -17,16 +17,17 @@ def no_picture(monkeypatch):
     monkeypatch.setattr("cepam_jax.data.partition.plot", lambda table, path: Path(path).touch())
 
 
-@pytest.fixture
-def compiled_fast():
-    """Machine code as it comes, after XLA's own passes: most of a test's time is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
+@pytest.fixture(autouse=True)
+def compiled_fast(request):
+    """The slow tests: machine code as it comes, after XLA's own passes. Most of their time is compilation."""
+    slow = request.node.get_closest_marker("slow") is not None
+    jax.config.update("jax_disable_most_optimizations", slow)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
 def slow(*case):
-    return pytest.param(*case, marks=[pytest.mark.slow, pytest.mark.usefixtures("compiled_fast")])
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 def config_of(variant, **fields):
@@ -63,7 +64,6 @@ def test_same_trajectory_to_the_bit(variant, fields, tmp_path):
     assert 0 <= 8 * last["uplink_bytes"] - 0.98 * last["uplink_bits"] < 0.04 * last["uplink_bits"] + 10 * 400
 
 
-@pytest.mark.usefixtures("compiled_fast")
 def test_an_invalid_update_is_reported_as_without_bytes(tmp_path):
     config = config_of("cepam_gaussian", wire=True)
     config.local.learning_rate = 3e38
@@ -79,7 +79,6 @@ def test_public_scales_need_a_mechanism_that_codes_with_scales(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiled_fast")
 def test_a_run_with_public_scales_resumes(tmp_path):
     whole = train(
         config_of("cepam_gaussian", **{"mechanism.scales": "public"}), tmp_path / "a", progress=False
@@ -92,7 +91,6 @@ def test_a_run_with_public_scales_resumes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiled_fast")
 @pytest.mark.parametrize(("variant", "factor"), [("split", 1.1), ("noise_gaussian_sdq", 1.1)])
 def test_public_scales_count_the_noise_that_is_coded(variant, factor, tmp_path):
     """The last aggregate less its noise says nothing of the noise that was added before the quantizer."""
