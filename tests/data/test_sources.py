@@ -21,8 +21,8 @@ def test_digits_are_embedded():
     ("name", "shape", "mean"),
     [
         ("mnist", (60000, 28, 28, 1), 0.1307),
-        ("fashion_mnist", (60000, 28, 28, 1), 0.2860),
-        ("cifar10", (50000, 32, 32, 3), 0.4733),
+        pytest.param("fashion_mnist", (60000, 28, 28, 1), 0.2860, marks=pytest.mark.slow),
+        pytest.param("cifar10", (50000, 32, 32, 3), 0.4733, marks=pytest.mark.slow),
     ],
 )
 def test_tfds_sets(tfds_dir, name, shape, mean):

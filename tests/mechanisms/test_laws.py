@@ -35,7 +35,7 @@ def put(value):
     return x
 
 
-@pytest.mark.parametrize("name", map(programs.param, ["lrsuq_gaussian_z2", "sketched"]))
+@pytest.mark.parametrize("name", [programs.param(name) for name in ["lrsuq_gaussian_z2", "sketched"]])
 def test_jit_changes_nothing(name):
     mechanism = mechanisms.make(name)
     x = updates(SHORT)
@@ -104,7 +104,9 @@ def test_short_updates(name):
     check_short(name, 1 if compiled(name).about.block == 1 else SHORT)
 
 
-@pytest.mark.parametrize("name", map(programs.param, ["lrsuq_gaussian_d4", "noise_laplace_sdq", "sdq_e8"]))
+@pytest.mark.parametrize(
+    "name", [programs.param(name) for name in ["lrsuq_gaussian_d4", "noise_laplace_sdq", "sdq_e8"]]
+)
 def test_an_update_of_less_than_a_block(name):
     check_short(name, 3)
 

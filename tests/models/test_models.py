@@ -1,9 +1,14 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from cepam_jax import models
 from cepam_jax.errors import ConfigError
+
+# Machine code as it comes is enough here, and is compiled in half the time.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.mark.parametrize(
@@ -17,16 +22,16 @@ from cepam_jax.errors import ConfigError
 )
 def test_parameters_and_logits(name, shape, parameters):
     module = models.build(name, 10)
-    params = models.initialize(module, jax.random.key(0), shape)
+    params = jit(lambda key: models.initialize(module, key, shape))(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
-    assert jax.jit(module.apply)({"params": params}, jnp.ones((3, *shape))).shape == (3, 10)
+    assert jit(module.apply)({"params": params}, jnp.ones((3, *shape))).shape == (3, 10)
 
 
 def test_dropout_is_for_training_only():
     module = models.build("cnn3", 10)
-    params = models.initialize(module, jax.random.key(0), (32, 32, 3))
+    params = jit(lambda key: models.initialize(module, key, (32, 32, 3)))(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-    apply = jax.jit(module.apply, static_argnames="train")
+    apply = jit(module.apply, static_argnames="train")
     run = lambda train, key: apply(  # noqa: E731
         {"params": params}, images, train=train, rngs={"dropout": jax.random.key(key)}
     )

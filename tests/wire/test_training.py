@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError
@@ -14,6 +15,15 @@ from configs import digits
 def no_picture(monkeypatch):
     """Drawing the partition takes a fifth of so short a run."""
     monkeypatch.setattr("cepam_jax.data.partition.plot", lambda table, path: Path(path).touch())
+
+
+@pytest.fixture(autouse=True)
+def compiled_fast(request):
+    """The slow tests: machine code as it comes, after XLA's own passes. Most of their time is compilation."""
+    slow = request.node.get_closest_marker("slow") is not None
+    jax.config.update("jax_disable_most_optimizations", slow)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def slow(*case):
@@ -30,7 +40,7 @@ def config_of(variant, **fields):
 @pytest.mark.parametrize(
     ("variant", "fields"),
     [
-        ("cepam_gaussian", {"mechanism.lattice": "D4", "clients_per_chunk": 3}),
+        ("cepam_gaussian", {"mechanism.lattice": "Z2", "clients_per_chunk": 3}),
         slow("cepam_laplace", {"mechanism.scales": "public"}),
         slow("sdq", {}),
         ("top_k", {"aggregator": "inverse_error"}),

@@ -258,7 +258,10 @@ def mutated(data, random):
 
 @pytest.mark.parametrize(
     "name",
-    map(programs.param, ["lrsuq_gaussian_z1", "lrsuq_gaussian_d4", "top_k_lrsuq", "clipped_stochastic"]),
+    [
+        programs.param(name)
+        for name in ["lrsuq_gaussian_z1", "lrsuq_gaussian_d4", "top_k_lrsuq", "clipped_stochastic"]
+    ],
 )
 def test_no_mutation_goes_unnoticed(name):
     """8,000 each. The checksum lets one in 4e9 pass: a false alarm has probability 8e-6."""
@@ -274,7 +277,10 @@ def test_no_mutation_goes_unnoticed(name):
 
 @pytest.mark.parametrize(
     "name",
-    map(programs.param, ["lrsuq_gaussian_z1", "lrsuq_gaussian_e8", "top_k_lrsuq", "clipped_stochastic"]),
+    [
+        programs.param(name)
+        for name in ["lrsuq_gaussian_z1", "lrsuq_gaussian_e8", "top_k_lrsuq", "clipped_stochastic"]
+    ],
 )
 @pytest.mark.filterwarnings("error")
 def test_a_forger_who_fits_the_checksum_does_no_harm(name, monkeypatch):
