@@ -25,9 +25,13 @@ class Account:
     def __init__(self, ledger: Ledger):
         """Begins with a ledger: that of an earlier process, or an empty one."""
         self.ledger = ledger
-        self._rounds: dict[int, tuple[Mark, Mark]] = {}  # rounds done -> marks of the state before and after
+        self._rounds: dict[int, Mark] = {}  # rounds done -> mark of the state that the next one began from
+        self._results: dict[int, Mark] = {}  # rounds done -> mark of the state after the next one
         self._made: set[Mark] = set()
         self._reused: set[int] = set()
+        self._given = ledger.rounds
+        self._anew = False
+        self._failed = 0
         self._missing = 0
         self._foreign = 0
 
@@ -45,11 +49,22 @@ class Account:
         """
         number, before, result = int(state.round), mark(state), mark(after)
         self._missing = max(self._missing, number - self.ledger.rounds)
-        self._foreign += before not in self._made
-        if self._rounds.setdefault(number, (before, result)) != (before, result):
+        self._used(number, before)
+        if self._results.setdefault(number, result) != result:
             self._reused.add(number)
         self._made.add(result)
         self.ledger = self.ledger.add(jax.tree.map(lambda a: np.asarray(a)[None], report), clients)
+
+    def failed(self, state) -> None:
+        """Notes a step that was not applied: its updates may have been decoded, with its round's noise."""
+        self._used(int(state.round), mark(state))
+        self._failed += 1
+
+    def _used(self, number: int, before: Mark) -> None:
+        self._anew |= number == 0 and self._given > 0
+        self._foreign += before not in self._made
+        if self._rounds.setdefault(number, before) != before:
+            self._reused.add(number)
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -61,6 +76,12 @@ class Account:
                 f"round {rounds} was run from different states with the same noise, which their difference "
                 "lacks; use another federation with another seed"
             )
+        if self._anew:
+            reasons.append(
+                f"the rounds were begun anew, after a ledger of {self._given} rounds was given: they may "
+                "hide other updates with the same noise, which their difference lacks; go on from the last "
+                "state, or use another seed"
+            )
         if self._missing:
             reasons.append(
                 f"a state came with {self._missing} rounds that are not in this federation's ledger; give it "
@@ -71,12 +92,18 @@ class Account:
     @property
     def exposes(self) -> tuple[str, ...]:
         """What reached the rounds from outside, in words."""
-        if not self._foreign:
-            return ()
-        return (
-            f"{self._foreign} of the states that rounds began from were not made by this federation: what "
-            "they hold beyond what its rounds released",
-        )
+        found = []
+        if self._foreign:
+            found.append(
+                f"{self._foreign} of the states that rounds began from were not made by this federation: "
+                "what they hold beyond what its rounds released"
+            )
+        if self._failed:
+            found.append(
+                f"{self._failed} steps that failed and were not applied: the updates that were decoded "
+                "before the failure was found, which whoever sees decoded updates saw, and that they failed"
+            )
+        return tuple(found)
 
 
 def mark(state) -> Mark:
