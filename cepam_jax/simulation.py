@@ -201,6 +201,7 @@ class Federation:
             after, report = self._round(state, self._parts.arrays)
             host = jax.tree.map(np.asarray, report)
             if not host.ran:
+                self._account.failed(state)
                 raise NonFiniteUpdateError(blame.of_parts(self.plan.mechanism, host, state, after))
             self._account.released(state, after, host, self._clients.number)
         return after, report
@@ -267,7 +268,9 @@ class Federation:
           planned_rounds: in place of the steps so far, so many rounds as they are planned from the start on.
         """
         if not (ledger := self._ledger_of(planned_rounds)).entries:
-            return "no round was run: nothing is released"
+            beside = [f"not covered: {item}" for item in self._account.exposes]
+            first = "no round was applied" if beside else "no round was run: nothing is released"
+            return "\n".join([first, *beside])
         federation = guarantees.federation_from(self.facts(relation), ledger)
         return precision.report(self.plan.mechanism.about, federation, delta, self.coordinates)
 

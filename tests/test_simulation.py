@@ -368,6 +368,100 @@ def test_a_round_that_was_not_applied_is_not_counted():
         after(server, 1)
 
 
+def test_noise_of_a_round_that_failed_is_not_used_for_other_updates():
+    rule = federated.Control(lambda s, k, n: k._replace(sigma=k.sigma - 0.5 * n))
+    fed = federation(control=rule)
+    state = after(fed, 1)
+    with pytest.raises(NonFiniteUpdateError):
+        fed.step(state)
+    assert "1 steps that failed and were not applied" in fed.privacy()
+    assert np.isfinite(fed.epsilons()["released_model"]).all()
+    with pytest.raises(NonFiniteUpdateError):
+        fed.step(state._replace(params=jax.tree.map(lambda a: a + 1, state.params)))
+    assert "no guarantee (round 2 was run from different states" in fed.privacy()
+
+
+def test_a_ledger_that_was_given_is_gone_on_from():
+    first = federation()
+    after(first, 2)
+    second = federation(sigma=0.6, ledger=first.ledger)
+    after(second, 1)
+    assert "no guarantee (round 1 was run from different states with the same noise" in second.privacy()
+
+
+def bounded(norm, size=0.01, unit="client"):
+    """A local update that states a bound of its own."""
+    usual = federated.make_local_update(TASK, federated.LocalTraining(1, 8))
+    return usual._replace(
+        influence=federated.Influence(unit, norm, lambda counts: np.full(len(counts), size))
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "law", "norm", "covered"),
+    [
+        ([], "gaussian", "l2", True),
+        ([], "laplace", "l1", True),
+        ([mechanisms.rotate()], "gaussian", "l2", True),
+        ([mechanisms.clip("l2")], "gaussian", "l2", True),
+        # Scaled down to the L1 ball, two updates may move sqrt(d) times as far apart in L2.
+        ([mechanisms.clip("l1")], "gaussian", "l2", False),
+        ([mechanisms.clip("l1")], "laplace", "l1", False),
+        ([mechanisms.clip("l2")], "laplace", "l1", False),
+        ([mechanisms.rotate()], "laplace", "l1", False),
+    ],
+)
+def test_a_bound_of_local_training_counts_where_the_noise_comes_in(steps, law, norm, covered):
+    clip = 1.0 if any(step.about.clip for step in steps) else None
+    mechanism = mechanisms.chain(*steps, mechanisms.lrsuq(law))
+    fed = federation(mechanism, clip=clip, local=bounded(norm))
+    found = fed.epsilons(planned_rounds=1)["decoded_updates"]
+    assert np.isfinite(found).all() == covered
+    assert ("may move two of them farther apart" in fed.privacy(planned_rounds=1)) != covered
+
+
+def test_no_bound_holds_behind_a_step_that_does_not_state_that_it_keeps_it():
+    louder = mechanisms.Transform(
+        "louder", lambda keys, x, knobs: (100 * x, None), lambda shared, y, side, knobs, d: y / 100
+    )
+    fed = federation(mechanisms.chain(mechanisms.clip("l2"), louder, mechanisms.lrsuq()))
+    assert np.isinf(fed.epsilons(planned_rounds=1)["released_model"]).all()
+    kept = louder._replace(forward=lambda keys, x, knobs: (x, None), inverse=None, keeps=("l2",))
+    fed = federation(mechanisms.chain(mechanisms.clip("l2"), kept, mechanisms.lrsuq()))
+    assert np.isfinite(fed.epsilons(planned_rounds=1)["released_model"]).all()
+
+
+def test_what_is_remembered_is_bounded_by_a_clip_of_the_mechanism_alone():
+    local = bounded("l2")
+    fed = federation(mechanisms.additive("gaussian"), clip=None, local=local, error_feedback=True)
+    assert "no guarantee (error feedback adds what" in fed.privacy(planned_rounds=1)
+
+
+def test_weights_of_tensors_are_no_public_weights_of_clients():
+    rule = federated.Aggregator(
+        lambda examples, errors: jnp.ones_like(errors),
+        per_tensor=True,
+        public_weights=lambda counts: np.ones(len(counts)),
+    )
+    with pytest.raises(ConfigError, match="weighs tensor by tensor states no public weights"):
+        federation(aggregator=rule)
+
+
+@pytest.mark.parametrize("changes", [{}, {"update_kind": "gradient"}, {"sampling": "shuffle"}])
+def test_examples_are_clipped_where_a_local_update_states_it(changes):
+    settings = federated.LocalTraining(1, 8, example_clip=1.0, **changes)
+    with pytest.raises(ConfigError, match="example_clip is 1; it must be 0 unless update_kind is 'gradient'"):
+        federated.make_local_update(TASK, settings)
+
+
+def test_bounds_that_a_rule_moves_apart_are_each_clients_own():
+    rule = federated.Control(lambda s, k, n: k._replace(clip=k.clip * jnp.array([1.0, 0.01, 0.01, 0.01])))
+    usual = federation().epsilons(planned_rounds=1)["released_model"]
+    found = federation(control=rule).epsilons(planned_rounds=1)["released_model"]
+    # The others' noise is what it was, and so is the first client's bound.
+    assert found[0] == pytest.approx(usual[0]) and (found[1:] < found[0] / 10).all()
+
+
 def test_clients_are_evaluated_one_by_one():
     fed = federation(mechanisms.identity())
     state = after(fed, 1)

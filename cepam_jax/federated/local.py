@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from cepam_jax import settings
+from cepam_jax.errors import ConfigError
 from cepam_jax.federated.local_steps import (
     SAMPLINGS,
     UPDATES,
@@ -169,7 +170,11 @@ def make_local_update(
       training: its settings.
       optimizer: any optax optimizer in place of the settings', or a function of the round int32[] that gives
         one, such as `lambda number: optax.sgd(schedule(number))`.
+
+    Raises:
+      ConfigError: examples are to be clipped where that bounds nothing.
     """
+    influence = influence_of(training)
     if optimizer is None:
         optimizer = OPTIMIZERS.get_or_raise(training.optimizer)(training.learning_rate, training.momentum)
 
@@ -188,13 +193,23 @@ def make_local_update(
         weight = training.weight(steps.astype(jnp.float32)) / training.weight(training.steps)
         return Trained(update / weight, loss, weight, state)
 
-    return LocalUpdate(run, influence=influence_of(training))
+    return LocalUpdate(run, influence=influence)
 
 
 def influence_of(training: LocalTraining) -> Influence:
-    """What local training means for privacy: a clip bounds each example's part in the mean gradient."""
+    """What local training means for privacy: a clip bounds each example's part in the mean gradient.
+
+    Raises:
+      ConfigError: a clip of examples with local steps, which are not clipped, or with batches in which one
+        example may come any number of times.
+    """
     if not training.example_clip:
         return Influence()
+    if (training.update_kind, training.sampling) != ("gradient", "shuffle"):
+        raise ConfigError(
+            f"example_clip is {training.example_clip:g}; it must be 0 unless update_kind is 'gradient' and "
+            f"sampling 'shuffle' (they are {training.update_kind!r} and {training.sampling!r})"
+        )
     batch = training.steps * training.batch_size
 
     def bound(counts):

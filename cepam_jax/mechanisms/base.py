@@ -147,6 +147,8 @@ class About(NamedTuple):
       summable: whether noises of clients add up in a sum of their decoded updates. They do if what comes
         after the noise is linear, or adds an error that is independent of what entered. Rounding is neither:
         it may remove the noise of a client altogether.
+      keeps: the norms in which two updates come no farther apart by what happens to them before that noise. A
+        chain derives them from `Transform.keeps`.
     """
 
     name: str
@@ -162,6 +164,7 @@ class About(NamedTuple):
     sensitivity: str | None = None
     leaks: tuple[str, ...] = ()
     summable: bool = False
+    keeps: tuple[str, ...] = ("l1", "l2")
 
 
 class Code(NamedTuple):
@@ -243,6 +246,8 @@ class Transform(NamedTuple):
         formula.
       mixes: whether coordinates are mixed; such a step cannot follow one that leaves coordinates out.
       about: what the step adds to the mechanism's facts: knobs, randomness, clip, unbiased, law, local.
+      keeps: the norms, of "l1" and "l2", in which two updates come no farther apart by this step. One that
+        states none may scale an update up, so no bound from before it holds behind it.
     """
 
     name: str
@@ -255,6 +260,7 @@ class Transform(NamedTuple):
     variance: Callable[[jax.Array, Knobs, Callable], jax.Array] | None = None
     mixes: bool = False
     about: About = About("", "none")
+    keeps: tuple[str, ...] = ()
 
 
 def check_vector(x: jax.Array) -> None:

@@ -13,27 +13,39 @@ class _Protection(NamedTuple):
     server: Noise | None
     sensitivity: str | None
     summable: bool
+    keeps: tuple[str, ...]
 
 
 def _protection(transforms: Sequence[Transform], last: About) -> _Protection:
     """Which noise of a chain hides the update, and which norm is bounded where that noise comes in.
 
-    The first private noise counts. A clip that comes later bounds nothing that this noise hides.
+    The first private noise counts. A clip that comes later bounds nothing that this noise hides, and neither
+    does one before a step that does not keep its norm.
     """
     noise, norm, after_noise = None, None, []
+    keeps: tuple[str, ...] = ("l1", "l2")
     for step in transforms:
         if noise is not None:
             after_noise.append(step.about)
         elif step.about.server:
             noise = step.about
         else:
-            norm = step.about.clip or norm
-            norm = "l2" if step.mixes and norm else norm
+            norm = step.about.clip or _kept(norm, step.keeps)
+            keeps = tuple(name for name in keeps if name in step.keeps)
     if noise is None:
-        return _Protection(last.outsiders, last.server, last.sensitivity or norm, last.summable)
+        norm = last.sensitivity or _kept(norm, last.keeps)
+        keeps = tuple(name for name in keeps if name in last.keeps)
+        return _Protection(last.outsiders, last.server, norm, last.summable, keeps)
     # A law of its own is that of an error independent of x; a clip has none, but is not linear.
     linear = all(about.law != "other" and about.clip is None for about in [*after_noise, last])
-    return _Protection(noise.outsiders, noise.server, norm, linear)
+    return _Protection(noise.outsiders, noise.server, norm, linear, keeps)
+
+
+def _kept(norm: str | None, keeps: tuple[str, ...]) -> str | None:
+    """The norm that is bounded behind a step, if `norm` was before it; an L1 bound implies the L2 bound."""
+    if norm is None or norm in keeps:
+        return norm
+    return "l2" if "l2" in keeps else None
 
 
 def about_of_chain(transforms: Sequence[Transform], last: About) -> About:
@@ -65,4 +77,5 @@ def about_of_chain(transforms: Sequence[Transform], last: About) -> About:
         sensitivity=protection.sensitivity,
         leaks=tuple(leak for about in everything for leak in about.leaks),
         summable=protection.summable,
+        keeps=protection.keeps,
     )

@@ -50,6 +50,7 @@ def scaled_noise(
         forward=partial(_add, noise),
         variance=lambda x, given, rest: jnp.square(deviation(given)) + rest(x, given),
         about=About("", law, randomness=("private",), knobs=knobs, outsiders=noise, server=noise),
+        keeps=("l1", "l2"),
     )
 
 

@@ -62,6 +62,8 @@ def clip(norm: str) -> Transform:
         reference=partial(_clip, measure),
         variance=lambda x, knobs, rest: rest(x, knobs),
         about=About("", "none", knobs=("clip",), clip=norm, local=False),
+        # Scaling down to the L2 ball is the projection on it; on the L1 ball it may drive updates apart.
+        keeps=("l2",) if norm == "l2" else (),
     )
 
 
@@ -111,6 +113,7 @@ def rotate() -> Transform:
         size=_power_of_two,
         mixes=True,
         about=About("", "none", randomness=("shared",), local=False),
+        keeps=("l2",),
     )
 
 
@@ -152,6 +155,7 @@ def random_mask() -> Transform:
         weight=lambda shared, side, knobs, d: _mask(shared, knobs, d),
         variance=_mask_variance,
         about=About("", "other", randomness=("shared",), knobs=("fraction",)),
+        keeps=("l1", "l2"),
     )
 
 

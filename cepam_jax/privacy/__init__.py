@@ -7,7 +7,7 @@ need("cepam_jax.privacy", "train", "dp_accounting")
 from cepam_jax.privacy.accounting import epsilon, guaranteed, report, text
 from cepam_jax.privacy.calibrate import affordable_rounds, expected_bits, gamma_for, sigmas_for
 from cepam_jax.privacy.events import ADVERSARIES, Guarantee
-from cepam_jax.privacy.federation import RELATIONS, Federation, Phase, reach
+from cepam_jax.privacy.federation import RELATIONS, Federation, Phase, bounds, reach
 from cepam_jax.privacy.releases import ObservedDraws, noise_scale
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ObservedDraws",
     "Phase",
     "affordable_rounds",
+    "bounds",
     "epsilon",
     "expected_bits",
     "gamma_for",

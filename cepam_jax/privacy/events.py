@@ -50,7 +50,7 @@ from typing import NamedTuple
 import dp_accounting
 import numpy as np
 
-from cepam_jax.privacy.federation import Federation, Phase, check, reach
+from cepam_jax.privacy.federation import Federation, Phase, bounds, check, reach
 from cepam_jax.privacy.releases import (
     Multipliers,
     ObservedDraws,
@@ -125,7 +125,7 @@ def _own_noise(
         return _none(reason, federation)
     of_phase = []
     for phase in federation.phases:
-        z = noise_scale(law, deviation_of(phase)) / federation.clip
+        z = noise_scale(law, deviation_of(phase)) / bounds(federation, phase)
         of_phase.append((phase.rounds, np.broadcast_to(z, federation.clip.shape)))
     return _guarantees(federation, law, of_phase, "each client's own noise")
 
@@ -188,12 +188,12 @@ def released_model(federation: Federation) -> list[Guarantee]:
     reason = _missing(law, federation, "whoever sees the model")
     if reason:
         return _none(reason, federation)
-    weights, clip = np.asarray(federation.weights, np.float64), federation.clip
+    weights = np.asarray(federation.weights, np.float64)
     of_phase = []
     for phase in federation.phases:
         spread = np.square(weights * np.asarray(phase.outsiders, np.float64))
         total = _noise_of_participants(spread, federation)
-        of_phase.append((phase.rounds, np.sqrt(total) / (weights * clip)))
+        of_phase.append((phase.rounds, np.sqrt(total) / (weights * bounds(federation, phase))))
     basis = "the noise of all participants"
     hidden = federation.hidden and _exchangeable(federation) and federation.sampling == "fixed"
     return _guarantees(federation, law, of_phase, basis, hidden)
@@ -225,8 +225,10 @@ def _exchangeable(federation: Federation) -> bool:
         """Whether all clients have the same value."""
         return np.ptp(np.asarray(values, np.float64)) == 0
 
-    same_noise = all(alike(phase.outsiders) for phase in federation.phases)
-    same = alike(federation.clip) and alike(federation.weights) and same_noise
+    same_rounds = all(
+        alike(phase.outsiders) and alike(bounds(federation, phase)) for phase in federation.phases
+    )
+    same = alike(federation.clip) and alike(federation.weights) and same_rounds
     return bool(federation.unit == "client" and same)
 
 

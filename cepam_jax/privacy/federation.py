@@ -17,18 +17,20 @@ UNITS = ("client", "example")
 
 
 class Phase(NamedTuple):
-    """Rounds with the same noise.
+    """Rounds with the same noise and the same bounds.
 
     Attributes:
       rounds: number of rounds.
       outsiders: f64[clients], standard deviation of the noise against those without the shared key, in units
         of the update.
       server: f64[clients], standard deviation of the private noise alone.
+      clip: f64[clients], the bounds of these rounds; None: those of the federation.
     """
 
     rounds: int
     outsiders: np.ndarray
     server: np.ndarray
+    clip: np.ndarray | None = None
 
 
 class Federation(NamedTuple):
@@ -102,6 +104,7 @@ def check(federation: Federation) -> None:
         require(whole, "rounds of a phase", phase.rounds, "a whole number of at least 1")
         _check_numbers("outsiders of a phase", phase.outsiders, clients, positive=False)
         _check_numbers("server of a phase", phase.server, clients, positive=False)
+        _check_numbers("clip of a phase", bounds(federation, phase), clients, positive=True)
     if federation.sampling != "all":
         inside = 0 < federation.per_round <= clients
         require(inside, "per_round", federation.per_round, f"above 0 and at most {clients}, the clients")
@@ -114,6 +117,11 @@ def _check_numbers(name: str, values: ArrayLike, clients: int, positive: bool) -
     least = values.min()
     fits = np.isfinite(values).all() and (least > 0 if positive else least >= 0)
     require(bool(fits), name, values.tolist(), "finite and " + ("positive" if positive else "not negative"))
+
+
+def bounds(federation: Federation, phase: Phase) -> np.ndarray:
+    """f64[clients], the bound of each client in the rounds of a phase."""
+    return np.asarray(federation.clip if phase.clip is None else phase.clip, np.float64)
 
 
 def reach(federation: Federation) -> float:

@@ -36,10 +36,12 @@ class Account:
         self._earlier = self._next = ledger.rounds  # rounds of earlier processes; the next that none has run
         self._rule, self._knobs = rule, knobs
         self._rule_states = [rule.initialize(knobs) if rule.initialize else None]
-        self._rounds: dict[int, tuple[Mark, Mark]] = {}  # rounds done -> marks of the state before and after
+        self._rounds: dict[int, Mark] = {}  # rounds done -> mark of the state that the next one began from
+        self._results: dict[int, Mark] = {}  # rounds done -> mark of the state after the next one
         self._made: set[Mark] = set()
         self._reused: set[int] = set()
         self._steered: set[int] = set()
+        self._failed = 0
         self._missing = 0
         self._foreign = 0
 
@@ -56,13 +58,12 @@ class Account:
           clients: of the federation.
         """
         number, before, result = int(state.round), mark(state), mark(after)
-        self._foreign += before not in self._made
+        self._used(number, before)
+        if self._results.setdefault(number, result) != result:
+            self._reused.add(number)
         self._made.add(result)
         self._missing = max(self._missing, number - self._next)
         self._next = max(self._next, number + 1)
-        again = self._rounds.setdefault(number, (before, result)) != (before, result)
-        if again or number < self._earlier:
-            self._reused.add(number)
         if not self._rule.adaptive and not self._as_planned(number, report.knobs):
             self._steered.add(number)
         self.ledger = self.ledger.add(jax.tree.map(lambda a: np.asarray(a)[None], report), clients)
@@ -78,6 +79,17 @@ class Account:
             expected = self._rule.knobs(state, self._knobs, jnp.int32(number))
         pairs = zip(jax.tree.leaves(expected), jax.tree.leaves(applied), strict=True)
         return all(np.allclose(one, other, rtol=1e-4) for one, other in pairs)
+
+    def failed(self, state) -> None:
+        """Notes a step that was not applied: its updates may have been decoded, with its round's noise."""
+        self._used(int(state.round), mark(state))
+        self._failed += 1
+
+    def _used(self, number: int, before: Mark) -> None:
+        """Notes from which state the noise of a round was used."""
+        self._foreign += before not in self._made
+        if self._rounds.setdefault(number, before) != before or number < self._earlier:
+            self._reused.add(number)
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -103,12 +115,18 @@ class Account:
     @property
     def exposes(self) -> tuple[str, ...]:
         """What reached the rounds from outside, in words."""
-        if not self._foreign:
-            return ()
-        return (
-            f"{self._foreign} of the states that rounds began from were not made by this federation: what "
-            "they hold beyond what its rounds released",
-        )
+        found = []
+        if self._foreign:
+            found.append(
+                f"{self._foreign} of the states that rounds began from were not made by this federation: "
+                "what they hold beyond what its rounds released"
+            )
+        if self._failed:
+            found.append(
+                f"{self._failed} steps that failed and were not applied: the updates that were decoded "
+                "before the failure was found, which whoever sees decoded updates saw, and that they failed"
+            )
+        return tuple(found)
 
 
 def _named(numbers: set[int]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from cepam_jax import federated, mechanisms
 from cepam_jax.data import partition
 from cepam_jax.data.examples import Examples, number_of
+from cepam_jax.errors import DatasetError
 from cepam_jax.federated import aggregation, control, local, rounds, server
 from cepam_jax.models import MODELS
 from cepam_jax.run import evaluation
@@ -165,7 +166,12 @@ def split_of(config: ml_collections.ConfigDict, data: Examples) -> partition.Par
 def test_owners(config, data: Examples, split: partition.Partition) -> np.ndarray:
     """int32[test examples]: which client each belongs to, or the number of clients where to none."""
     clients = len(split.counts)
-    if config.evaluation.clients != "test" or data.test_owners is None:
+    if config.evaluation.clients == "test" and data.test_owners is None:
+        raise DatasetError(
+            "config.evaluation.clients is 'test', but the data set does not say whose each test example is "
+            "(test_owners)"
+        )
+    if config.evaluation.clients != "test":
         return np.full(number_of(data.test), clients, np.int32)
     owner_of_client = data.owners[split.indices[:, 0]]
     client_of = dict(zip(owner_of_client.tolist(), range(clients), strict=True))

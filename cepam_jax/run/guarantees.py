@@ -155,32 +155,33 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
 
 
 def _phases(facts: Facts, ledger: Ledger) -> tuple[privacy.Phase, ...]:
-    """The noise that every client added, round by round; rounds of equal noise are one phase.
+    """The noise that every client added and what bounded its update; equal rounds are one phase.
 
-    Where the bound on an update changes too, the noise is given relative to the first bound.
+    Bounds are kept beside the noise: under a sum, a client counts on the noises of others as they are, while
+    its own bound is what moved.
     """
-    found = []
+    phases: list[privacy.Phase] = []
     for entry in ledger.entries:
         applied = facts.clip if entry.knobs.clip is None else entry.knobs.clip
         bounds = np.broadcast_to(np.asarray(applied, np.float64), facts.clip.shape)
-        moved = (
-            1.0
-            if facts.influence and facts.influence.bound is not None
-            else facts.clip / bounds.astype(np.float32)
-        )
-        if np.all(np.isclose(moved, 1.0, rtol=1e-6, atol=0)):
-            moved = 1.0  # the bound as 32 bits hold it
-        noise = (
-            _deviation(facts, entry.knobs, of) * moved for of in (facts.about.outsiders, facts.about.server)
-        )
-        found.append((entry.rounds, *noise))
-    phases = []
-    for rounds, outsiders, server in found:
-        if phases and all(map(np.array_equal, phases[-1][1:], (outsiders, server))):
-            phases[-1] = phases[-1]._replace(rounds=phases[-1].rounds + rounds)
+        stated = facts.influence is not None and facts.influence.bound is not None
+        # A bound as 32 bits hold it is the one that was set.
+        same = stated or np.all(np.isclose(facts.clip, bounds, rtol=1e-6, atol=0))
+        noises = (_deviation(facts, entry.knobs, of) for of in (facts.about.outsiders, facts.about.server))
+        phase = privacy.Phase(entry.rounds, *noises, None if same else bounds)
+        if phases and _alike(phases[-1], phase):
+            phases[-1] = phases[-1]._replace(rounds=phases[-1].rounds + phase.rounds)
         else:
-            phases.append(privacy.Phase(rounds, outsiders, server))
+            phases.append(phase)
     return tuple(phases)
+
+
+def _alike(a: privacy.Phase, b: privacy.Phase) -> bool:
+    """Whether noise and bounds are the same."""
+    if (a.clip is None) != (b.clip is None):
+        return False
+    pairs = [(a.outsiders, b.outsiders), (a.server, b.server)]
+    return all(np.array_equal(*pair) for pair in [*pairs, *([] if a.clip is None else [(a.clip, b.clip)])])
 
 
 def _deviation(facts, knobs, noise) -> np.ndarray:
@@ -205,11 +206,22 @@ def _refused(facts: Facts):
             "the rule that sets the knobs reads earlier results: the noise of a round is chosen by what was "
             "released, which the composition of rounds planned in advance does not cover"
         )
-    if facts.remembers and facts.influence and facts.influence.unit == "example":
+    if facts.influence is None:
+        return
+    bounded = facts.influence.bound is not None
+    if facts.remembers and (bounded or facts.influence.unit == "example"):
         yield (
-            "error feedback adds what earlier rounds lost, which no clip bounds: one example may move it "
-            "without bound"
+            "error feedback adds what earlier rounds lost, which no clip bounds: one "
+            f"{facts.influence.unit} may move it without bound"
         )
+    norm = facts.influence.norm
+    # A clip inside a mechanism is seen by `about.clip` alone; the L2 clip drives nothing apart in L2.
+    apart = norm not in facts.about.keeps or (
+        facts.about.clip is not None and (facts.about.clip, norm) != ("l2", "l2")
+    )
+    if bounded and norm is not None and apart:
+        who = f"a step of {facts.about.name} before the noise"
+        yield f"local training bounds updates in the {norm} norm, and {who} may move two of them farther apart"
 
 
 def report_text(

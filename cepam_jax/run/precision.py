@@ -90,6 +90,10 @@ def _chance_beyond(law, block, end, federation) -> float:
     total = np.zeros(len(federation.clip))
     for phase in federation.phases:
         with np.errstate(divide="ignore"):
-            shift = privacy.reach(federation) * federation.clip / privacy.noise_scale(law, phase.outsiders)
+            shift = (
+                privacy.reach(federation)
+                * privacy.bounds(federation, phase)
+                / privacy.noise_scale(law, phase.outsiders)
+            )
         total += phase.rounds * arithmetic.beyond(law, block, end, np.minimum(shift, 1e3))
     return float(min(1.0, total.max()))

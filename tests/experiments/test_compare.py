@@ -18,7 +18,7 @@ def test_table_and_picture(tmp_path, root):
     assert done.returncode == 0, done.stderr
     # The progress bars: two runs of fedavg, and four of CEPAM that differ in gamma and seeds alone.
     assert "fedavg seed 0 to fedavg seed 1 (2 runs)" in done.stderr and "round 8 of 8" in done.stderr
-    assert "gamma=10 seed 1 (4 runs)" in done.stderr and "16/16" in done.stderr
+    assert "gamma=10 seed 1 (4 runs)" in done.stderr and "round 16 of 16" in done.stderr
     table = (tmp_path / "table.md").read_text()
     assert table in done.stdout
     for label in ("fedavg", "cepam_gaussian gamma=100", "cepam_gaussian gamma=10"):

@@ -96,7 +96,8 @@ def test_split_is_exact_and_half_private():
         ((mechanisms.add_noise("gaussian"), mechanisms.clip("l2"), mechanisms.sdq()), None, "gaussian"),
         ((mechanisms.clip("l2"), mechanisms.add_noise("gaussian"), mechanisms.sdq()), "l2", "gaussian"),
         ((mechanisms.clip("l2"), mechanisms.split()), "l2", "gaussian"),
-        ((mechanisms.clip("l2"), mechanisms.chain(mechanisms.top_k(), mechanisms.lrsuq())), "l2", None),
+        # Which coordinates are largest may change at once: top-k drives updates apart, and leaks besides.
+        ((mechanisms.clip("l2"), mechanisms.chain(mechanisms.top_k(), mechanisms.lrsuq())), None, None),
     ],
 )
 def test_a_chain_knows_what_protects_it(steps, norm, server):

@@ -99,4 +99,9 @@ def check(rule: Aggregator) -> Aggregator:
         raise ConfigError("an aggregator that weighs tensor by tensor has `weigh`")
     if rule.public_weights is not None and rule.weigh is None:
         raise ConfigError("an aggregator that states public weights is a weighted sum: it has `weigh`")
+    if rule.public_weights is not None and rule.per_tensor:
+        raise ConfigError(
+            "an aggregator that weighs tensor by tensor states no public weights: those are one number for "
+            "each client, and a client's part in one tensor may be larger than in all"
+        )
     return rule
