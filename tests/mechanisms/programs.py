@@ -16,8 +16,18 @@ from cepam_jax.mechanisms import Keys, Knobs
 from cepam_jax.wire import format
 
 NAMES = sorted(mechanisms.REGISTRY)
-# What differs from a mechanism that is not here by its lattice, or by the measure of a range.
+# Ends of names of mechanisms that differ from another by lattice, law or the measure of a range, or that are
+# chains of what is tested alone. The quick tests leave them out.
 VARIANTS = ("_z3", "_a2", "_d4", "_e8", "_d4_bits", "_z1_sigma", "_max", "_deterministic", "_percentile")
+VARIANTS += (
+    "laplace_z2",
+    "sdq_z2",
+    "noise_gaussian_sdq",
+    "masked_lrsuq",
+    "rotated_binary",
+    "rotated_k_level",
+    "_kl",
+)
 
 
 def param(name, *rest, group="", slow=False):

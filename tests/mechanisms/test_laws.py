@@ -273,7 +273,8 @@ def test_wrong_arguments_are_named(name):
     for knob in mechanism.about.knobs:
         with pytest.raises(ConfigError, match=f"knob {knob} is None; it must be a (positive |whole |)number"):
             encode(jnp.ones(3), KNOBS._replace(**{knob: None}))
-        for wrong in WRONG + NOT_A_NUMBER + BEYOND[knob]:
+        every = WRONG + NOT_A_NUMBER + BEYOND[knob]
+        for wrong in every[::7] if name.endswith(programs.VARIANTS) else every:
             with pytest.raises(ConfigError, match=f"knob {knob} is .*; it must be a"):
                 encode(jnp.ones(3), KNOBS._replace(**{knob: wrong}))
     if mechanism.about.knobs == ("levels",):
