@@ -91,7 +91,8 @@ def pytest_runtest_teardown(item, nextitem):
     marks = [test and test.get_closest_marker("xdist_group") for test in (item, nextitem)]
     if marks[0] and "mechanisms.programs" in sys.modules and marks[0] != marks[1]:
         sys.modules["mechanisms.programs"].forget()
-        gc.collect()
+        if resident() > MEMORY / 2:
+            gc.collect()
 
 
 def pytest_addoption(parser):

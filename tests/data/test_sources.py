@@ -20,7 +20,7 @@ def test_digits_are_embedded():
 @pytest.mark.parametrize(
     ("name", "shape", "mean"),
     [
-        ("mnist", (60000, 28, 28, 1), 0.1307),
+        pytest.param("mnist", (60000, 28, 28, 1), 0.1307, marks=pytest.mark.slow),
         pytest.param("fashion_mnist", (60000, 28, 28, 1), 0.2860, marks=pytest.mark.slow),
         pytest.param("cifar10", (50000, 32, 32, 3), 0.4733, marks=pytest.mark.slow),
     ],

@@ -73,12 +73,12 @@ def test_vmap_over_clients_equals_a_loop(name):
         if name.startswith("lrsuq"):
             np.testing.assert_array_equal(mine[0].symbols, message.symbols)
             np.testing.assert_array_equal(mine[1], decoded)
-        # Sums over the update (norms, means, transforms) may be rounded in another order, and so may x over a
-        # scale that all coordinates have: what lies on a cell's border may then fall to either side.
+        # Sums over the update (norms, means, transforms) may be rounded in another order. So may x over a
+        # common step: a point on a border of cells may fall to either side. Seen are up to 2.
+        one_scale = name.startswith(("sdq", "jopeq")) or name.endswith("_sdq")
         for a, b in zip(*map(jax.tree.leaves, (mine, (message, decoded, bits))), strict=True):
             close = np.isclose(a, b, rtol=1e-4, atol=1e-5)
-            assert np.sum(~close) <= 8
-            assert np.ndim(b) or close
+            assert np.sum(~close) <= (8 if one_scale and np.size(b) >= LONG else 0)
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -273,7 +273,8 @@ def test_wrong_arguments_are_named(name):
     for knob in mechanism.about.knobs:
         with pytest.raises(ConfigError, match=f"knob {knob} is None; it must be a (positive |whole |)number"):
             encode(jnp.ones(3), KNOBS._replace(**{knob: None}))
-        for wrong in WRONG + NOT_A_NUMBER + BEYOND[knob]:
+        every = WRONG + NOT_A_NUMBER + BEYOND[knob]
+        for wrong in every[::7] if name.endswith(programs.VARIANTS) else every:
             with pytest.raises(ConfigError, match=f"knob {knob} is .*; it must be a"):
                 encode(jnp.ones(3), KNOBS._replace(**{knob: wrong}))
     if mechanism.about.knobs == ("levels",):

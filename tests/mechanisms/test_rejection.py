@@ -25,7 +25,9 @@ def plain_loop(size, thresholds):
     return index, values
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, 8193, 50_000])
+@pytest.mark.parametrize(
+    "size", [0, 100, 8193, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 50_000))]
+)
 @pytest.mark.parametrize(
     "stated",  # 0.999 is far too optimistic: most blocks find no room and take the last loop
     [0.5, 0.999, 0.02],

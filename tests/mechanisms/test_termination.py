@@ -41,6 +41,7 @@ def test_a_block_that_was_rejected_forever():
     assert any(bool(propose(jnp.uint32(h), jnp.zeros(1, jnp.uint32), block)[0][0]) for h in range(40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lattice", "size"), [("D4", 3e7), ("E8", 1e8)])
 def test_a_diverging_update_is_encoded_as_invalid(lattice, size):
     mechanism = mechanisms.lrsuq("gaussian", lattice)
@@ -49,6 +50,7 @@ def test_a_diverging_update_is_encoded_as_invalid(lattice, size):
     assert np.isnan(jax.jit(mechanism.decode)(KEYS.shared, message, Knobs(sigma=1.0))).all()
 
 
+@pytest.mark.slow
 def test_hardly_any_noise_at_all():
     """The smallest sigma that there may be; and one whose layers would have no width in float32."""
     mechanism = mechanisms.lrsuq("gaussian", "D4")

@@ -12,10 +12,10 @@ from cepam_jax.models import convolution
 
 SHAPES = [
     (3, (2, 7, 8, 3)),
-    (5, (3, 9, 6, 1)),
-    (1, (1, 4, 4, 2)),
+    pytest.param(5, (3, 9, 6, 1), marks=pytest.mark.slow),
+    pytest.param(1, (1, 4, 4, 2), marks=pytest.mark.slow),
     (5, (1, 13, 28, 1)),  # several tiles
-    (2, (2, 5, 5, 2)),
+    pytest.param(2, (2, 5, 5, 2), marks=pytest.mark.slow),
     (3, (1, 3, 5, 2)),  # one output row without padding: nothing to pool there
 ]
 

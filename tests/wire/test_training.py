@@ -40,9 +40,8 @@ def config_of(variant, **fields):
 @pytest.mark.parametrize(
     ("variant", "fields"),
     [
-        ("cepam_gaussian", {"mechanism.lattice": "Z2", "clients_per_chunk": 3}),
+        slow("cepam_gaussian", {"mechanism.lattice": "Z2", "clients_per_chunk": 3}),
         slow("cepam_laplace", {"mechanism.scales": "public"}),
-        slow("sdq", {}),
         ("top_k", {"aggregator": "inverse_error"}),
         slow("sketched", {}),
         slow("clipped", {"schedule.knob": "bits", "schedule.end": 0.5}),

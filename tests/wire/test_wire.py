@@ -376,6 +376,7 @@ RADIUS_TABLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coding", ["mixture", "laplace", "gaussian"])
 @pytest.mark.parametrize("lattice", ["Z1", "D4"])
 def test_zeros_cost_next_to_nothing(lattice, coding):
