@@ -91,24 +91,22 @@ class Federation:
             makes it, for mechanisms that treat tensors apart.
           sigma: deviation of the noise, in units of the update; one number, or one for each client.
           clip: bound on an update's norm, likewise. `knobs`: all knobs, in place of these two.
-          optimizer: of the local steps: any optax optimizer, which starts anew each round, or a function of
-            the round int32[] that gives one, such as `lambda n: optax.sgd(schedule(n))`. By default sgd with
-            `learning_rate` and `momentum`.
+          optimizer: any optax optimizer, which starts anew each round, or a function of the round int32[] that
+            gives one. By default sgd with `learning_rate` and `momentum`.
           steps: local steps of a round; one number, or one for each client.
           batch_size: examples of each step.
           local: a local update of your own, in place of the optimizer, batches and other settings; `steps` it
             finds in the ClientArrays, and one of `federated.make_local_update` follows them.
           aggregator: a rule, or the name of a registered one.
           control: the rule that sets the knobs of each round; by default they stay.
-          server: optax optimizer that is fed with minus the aggregate; by default sgd(1.0), which adds it.
+          server: optax optimizer fed with minus the aggregate; by default sgd(1.0), which adds it.
           downlink: how the model reaches the clients; by default as it is.
           participants: a random subset of so many clients takes part in a round; 0: all.
           together: clients trained at the same time on a device; 0: one on a CPU, all elsewhere.
           error_feedback: whether clients add what was lost to their next update.
           wire: whether every message is packed into bytes and unpacked again.
           device_count: devices over which the clients of a round are spread; 0: all.
-          seed: of all randomness but the partition's, from 0 to 2**32 - 1; or `Seeds`. It is all that hides
-            the noise: keep it as secret as the data.
+          seed: of all randomness but the partition's; or `Seeds`. Keep it as secret as the data.
           ledger: of an earlier process.
           **training: other fields of `federated.LocalTraining`, such as sampling or example_clip.
 
@@ -279,7 +277,7 @@ class Federation:
     ) -> dict[str, np.ndarray]:
         """Adversary -> f64[clients], the epsilon of each client; the arguments as for `privacy`.
 
-        Infinity: there is no guarantee; `privacy` says why. Zeros before the first step.
+        Infinity: no guarantee; `privacy` says why. Zeros before the first step.
         """
         if not (ledger := self._ledger_of(planned_rounds)).entries:
             return {name: np.zeros(self._clients.number) for name in privacy.ADVERSARIES}

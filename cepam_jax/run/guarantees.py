@@ -221,7 +221,7 @@ def _refused(facts: Facts):
     )
     if bounded and norm is not None and apart:
         who = f"a step of {facts.about.name} before the noise"
-        yield f"local training bounds updates in the {norm} norm, and {who} may move two of them farther apart"
+        yield f"local training bounds updates in the {norm} norm, and {who} may move two farther apart"
 
 
 def report_text(
