@@ -12,9 +12,8 @@
   print(federation.evaluate(state, test))
   print(federation.privacy(delta=1e-5))
 
-The rounds are those of `federated.rounds`, the same function as in a configured run, and so are the ledger
-and the accountant. What is printed as an epsilon is derived from what the parts state and from the knobs that
-the rounds applied; a part that states nothing has no guarantee, and the report says which.
+The rounds are those of a configured run, and so are the ledger and the accountant. An epsilon is derived from
+what the parts state and from the knobs that the rounds applied; a part that states nothing has no guarantee.
 """
 
 from collections.abc import Mapping
@@ -91,12 +90,12 @@ class Federation:
             makes it, for mechanisms that treat tensors apart.
           sigma: deviation of the noise, in units of the update; one number, or one for each client.
           clip: bound on an update's norm, likewise. `knobs`: all knobs, in place of these two.
-          optimizer: any optax optimizer, which starts anew each round, or a function of the round int32[] that
-            gives one. By default sgd with `learning_rate` and `momentum`.
+          optimizer: any optax optimizer, anew each round, or a function of the round int32[] that gives one; by
+            default sgd with `learning_rate` and `momentum`.
           steps: local steps of a round; one number, or one for each client.
           batch_size: examples of each step.
-          local: a local update of your own, in place of the optimizer, batches and other settings; `steps` it
-            finds in the ClientArrays, and one of `federated.make_local_update` follows them.
+          local: a local update of your own, in place of the optimizer, batches and other settings; it finds
+            `steps` in the ClientArrays.
           aggregator: a rule, or the name of a registered one.
           control: the rule that sets the knobs of each round; by default they stay.
           server: optax optimizer fed with minus the aggregate; by default sgd(1.0), which adds it.
@@ -104,7 +103,7 @@ class Federation:
           participants: a random subset of so many clients takes part in a round; 0: all.
           together: clients trained at the same time on a device; 0: one on a CPU, all elsewhere.
           error_feedback: whether clients add what was lost to their next update.
-          wire: whether every message is packed into bytes and unpacked again.
+          wire: whether messages are packed into bytes and unpacked again.
           device_count: devices over which the clients of a round are spread; 0: all.
           seed: of all randomness but the partition's; or `Seeds`. Keep it as secret as the data.
           ledger: of an earlier process.

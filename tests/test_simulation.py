@@ -417,7 +417,7 @@ def test_a_bound_of_local_training_counts_where_the_noise_comes_in(steps, law, n
     fed = federation(mechanism, clip=clip, local=bounded(norm))
     found = fed.epsilons(planned_rounds=1)["decoded_updates"]
     assert np.isfinite(found).all() == covered
-    assert ("may move two of them farther apart" in fed.privacy(planned_rounds=1)) != covered
+    assert ("may move two farther apart" in fed.privacy(planned_rounds=1)) != covered
 
 
 def test_no_bound_holds_behind_a_step_that_does_not_state_that_it_keeps_it():
