@@ -90,8 +90,8 @@ class Federation:
             makes it, for mechanisms that treat tensors apart.
           sigma: deviation of the noise, in units of the update; one number, or one for each client.
           clip: bound on an update's norm, likewise. `knobs`: all knobs, in place of these two.
-          optimizer: any optax optimizer, anew each round, or a function of the round int32[] that gives one; by
-            default sgd with `learning_rate` and `momentum`.
+          optimizer: any optax optimizer, anew each round, or a function of the round int32[] that gives one;
+            by default sgd with `learning_rate` and `momentum`.
           steps: local steps of a round; one number, or one for each client.
           batch_size: examples of each step.
           local: a local update of your own, in place of the optimizer, batches and other settings; it finds
