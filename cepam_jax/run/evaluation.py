@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from cepam_jax import settings
+from cepam_jax.data.examples import number_of
 from cepam_jax.federated.local import batch_of
 from cepam_jax.run.devices import RUNS
 from cepam_jax.tasks.base import Model, Task
@@ -145,7 +146,7 @@ def make_evaluate(task: Task, batch_size: int, clients: str = "none") -> Callabl
     """
 
     def evaluate(model: Model, test: HeldOut, arrays, owners) -> Evaluation:
-        number = _number_of(test.examples)
+        number = number_of(test.examples)
         total = _sums(task, model, test.examples, test.constants, jnp.arange(number), batch_size)
         if clients == "none":
             return Evaluation(total)
@@ -162,10 +163,6 @@ def make_evaluate(task: Task, batch_size: int, clients: str = "none") -> Callabl
         return Evaluation(total, sums, counts)
 
     return evaluate
-
-
-def _number_of(examples):
-    return jax.tree.leaves(examples)[0].shape[0]
 
 
 def _sums(task, model, examples, constants, rows, batch_size, who=None, num_clients=0):

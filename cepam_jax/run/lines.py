@@ -2,8 +2,9 @@
 
 import math
 
-import jax
 import numpy as np
+
+from cepam_jax.run.evaluation import by_client
 
 
 @np.errstate(invalid="ignore", over="ignore")  # a diverging run has nothing more to say here
@@ -52,14 +53,9 @@ def evaluated(task, evaluation, tests: int) -> dict:
 @np.errstate(invalid="ignore", over="ignore")
 def over_clients(task, evaluation) -> dict:
     """Spread of each metric over the clients that have examples, from the worst to the best."""
-    counts = np.asarray(evaluation.counts)
-    each = [
-        task.summarize(jax.tree.map(lambda a, k=k: np.asarray(a)[k], evaluation.clients), float(counts[k]))
-        for k in np.flatnonzero(counts > 0)
-    ]
     spread = {}
-    for name in each[0] if each else ():
-        values = np.array([metrics[name] for metrics in each])
+    for name, each in by_client(task, evaluation).items():
+        values = each[np.asarray(evaluation.counts) > 0]
         best_is_high = task.higher_is_better if name == task.headline else name != "loss"
         ordered = np.sort(values) if best_is_high else np.sort(values)[::-1]
         spread[name] = {

@@ -93,8 +93,8 @@ class Record:
         if found is not None:
             self.state = found.state
             # A checkpoint of the first release holds no ledger: its rounds followed the plan.
-            before_it = guarantees.plan(config, found.round).text()
-            self.ledger = ledger.read(before_it if found.ledger is None else found.ledger)
+            without = found.ledger is None
+            self.ledger = guarantees.plan(config, found.round) if without else ledger.read(found.ledger)
             for number, why in found.damaged:
                 aside = self._store.set_aside(number)
                 mended.append(
@@ -105,7 +105,8 @@ class Record:
         _describe(data, self.split, workdir, new=found is None)
         text = "no round is trained: nothing is released"
         if self.last:
-            coordinates = sum(leaf.size for leaf in jax.tree.leaves(initial.params))
+            sent = jax.tree.leaves((initial.params, initial.statistics))
+            coordinates = sum(leaf.size for leaf in sent)
             text = guarantees.report_text(config, self.split.counts, self.last, coordinates)
         files.write(workdir / "privacy.txt", text + "\n")
         files.write(workdir / "ledger.jsonl", self.ledger.text())
@@ -173,8 +174,9 @@ class Record:
         }
         self._add(line)
         if self._store:
-            files.write(self.workdir / "ledger.jsonl", self.ledger.text())
-            self._store.save(self.done, state, self._asked, self._file.text, self.ledger.text())
+            applied = self.ledger.text()
+            files.write(self.workdir / "ledger.jsonl", applied)
+            self._store.save(self.done, state, self._asked, self._file.text, applied)
             if not self.open:
                 self._report_what_ran(coordinates)
 
