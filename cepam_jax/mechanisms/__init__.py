@@ -8,6 +8,7 @@ from cepam_jax.mechanisms.dither import jopeq, noise_then_rounding, noise_then_s
 from cepam_jax.mechanisms.identity import identity
 from cepam_jax.mechanisms.noise import add_noise, additive
 from cepam_jax.mechanisms.registry import REGISTRY, Entry, make, register
+from cepam_jax.mechanisms.rotated import rotated
 from cepam_jax.mechanisms.rsuq import lrsuq
 from cepam_jax.mechanisms.split import split
 from cepam_jax.mechanisms.stochastic import binary, k_level, qsgd
@@ -43,6 +44,7 @@ __all__ = [
     "random_mask",
     "register",
     "rotate",
+    "rotated",
     "rounding",
     "sdq",
     "sigma_of_gamma",

@@ -182,6 +182,8 @@ class Code(NamedTuple):
         unit of `latents.radius`.
       family: assumed law of the update's coordinates, one of `code_length.FAMILIES`.
       segments: lengths of the tensors that have a scale of their own; None: the update is one segment.
+      mixed: whether the coordinates of a block are mixed before they are quantized, so that whole blocks of
+        symbols are sent.
       key: shared key of the whole -> shared key of these symbols.
       size: d of the update -> number of coordinates that are quantized.
       weight: (shared key of the whole, Message, Knobs) -> f32[size], 0 where a coordinate is not sent; None
@@ -197,6 +199,7 @@ class Code(NamedTuple):
     width: Callable[[dict, Knobs], Any] | None = None
     family: str = "laplace"
     segments: tuple[int, ...] | None = None
+    mixed: bool = False
     key: Callable[[jax.Array], jax.Array] = lambda shared: shared
     size: Callable[[int], int] = lambda d: d
     weight: Callable[[jax.Array, Message, Knobs], jax.Array | None] | None = None

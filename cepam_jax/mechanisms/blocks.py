@@ -56,9 +56,12 @@ def join(axes: Sequence[jax.Array], length: int) -> jax.Array:
     return jnp.stack(axes, axis=1).reshape(-1)[:length]
 
 
-def symbols_sent(lat: Lattice, d: int) -> int:
-    """Number of symbols for d coordinates: whole blocks where an axis depends on several symbols, else d."""
-    return count(lat.dimension, d) * lat.dimension if lat.skew else d
+def symbols_sent(lat: Lattice, d: int, mixed: bool = False) -> int:
+    """Number of symbols for d coordinates: whole blocks where an axis depends on several symbols, else d.
+
+    It does on a skew lattice, and where coordinates are `mixed` before they are quantized.
+    """
+    return count(lat.dimension, d) * lat.dimension if lat.skew or mixed else d
 
 
 def per_coordinate(values: Array | np.uint32, n: int, d: int) -> jax.Array:

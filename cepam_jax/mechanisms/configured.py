@@ -19,6 +19,8 @@ from cepam_jax.mechanisms.dither import RATES
 from cepam_jax.mechanisms.latents import TARGETS
 from cepam_jax.mechanisms.lattices import LATTICES
 from cepam_jax.mechanisms.registry import CONFIGURABLE
+from cepam_jax.mechanisms.rotated import LATTICES as ROTATED_LATTICES
+from cepam_jax.mechanisms.split import QUANTIZERS
 from cepam_jax.mechanisms.transforms import NORMS, clip, random_mask, rotate, top_k
 from cepam_jax.registry import Registry
 
@@ -34,6 +36,7 @@ _FIELDS = {
     "name": settings.choice("lrsuq", "Which mechanism turns an update into a message.", CONFIGURABLE),
     "target": settings.choice("gaussian", "Law of the error, or of the noise that is added.", TARGETS),
     "lattice": settings.choice("Z1", "Lattice of the quantizer.", LATTICES),
+    "quantizer": settings.choice("lrsuq", "Of `split`: what quantizes after the private noise.", QUANTIZERS),
     "share": settings.number(
         0.5,
         "Of `split`: part of the error's variance that comes from the client's private key.",
@@ -135,6 +138,18 @@ def _rules(fields):
         mechanism["name"] != "split" or mechanism["target"] == "gaussian",
         "mechanism.target",
         "'gaussian' where config.mechanism.name is 'split': a Laplace law has no Laplace part",
+    )
+    turns = "rotated" in (mechanism["name"], mechanism["name"] == "split" and mechanism["quantizer"])
+    yield (
+        not turns or mechanism["lattice"] in ROTATED_LATTICES,
+        "mechanism.lattice",
+        f"one of {', '.join(map(repr, ROTATED_LATTICES))} where cells are rotated "
+        "(config.mechanism.name or, for 'split', config.mechanism.quantizer is 'rotated')",
+    )
+    yield (
+        not turns or mechanism["target"] == "gaussian",
+        "mechanism.target",
+        "'gaussian' where config.mechanism.name is 'rotated': rotated cells are round",
     )
     yield from _noise_range(fields)
 

@@ -98,13 +98,13 @@ def radius_table(target: str, dimension: int) -> RadiusTable:
         # least. Positions are counted down to their left edge, hence the half position.
         chord = (left + right) / 2
         tangent = quantile(target, dimension, lower_mid, upper_mid)
-        slope = _round_to_bits((right - left) / _POSITIONS, _SLOPE_BITS)
+        slope = round_to_bits((right - left) / _POSITIONS, _SLOPE_BITS)
         sides.append(((chord + tangent) / 2 + slope / 2, slope))
     middle, slope = (np.stack(parts).astype(np.float32).ravel() for parts in zip(*sides, strict=True))
     return RadiusTable(middle, slope)
 
 
-def _round_to_bits(values: np.ndarray, bits: int) -> np.ndarray:
+def round_to_bits(values: np.ndarray, bits: int) -> np.ndarray:
     """Rounds f64[...] to floating-point numbers with so many bits of mantissa."""
     mantissa, exponent = np.frexp(values)
     return np.ldexp(np.round(mantissa * 2**bits), exponent - bits)

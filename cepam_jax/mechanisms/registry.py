@@ -14,6 +14,7 @@ from cepam_jax.mechanisms.clipped import clipped
 from cepam_jax.mechanisms.dither import jopeq, noise_then_rounding, noise_then_sdq, rounding, sdq
 from cepam_jax.mechanisms.identity import identity
 from cepam_jax.mechanisms.noise import additive
+from cepam_jax.mechanisms.rotated import rotated
 from cepam_jax.mechanisms.rsuq import lrsuq
 from cepam_jax.mechanisms.split import split
 from cepam_jax.mechanisms.stochastic import binary, k_level, qsgd
@@ -99,6 +100,11 @@ def _register_all() -> None:
         },
     )
     register(
+        "rotated",
+        Entry(lambda c, coder, shapes: rotated(c.lattice, **coder), scaled=True, range_by=gamma),
+        {f"rotated_{lattice.lower()}": partial(rotated, lattice) for lattice in ("A2", "D4", "E8")},
+    )
+    register(
         "sdq",
         Entry(
             lambda c, coder, shapes: sdq(c.lattice, c.rate, **coder),
@@ -139,8 +145,16 @@ def _register_all() -> None:
     )
     register(
         "split",
-        Entry(lambda c, coder, shapes: split(c.lattice, c.share, **coder), scaled=True, range_by=gamma),
-        {"split_z1": split, "split_d4": partial(split, "D4", 0.8)},
+        Entry(
+            lambda c, coder, shapes: split(c.lattice, c.share, c.quantizer, **coder),
+            scaled=True,
+            range_by=gamma,
+        ),
+        {
+            "split_z1": split,
+            "split_d4": partial(split, "D4", 0.8),
+            "split_rotated_e8": partial(split, "E8", 0.5, "rotated"),
+        },
     )
     register(
         "clipped",

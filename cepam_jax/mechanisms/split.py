@@ -1,8 +1,8 @@
 """An exact Gaussian error of which a part is private: some protection even from the server.
 
-  x_hat = LRSUQ(x + N(0, share sigma^2)) = x + N(0, share sigma^2) + N(0, (1 - share) sigma^2)
+  x_hat = Q(x + N(0, share sigma^2)) = x + N(0, share sigma^2) + N(0, (1 - share) sigma^2)
 
-LRSUQ's error is independent of its input, so the sum is exactly N(0, sigma^2), whatever x is. Outsiders
+The quantizer Q is LRSUQ or `rotated`. Its error is independent of its input, so the sum is exactly N(0, sigma^2), whatever x is. Outsiders
 face all of it. A server that knows the shared randomness sees x plus the private part to within a
 quantization cell, a function of x + N(0, share sigma^2): sigma sqrt(share) counts against it.
 
@@ -20,35 +20,43 @@ from typing import Any
 import jax
 import numpy as np
 
-from cepam_jax.errors import require
+from cepam_jax.errors import require, require_choice
 from cepam_jax.mechanisms.base import Keys, Knobs, Mechanism, Message, Noise
 from cepam_jax.mechanisms.chain import chain
 from cepam_jax.mechanisms.knobs import knob
 from cepam_jax.mechanisms.noise import coded_as_noise, scaled_noise
+from cepam_jax.mechanisms.rotated import rotated
 from cepam_jax.mechanisms.rsuq import lrsuq
 
 
-def split(lattice: str = "Z1", share: float = 0.5, **options: Any) -> Mechanism:
-    """LRSUQ after private Gaussian noise; together their error is exactly N(0, sigma^2).
+# The quantizers with an exactly Gaussian error: (lattice, **options) -> Mechanism.
+QUANTIZERS: dict[str, Callable[..., Mechanism]] = {"lrsuq": partial(lrsuq, "gaussian"), "rotated": rotated}
+
+
+def split(lattice: str = "Z1", share: float = 0.5, quantizer: str = "lrsuq", **options: Any) -> Mechanism:
+    """A quantizer after private Gaussian noise; together their error is exactly N(0, sigma^2).
 
     Args:
-      lattice: as for `lrsuq`.
+      lattice: as for the quantizer.
       share: part of the variance that is private, above 0 and below 1.
-      **options: as for `lrsuq`; coding as for `noise_then_sdq`.
+      quantizer: "lrsuq" or "rotated".
+      **options: as for the quantizer; coding as for `noise_then_sdq`.
 
     Returns:
       A mechanism with knob `sigma`, the standard deviation of the whole error.
 
     Raises:
-      ConfigError: share out of range, or what `lrsuq` raises.
+      ConfigError: share out of range, an unknown quantizer, or what the quantizer raises.
     """
     number = isinstance(share, (int, float, np.floating)) and 1e-6 <= share <= 1 - 1e-6
     require(number, "share", share, "a number above 0 and below 1, by at least 1e-6")
+    require_choice("quantizer", quantizer, QUANTIZERS)
     private, public = np.float32(math.sqrt(share)), np.float32(math.sqrt(1 - share))
-    quantizer = _with_part_of_sigma(lrsuq("gaussian", lattice, **coded_as_noise("gaussian", options)), public)
-    built = chain(scaled_noise("gaussian", partial(_deviation, private), ("sigma",), "private"), quantizer)
+    last = QUANTIZERS[quantizer](lattice, **coded_as_noise("gaussian", options))
+    noise = scaled_noise("gaussian", partial(_deviation, private), ("sigma",), "private")
+    built = chain(noise, _with_part_of_sigma(last, public))
     about = built.about._replace(
-        name=f"split-{share:g}-{lattice}",
+        name=f"split-{share:g}-{'rotated-' * (quantizer == 'rotated')}{lattice}",
         outsiders=Noise("gaussian", lambda knobs: knobs.sigma),
     )
     return built._replace(about=about)

@@ -1,0 +1,208 @@
+"""Rotated lattice cells: an exactly Gaussian error in blocks, of which almost nothing is rejected.
+
+RSUQ cuts a ball out of the lattice's cell and rejects the rest: on E8 three proposals of four. Here the whole
+cell is used, and a random rotation makes its error spherical:
+
+  shared:   scale S, rotation R, dither V uniform on the cell P
+  encoder:  m = Q(R^-1 x / (sigma S) - V)
+  decoder:  x_hat = sigma S R (m + V);   error = sigma S R U, U uniform on P, independent of x
+
+R U is a mixture of uniform laws on balls, and S has the law that makes the error of a block N(0, sigma^2 I):
+see `cell_scales`. No such law covers the last of the probability, about 1e-5 of the blocks: those are "ball
+blocks", quantized as by RSUQ, with proposals 0, 1, 2, ... until the error lies in the ball inscribed in the cell.
+Both sides know from the shared words which blocks these are. The law of the error is exact, up to f32 arithmetic
+and the tables.
+
+The decoder's arithmetic is arranged so that every platform computes the same bits: see `rotations`.
+"""
+
+import functools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cepam_jax.errors import require_choice
+from cepam_jax.mechanisms import (
+    block_bits,
+    blocks,
+    cell_scales,
+    code_length,
+    counter,
+    inscribed,
+    lattices,
+    rotations,
+)
+from cepam_jax.mechanisms.base import About, Code, Keys, Knobs, Mechanism, Message, Noise, check_vector
+from cepam_jax.mechanisms.knobs import knob
+
+LATTICES = ("A2", "D4", "E8")
+# Tags of the shared streams. They are part of the message format.
+SCALES, DITHERS, ROTATIONS = 1, 2, 3
+
+
+class _Setting(NamedTuple):
+    """What is fixed when the mechanism is built.
+
+    Attributes:
+      lat: the lattice, of n dimensions.
+      table: law of S.
+      scales: where the scales for the entropy coder come from.
+    """
+
+    lat: lattices.Lattice
+    table: Any
+    scales: code_length.Scales
+
+
+class _Shared(NamedTuple):
+    """What both sides know of k blocks.
+
+    Attributes:
+      factor: f32[k], sigma S / |q|.
+      multiplier: n arrays f32[k], q.
+      ball: bool[k], which blocks are ball blocks.
+    """
+
+    factor: jax.Array
+    multiplier: list[jax.Array]
+    ball: jax.Array
+
+
+def rotated(
+    lattice: str = "E8",
+    segments: tuple[int, ...] | None = None,
+    coding: str = "auto",
+    scales: str = "own",
+) -> Mechanism:
+    """Randomly rotated lattice cells whose error is exactly Gaussian, i.i.d. over coordinates.
+
+    Args:
+      lattice: "A2", "D4" or "E8".
+      segments: lengths of the update's tensors, as for `lrsuq`.
+      coding: law assumed by the entropy coder for an update's coordinates, as for `lrsuq`.
+      scales: where the scales for the entropy coder come from, as for `lrsuq`.
+
+    Returns:
+      A mechanism with knob `sigma`, the standard deviation of the error. Its message has `symbols` of whole
+      blocks, int32[n ceil(d/n)], because each depends on all coordinates of its block; `index`
+      uint32[ceil(d/n)], 0 but for some ball blocks; and `side["scale"]` int32[segments] unless the scales are
+      public.
+
+    Raises:
+      ConfigError: unknown lattice, coding or scales.
+    """
+    require_choice("lattice", lattice, LATTICES)
+    coding = code_length.resolved(coding, "mixture")
+    sized = code_length.Scales(segments, coding, scales).check()
+    lat = lattices.lattice(lattice)
+    setting = _Setting(lat, cell_scales.table(lattice), sized)
+    return Mechanism(
+        encode=partial(_encode, setting),
+        decode=partial(_decode, setting),
+        bits=partial(_bits, setting),
+        reference=lambda x, knobs: x,
+        about=About(
+            name=f"rotated-{lattice}",
+            law="gaussian",
+            block=lat.dimension,
+            randomness=("shared",),
+            knobs=("sigma", *sized.knobs),
+            outsiders=Noise("gaussian", lambda knobs: knobs.sigma),
+            summable=True,
+        ),
+        code=Code(
+            "lattice",
+            lattice=lattice,
+            streams=(SCALES, DITHERS),
+            width=lambda side, knobs: np.float64(knobs.sigma),
+            family=coding,
+            segments=segments,
+            mixed=True,
+        ),
+        variance=lambda x, knobs: jnp.square(knob(knobs, "sigma")),
+    )
+
+
+def _known(setting: _Setting, shared: jax.Array, ids: jax.Array, knobs: Knobs) -> _Shared:
+    """What both sides know of the blocks `ids` uint32[k]."""
+    n = setting.lat.dimension
+    scale, ball = cell_scales.scales(*counter.words(counter.stream(shared, SCALES), 0, ids), setting.table)
+    stream = counter.stream(shared, ROTATIONS)
+    words: list[jax.Array] = []
+    for call in range((n + 3) // 4):
+        words += counter.words(stream, np.uint32(call), ids)
+    q = rotations.components(words[: n // 2])
+    factor = (knob(knobs, "sigma") * scale) * rotations.inverse_root(rotations.square(q))
+    return jax.lax.optimization_barrier(_Shared(factor, q, ball))
+
+
+def _points(known: _Shared, axes: Sequence[jax.Array]) -> list[jax.Array]:
+    """Blocks in the frame of the lattice and in units of its scale.
+
+    Args:
+      known: of k blocks.
+      axes: n arrays f32[k], in units of the update.
+
+    Returns:
+      n arrays f32[k].
+    """
+    unit = 1.0 / (known.factor * rotations.square(known.multiplier))
+    return rotations.times(known.multiplier, [axis * unit for axis in axes], inverse=True)
+
+
+def _encode(
+    setting: _Setting, keys: Keys, x: jax.Array, knobs: Knobs, weight: jax.Array | None = None
+) -> Message:
+    """The message of x f32[d]; see `Mechanism.encode`."""
+    check_vector(x)
+    lat, d = setting.lat, x.shape[0]
+    n = lat.dimension
+    side = setting.scales.measure(x, weight, knobs)
+    count = blocks.count(n, d)
+    if not count:
+        return Message(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.uint32), side, d)
+    ids = jnp.arange(count, dtype=jnp.uint32)
+    known = _known(setting, keys.shared, ids, knobs)
+    axes = blocks.split(x, n)
+    # Where a block is not valid, all of it becomes NaN, is accepted at once and comes back as INVALID.
+    valid = blocks.codable(axes, knob(knobs, "sigma"))
+    points = _points(known, [jnp.where(valid, axis, jnp.nan) for axis in axes])
+    symbols, index = inscribed.accepted(
+        lat, counter.stream(keys.shared, DITHERS), points, known.ball, setting.table.rest
+    )
+    return Message(blocks.join(symbols, blocks.symbols_sent(lat, d, mixed=True)), index, side, d)
+
+
+def _decode(setting: _Setting, shared: jax.Array, message: Message, knobs: Knobs) -> jax.Array:
+    """The update f32[d] that a message stands for; see `Mechanism.decode`."""
+    lat, d = setting.lat, message.length
+    n = lat.dimension
+    count = blocks.count(n, d)
+    if not count:
+        return jnp.zeros(0, jnp.float32)
+    assert message.index is not None
+    ids = jnp.arange(count, dtype=jnp.uint32)
+    known = _known(setting, shared, ids, knobs)
+    boxes = blocks.boxes(lat, counter.stream(shared, DITHERS), jnp.asarray(message.index), ids)
+    symbols = blocks.split(blocks.numbers(message.symbols), n)
+    centers = jax.lax.optimization_barrier(lat.point(symbols, boxes))
+    rotated_axes = rotations.times_exactly(known.multiplier, centers)
+    return blocks.join([axis * known.factor for axis in rotated_axes], d)
+
+
+def _bits(
+    setting: _Setting, shared: jax.Array, message: Message, knobs: Knobs, weight: jax.Array | None = None
+) -> jax.Array:
+    """f32[], the ideal code length of a message in bits; see `Mechanism.bits`."""
+    lat, scales, d = setting.lat, setting.scales, message.length
+    scale = scales.per_coordinate(message.side, knobs, d)
+    stream = counter.stream(shared, DITHERS)
+    plain = Message(message.symbols, None, message.side, d)
+    total = block_bits.block_bits(
+        lat, "cell", stream, plain, knob(knobs, "sigma"), scale, scales.family, weight
+    )
+    return total + scales.bits(d)
