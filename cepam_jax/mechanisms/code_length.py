@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.errors import require, require_choice
-from cepam_jax.mechanisms import exact
+from cepam_jax.mechanisms import cell_law, exact
 from cepam_jax.mechanisms.base import Knobs
 
 SCALES_PER_OCTAVE = 8  # a scale off by 4 % costs less than 0.1 % of the bits
@@ -27,12 +27,19 @@ SCALE_BITS = 16  # of one scale in a message
 LARGEST_SCALE = 880  # 2^110: f32 still has room for a lattice that is finer than the data
 
 FAMILIES = tuple(exact.COMPONENTS)
+# Families of laws of whole blocks, for mechanisms that mix the coordinates of a block.
+BLOCK_FAMILIES = tuple(cell_law.COMPONENTS)
 CODINGS = ("auto", *FAMILIES)
 SOURCES = ("own", "public")
 # Differential entropy in bits of each family's law with scale 1; for the mixture by integration.
 ENTROPY = {"gaussian": 2.0471, "laplace": 2.4427, "mixture": 2.3708}
 # Standard deviation of each family's law with scale 1.
-DEVIATION = {"gaussian": 1.0, "laplace": 2**0.5, "mixture": (0.4**2 + 1.6**2) ** 0.5}
+DEVIATION = {
+    "gaussian": 1.0,
+    "laplace": 2**0.5,
+    "mixture": (0.4**2 + 1.6**2) ** 0.5,
+    "spheres": sum(weight * deviation**2 for weight, deviation in cell_law.COMPONENTS["spheres"]) ** 0.5,
+}
 _WIDE_SCALE = np.float32(exact.MIXTURE[1][1])
 
 
@@ -46,6 +53,25 @@ def resolved(coding: str, best: str) -> str:
     return best if coding == "auto" else coding
 
 
+def resolved_of_blocks(coding: str) -> str:
+    """The family of `BLOCK_FAMILIES` that a setting `coding` stands for.
+
+    Raises:
+      ConfigError: the setting is none of `CODINGS`, or "laplace": mixed coordinates have no Laplace law.
+    """
+    family = resolved(coding, "mixture")
+    require(family != "laplace", "coding", coding, "'auto', 'mixture' or 'gaussian' for rotated cells")
+    return "spheres" if family == "mixture" else family
+
+
+def _block_norms(x: jax.Array, block: int) -> jax.Array:
+    """Root mean square f32[d] of each coordinate's block of x f32[d]."""
+    rows = jnp.pad(x, (0, -x.shape[0] % block)).reshape(-1, block)
+    largest = jnp.maximum(jnp.max(jnp.abs(rows), axis=1), jnp.finfo(jnp.float32).tiny)
+    norms = largest * jnp.sqrt(jnp.mean(jnp.square(rows / largest[:, None]), axis=1))
+    return jnp.repeat(norms, block)[: x.shape[0]]
+
+
 def _moment(x: jax.Array, sent: jax.Array, family: str) -> jax.Array:
     """Scale f32[] of the coordinates of x f32[n] for which `sent` f32[n] is 1 and not 0; see `fit_scales`."""
     number = jnp.maximum(jnp.sum(sent), 1.0)
@@ -56,16 +82,17 @@ def _moment(x: jax.Array, sent: jax.Array, family: str) -> jax.Array:
 
 
 def fit_scales(
-    x: jax.Array, segments: tuple[int, ...], family: str, weight: jax.Array | None = None
+    x: jax.Array, segments: tuple[int, ...], family: str, weight: jax.Array | None = None, block: int = 1
 ) -> jax.Array:
     """Scale of each segment, rounded to eighths of an octave.
 
     Args:
       x: f32[d], the update.
       segments: lengths of the segments, summing to d.
-      family: the scale is the mean absolute value for "laplace" and "mixture", and the root mean square for
-        "gaussian".
+      family: the scale is the mean absolute value for "laplace" and "mixture", the root mean square for
+        "gaussian", and the mean of the blocks' root mean squares for "spheres".
       weight: f32[d], 0 where a coordinate is not sent and does not count; None if all are sent.
+      block: coordinates per block, for "spheres".
 
     Returns:
       int32[len(segments)]: 8 log2(scale), at most `LARGEST_SCALE` in magnitude.
@@ -73,6 +100,8 @@ def fit_scales(
     if not segments:
         return jnp.zeros((0,), jnp.int32)
     starts = np.cumsum((0, *segments[:-1]))
+    if family == "spheres":
+        x = _block_norms(x, block)
     sent = jnp.ones(x.shape, jnp.float32) if weight is None else (weight > 0).astype(jnp.float32)
     moments = jnp.stack(
         [_moment(x[a : a + n], sent[a : a + n], family) for a, n in zip(starts, segments, strict=True)]
@@ -105,15 +134,18 @@ class Scales(NamedTuple):
       segments: lengths of the tensors that have a scale each; None: the whole update is one segment.
       family: assumed law of the coordinates, one of `FAMILIES`.
       source: "own" (measured on the update and sent) or "public" (the knob `scale`).
+      block: coordinates that are mixed before they are quantized; with more than one, the family is one of
+        `BLOCK_FAMILIES`.
     """
 
     segments: tuple[int, ...] | None
     family: str
     source: str
+    block: int = 1
 
     def check(self) -> "Scales":
         """Returns itself; raises ConfigError for an unknown family or source, or for wrong segments."""
-        require_choice("coding", self.family, FAMILIES)
+        require_choice("coding", self.family, FAMILIES if self.block == 1 else BLOCK_FAMILIES)
         require_choice("scales", self.source, SOURCES)
         lengths = self.segments if isinstance(self.segments, (tuple, list)) else (self.segments,)
         whole = all((type(n) is int or isinstance(n, np.integer)) and n >= 0 for n in lengths)
@@ -154,7 +186,7 @@ class Scales(NamedTuple):
             )
             require(shape is not None, "knob scale", None, allowed)
             require(shape == (len(lengths),), "shape of knob scale", shape, allowed)
-        return {"scale": fit_scales(x, lengths, self.family, weight)} if self.source == "own" else {}
+        return {"scale": fit_scales(x, lengths, self.family, weight, self.block)} if self.source == "own" else {}
 
     def per_coordinate(self, side: dict[str, jax.Array], knobs: Knobs, d: int) -> jax.Array:
         """Scale of each coordinate, f32[d], from the side information of a message or from the knobs."""

@@ -25,7 +25,7 @@ COMPONENTS: dict[str, tuple[tuple[float, float], ...] | None] = {
 
 
 def exp2(y: np.ndarray) -> np.ndarray:
-    """2^y for f64[...] y <= 0, with a relative error below 1e-10; y below -1000 counts as -1000."""
+    """2^y for f64[...] y < 1000, with a relative error below 1e-10; y below -1000 counts as -1000."""
     y = np.maximum(y, -1000.0)
     whole = np.ceil(y)
     t = (y - whole + 0.5) * _LN_2  # |t| <= ln(2) / 2
@@ -35,6 +35,23 @@ def exp2(y: np.ndarray) -> np.ndarray:
         total /= k
         total += 1.0
     return np.ldexp(total * _ROOT_HALF, whole.astype(np.int32))
+
+
+def exp(y: np.ndarray) -> np.ndarray:
+    """e^y for f64[...] y <= 600, with a relative error below 1e-10; y below -690 counts as -690."""
+    return exp2(y * _LOG2_E)
+
+
+def log(y: np.ndarray) -> np.ndarray:
+    """ln(y) for positive f64[...] y, with an absolute error below 1e-13."""
+    mantissa, exponent = np.frexp(y)  # mantissa from 1/2 to 1
+    s = (mantissa - _ROOT_HALF) / (mantissa + _ROOT_HALF)
+    square = s * s
+    total = np.zeros_like(s)
+    for k in range(17, 0, -2):  # 2 artanh(s) = ln(mantissa) + ln(2) / 2
+        total *= square
+        total += 2.0 / k
+    return total * s + (exponent - 0.5) * _LN_2
 
 
 # erfc(z) = t exp(-z^2 + polynomial(t)), t = 1 / (1 + z/2): relative error 1.2e-7 for all z >= 0

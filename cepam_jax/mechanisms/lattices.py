@@ -234,10 +234,10 @@ def lattice(name: str) -> Lattice:
 def acceptance(lat: Lattice, target: str) -> float:
     """Probability that a proposal is accepted: volume of the inscribed layer over that of the cell.
 
-    The layer is a ball for a Gaussian target and a cross-polytope for a Laplace target (Ling and Li:
+    The layer is a ball for a Gaussian target, and for the ball blocks of `rotated`, and a cross-polytope for a Laplace target (Ling and Li:
     Rejection-Sampled Universal Quantization for Smaller Quantization Errors, arXiv 2402.03030).
     """
     n = lat.dimension
-    if target == "gaussian":
+    if target != "laplace":
         return math.pi ** (n / 2) / math.gamma(n / 2 + 1) * lat.inradius**n / lat.volume
     return (2 * lat.cross) ** n / math.factorial(n) / lat.volume

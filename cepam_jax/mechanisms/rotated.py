@@ -27,8 +27,8 @@ import numpy as np
 
 from cepam_jax.errors import require_choice
 from cepam_jax.mechanisms import (
-    block_bits,
     blocks,
+    cell_bits,
     cell_scales,
     code_length,
     counter,
@@ -96,9 +96,9 @@ def rotated(
       ConfigError: unknown lattice, coding or scales.
     """
     require_choice("lattice", lattice, LATTICES)
-    coding = code_length.resolved(coding, "mixture")
-    sized = code_length.Scales(segments, coding, scales).check()
+    family = code_length.resolved_of_blocks(coding)
     lat = lattices.lattice(lattice)
+    sized = code_length.Scales(segments, family, scales, lat.dimension).check()
     setting = _Setting(lat, cell_scales.table(lattice), sized)
     return Mechanism(
         encode=partial(_encode, setting),
@@ -117,9 +117,10 @@ def rotated(
         code=Code(
             "lattice",
             lattice=lattice,
+            layer="rotated",
             streams=(SCALES, DITHERS),
             width=lambda side, knobs: np.float64(knobs.sigma),
-            family=coding,
+            family=family,
             segments=segments,
             mixed=True,
         ),
@@ -199,10 +200,17 @@ def _bits(
 ) -> jax.Array:
     """f32[], the ideal code length of a message in bits; see `Mechanism.bits`."""
     lat, scales, d = setting.lat, setting.scales, message.length
-    scale = scales.per_coordinate(message.side, knobs, d)
+    count = blocks.count(lat.dimension, d)
+    if not count:
+        return jnp.asarray(scales.bits(d))
+    scale = scales.per_coordinate(message.side, knobs, d)[:: lat.dimension]
+    ids = jnp.arange(count, dtype=jnp.uint32)
+    words = counter.words(counter.stream(shared, SCALES), 0, ids)
+    width, ball = cell_scales.scales(*words, setting.table)
+    width = width * knob(knobs, "sigma")
     stream = counter.stream(shared, DITHERS)
-    plain = Message(message.symbols, None, message.side, d)
-    total = block_bits.block_bits(
-        lat, "cell", stream, plain, knob(knobs, "sigma"), scale, scales.family, weight
-    )
-    return total + scales.bits(d)
+    bits = cell_bits.block_bits(lat, scales.family, stream, message, scale / width, ball)
+    if weight is not None:
+        sent = jnp.pad(weight > 0, (0, -d % lat.dimension)).reshape(-1, lat.dimension)
+        bits = jnp.where(sent.any(1), bits, 0)
+    return jnp.sum(bits) + scales.bits(d)

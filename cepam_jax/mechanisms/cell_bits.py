@@ -1,0 +1,90 @@
+"""Ideal code length of the symbols of `rotated`, block by block, as `cell_law` predicts them.
+
+`wire.cells` writes messages of this length. It computes the same probabilities on the host, decision by
+decision; here a block's probability is one formula, because the axes of a discrete Gaussian need not be
+taken one by one to know what they cost together.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cepam_jax.mechanisms import blocks, cell_law, counter
+from cepam_jax.mechanisms.base import Message
+from cepam_jax.mechanisms.block_bits import LISTED_BITS
+from cepam_jax.mechanisms.lattices import Lattice
+from cepam_jax.mechanisms.lattices import acceptance as acceptance_probability
+
+
+def most_tries(lat: Lattice) -> int:
+    """Number of proposals after which a ball block counts as an exception (probability e^-40)."""
+    return math.ceil(40 / acceptance_probability(lat, "rotated")) + 1
+
+
+def block_bits(
+    lat: Lattice,
+    family: str,
+    stream: counter.Words,
+    message: Message,
+    scale: jax.Array,
+    ball: jax.Array,
+) -> jax.Array:
+    """Ideal bits of every block.
+
+    Args:
+      lat: lattice of n dimensions.
+      family: law of the blocks, one of `cell_law.COMPONENTS`.
+      stream: stream of the dithers, from `counter.stream`.
+      message: Message with symbols of whole blocks and an index.
+      scale: f32[blocks], scale of each block in units of the lattice's scale.
+      ball: bool[blocks], which are ball blocks.
+
+    Returns:
+      f32[blocks].
+    """
+    n, count = lat.dimension, scale.shape[0]
+    assert message.index is not None
+    index = jnp.asarray(message.index)
+    symbols = jnp.asarray(message.symbols).reshape(count, n).T
+    listed = (symbols == blocks.INVALID).any(0)
+    origin = [jnp.zeros(count, jnp.float32)] * n
+    ids = jnp.arange(count, dtype=jnp.uint32)
+    dither = lat.point(origin, blocks.boxes(lat, stream, index, ids))
+    zero = lat.nearest([-v for v in dither])
+    error = [p + v for p, v in zip(lat.point(zero, origin), dither, strict=True)]
+    # A block that is listed is written as if zero had been sent. Differences in int32 keep the parity.
+    moved = [jnp.where(listed, 0, m - z.astype(jnp.int32)) for m, z in zip(symbols, zero, strict=True)]
+    vector = lat.point([m.astype(jnp.float32) for m in moved], origin)
+    bits = -log_probability(lat.name, family, error, vector, scale) / np.float32(math.log(2))
+    bits += jnp.where(ball, math.log2(most_tries(lat)), 0.0)
+    return bits + jnp.where(listed, np.float32(LISTED_BITS * n), 0.0)
+
+
+def log_probability(
+    name: str, family: str, error: list[jax.Array], vector: list[jax.Array], scale: jax.Array
+) -> jax.Array:
+    """ln P(a | e) under a law of blocks.
+
+    Args:
+      name: name of the lattice.
+      family: law of the blocks, one of `cell_law.COMPONENTS`.
+      error: n arrays f32[k], the error e that zero would suffer, in units of the lattice's scale.
+      vector: n arrays f32[k], the lattice vector a.
+      scale: f32[k], scale of the blocks in the same units.
+
+    Returns:
+      f32[k].
+    """
+    grid = cell_law.grid(name)
+    weights, deviations = zip(*cell_law.COMPONENTS[family], strict=True)
+    tau = jnp.float32(deviations)[:, None] * scale
+    v = cell_law.variance(grid, tau)
+    others = cell_law.weight_of_others(grid, error, v)
+    stays, leaves = cell_law.stay(grid, others, v, tau)
+    farther = sum(a * (0.5 * a + e) for a, e in zip(vector, error, strict=True))
+    at_zero = sum(abs(a) for a in vector) == 0
+    elsewhere = jnp.log(jnp.maximum(leaves, cell_law.LEAST)) - jnp.log(others) - farther / v
+    of_component = jnp.where(at_zero, jnp.log(jnp.maximum(stays, cell_law.LEAST)), elsewhere)
+    return jax.nn.logsumexp(of_component + jnp.log(jnp.float32(weights))[:, None], axis=0)
