@@ -86,9 +86,8 @@ def python(wheel, tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"cepam_jax/py.typed", "cepam_jax/mechanisms/acceptance.npz", "cepam_jax/simulation.py"} <= set(
-        names
-    )
+    tables = {f"cepam_jax/mechanisms/{name}.npz" for name in ("acceptance", "cell_scales")}
+    assert {"cepam_jax/py.typed", "cepam_jax/simulation.py", *tables} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cepam_jax"}
 
 

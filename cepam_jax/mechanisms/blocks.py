@@ -56,6 +56,15 @@ def join(axes: Sequence[jax.Array], length: int) -> jax.Array:
     return jnp.stack(axes, axis=1).reshape(-1)[:length]
 
 
+def settled(axes: Sequence[jax.Array]) -> list[jax.Array]:
+    """The same arrays, calculated once: n arrays [k] of one type.
+
+    XLA fuses what is elementwise into all that reads it, so that each of n axes that are made of n others would
+    calculate these again. It does not fuse a stack into its readers, nor take it apart behind a barrier.
+    """
+    return list(jax.lax.optimization_barrier(jnp.stack(axes)))
+
+
 def symbols_sent(lat: Lattice, d: int, mixed: bool = False) -> int:
     """Number of symbols for d coordinates: whole blocks where an axis depends on several symbols, else d.
 

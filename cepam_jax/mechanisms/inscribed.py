@@ -74,8 +74,8 @@ def accepted(
     """
     size = ball.shape[0]
     ids = jnp.arange(size, dtype=jnp.uint32)
-    points = jax.lax.optimization_barrier(jnp.stack(points))
-    integers, inside = try_one(lat, stream, np.uint32(0), ids, list(points))
+    points = blocks.settled(points)
+    integers, inside = try_one(lat, stream, np.uint32(0), ids, points)
     symbols = jnp.stack([blocks.integers(q) for q in integers])
     expected = size * rest
     room = min(size, math.ceil(expected + 8 * math.sqrt(expected) + 16))
@@ -83,7 +83,7 @@ def accepted(
 
     def group(state: _State) -> _State:
         (chosen,) = jnp.nonzero(state.left, size=room, fill_value=size)
-        some, number = points.at[:, chosen].get(mode="fill", fill_value=0), chosen.astype(jnp.uint32)
+        some, number = jnp.stack(points).at[:, chosen].get(mode="fill", fill_value=0), chosen.astype(jnp.uint32)
 
         def step(carry: tuple) -> tuple:
             proposal, found, index, left = carry

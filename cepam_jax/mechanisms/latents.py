@@ -110,11 +110,12 @@ def round_to_bits(values: np.ndarray, bits: int) -> np.ndarray:
     return np.ldexp(np.round(mantissa * 2**bits), exponent - bits)
 
 
-def cell(word: ArrayT) -> tuple[ArrayT, ArrayT]:
+def cell(word: ArrayT, step_bits: int = _STEP_BITS) -> tuple[ArrayT, ArrayT]:
     """The table cell of a word and the position inside it, computed in integers alone.
 
     Args:
       word: uint32[...], numpy or JAX.
+      step_bits: the table has 2^step_bits cells per octave, at most 2^11.
 
     Returns:
       (uint32[...] cell index, int32[...] position from the cell's middle, in [-2^11, 2^11)).
@@ -123,10 +124,10 @@ def cell(word: ArrayT) -> tuple[ArrayT, ArrayT]:
     high = word >> np.uint32(31)
     folded = xp.maximum(xp.where(high == 1, ~word, word).astype(np.float32), np.float32(0.5))
     bits = folded.view(np.uint32)
-    index = (bits >> np.uint32(23 - _STEP_BITS)) - (_LOWEST << np.uint32(_STEP_BITS))
-    position = (bits >> np.uint32(23 - _STEP_BITS - 12)) & np.uint32(_POSITIONS - 1)
+    index = (bits >> np.uint32(23 - step_bits)) - (_LOWEST << np.uint32(step_bits))
+    position = (bits >> np.uint32(23 - step_bits - 12)) & np.uint32(_POSITIONS - 1)
     return (
-        index + high * np.uint32(_OCTAVES * _CELLS),
+        index + high * np.uint32(_OCTAVES << step_bits),
         position.astype(np.int32) - np.int32(_POSITIONS // 2),
     )
 

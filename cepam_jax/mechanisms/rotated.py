@@ -138,7 +138,8 @@ def _known(setting: _Setting, shared: jax.Array, ids: jax.Array, knobs: Knobs) -
         words += counter.words(stream, np.uint32(call), ids)
     q = rotations.components(words[: n // 2])
     factor = (knob(knobs, "sigma") * scale) * rotations.inverse_root(rotations.square(q))
-    return jax.lax.optimization_barrier(_Shared(factor, q, ball))
+    factor, *q = blocks.settled([factor, *q])
+    return _Shared(factor, q, ball)
 
 
 def _points(known: _Shared, axes: Sequence[jax.Array]) -> list[jax.Array]:
@@ -190,7 +191,7 @@ def _decode(setting: _Setting, shared: jax.Array, message: Message, knobs: Knobs
     known = _known(setting, shared, ids, knobs)
     boxes = blocks.boxes(lat, counter.stream(shared, DITHERS), jnp.asarray(message.index), ids)
     symbols = blocks.split(blocks.numbers(message.symbols), n)
-    centers = jax.lax.optimization_barrier(lat.point(symbols, boxes))
+    centers = blocks.settled(lat.point(symbols, boxes))
     rotated_axes = rotations.times_exactly(known.multiplier, centers)
     return blocks.join([axis * known.factor for axis in rotated_axes], d)
 
