@@ -99,7 +99,7 @@ def rotated(
     family = code_length.resolved_of_blocks(coding)
     lat = lattices.lattice(lattice)
     sized = code_length.Scales(segments, family, scales, lat.dimension).check()
-    setting = _Setting(lat, cell_scales.table(lattice), sized)
+    setting = _Setting(lat, cell_scales.scale_table(lattice), sized)
     return Mechanism(
         encode=partial(_encode, setting),
         decode=partial(_decode, setting),
@@ -174,7 +174,7 @@ def _encode(
     valid = blocks.codable(axes, knob(knobs, "sigma"))
     points = _points(known, [jnp.where(valid, axis, jnp.nan) for axis in axes])
     symbols, index = inscribed.accepted(
-        lat, counter.stream(keys.shared, DITHERS), points, known.ball, setting.table.rest
+        lat, counter.stream(keys.shared, DITHERS), points, known.ball, setting.table.threshold / 2.0**32
     )
     return Message(blocks.join(symbols, blocks.symbols_sent(lat, d, mixed=True)), index, side, d)
 
