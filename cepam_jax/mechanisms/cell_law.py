@@ -42,7 +42,7 @@ LEAST = 2.0**-20  # least probability that a coder assumes
 # Smallest variance: a Gaussian that is narrower has weights beyond the range of float32.
 _LEAST_VARIANCE = 0.0065
 _POISSON = 0.16  # variance of a unit grid from which Poisson's formula is the shorter one
-_SMALLEST_B = 1e-9  # a smaller sum stands for a probability below 1e-15
+SMALLEST_SUM = 1e-9  # a smaller sum stands for a probability below 1e-15
 
 
 class Grid(NamedTuple):
@@ -172,7 +172,7 @@ def class_sums(step: float, shift: float, e: ArrayT, v: ArrayT) -> Classes:
     wide = inverse * (2 * _POISSON) < 1
     # Either series is computed for all; where it is not the one to use, at the border of its range.
     narrow, v_wide = xp.maximum(inverse, 0.5 / _POISSON), xp.maximum(v * (1 / step**2), _POISSON)
-    height = _exp(lead * wide) * (2 * math.pi * v_wide) ** 0.5
+    height = _exp(lead * wide) * xp.sqrt(2 * math.pi * v_wide)
     ripple = 2 * _exp(-2 * math.pi**2 * v_wide) * _cosine(near)
     first = _beside(near, narrow)
     if shift:
@@ -254,7 +254,7 @@ def weight_of_others(grid: Grid, error: list[Any], v: ArrayT) -> ArrayT:
         for step, e in zip(grid.steps, error, strict=True):
             sums = combine(class_sums(step, shift, e, v), sums, shift == 0)
         total = total + sums.even
-    return namespace(v).maximum(total, _SMALLEST_B)
+    return namespace(v).maximum(total, SMALLEST_SUM)
 
 
 def stay(grid: Grid, others: ArrayT, v: ArrayT, tau: ArrayT) -> tuple[ArrayT, ArrayT]:

@@ -26,15 +26,16 @@ from typing import NamedTuple
 import numpy as np
 
 from cepam_jax.errors import WireError
-from cepam_jax.mechanisms import code_length, latents, lattices
+from cepam_jax.mechanisms import cell_scales, code_length, latents, lattices
 from cepam_jax.mechanisms.base import Code, Knobs
 
 MAGIC = b"\xceP"
-VERSION = 1
+VERSION = 2
 EXCEPTIONS, OFFSETS = 1, 2  # flags, below 16
 _FRONT = struct.Struct("<2sBB3s")
 _LATTICES = tuple(lattices.LATTICES)
-_LAYERS = ("cell", "gaussian", "laplace")
+_LAYERS = ("cell", "gaussian", "laplace", "rotated")
+_FAMILIES = tuple(dict.fromkeys((*code_length.FAMILIES, *code_length.BLOCK_FAMILIES)))
 _KINDS = ("float", "levels", "lattice")
 
 
@@ -86,26 +87,28 @@ def kind_of(code: Code) -> int:
     """One byte, from 0 to 255, that names kind, lattice, layer and family."""
     if code.kind != "lattice":
         return 240 + _KINDS.index(code.kind)
-    families = len(code_length.FAMILIES)
     place = _LATTICES.index(code.lattice) * len(_LAYERS) + _LAYERS.index(code.layer)
-    return place * families + code_length.FAMILIES.index(code.family)
+    return place * len(_FAMILIES) + _FAMILIES.index(code.family)
 
 
 def kind_text(kind: int) -> str:
     """What the byte of `kind_of` names, in words."""
     if kind >= 240:
         return f"{_KINDS[kind - 240]} symbols" if kind - 240 < len(_KINDS) else f"unknown kind {kind}"
-    place, family = divmod(kind, len(code_length.FAMILIES))
+    place, family = divmod(kind, len(_FAMILIES))
     lattice, layer = divmod(place, len(_LAYERS))
     if lattice >= len(_LATTICES):
         return f"unknown kind {kind}"
-    law = "no layers" if layer == 0 else f"{_LAYERS[layer]} layers"
-    return f"lattice {_LATTICES[lattice]}, {law}, coded as {code_length.FAMILIES[family]}"
+    law = {0: "no layers", 3: "rotated cells"}.get(layer, f"{_LAYERS[layer]} layers")
+    return f"lattice {_LATTICES[lattice]}, {law}, coded as {_FAMILIES[family]}"
 
 
 @functools.cache
 def tables(lattice: str, layer: str) -> bytes:
     """Four bytes, a hash of the tables that both sides must share to the bit for this lattice and layer."""
+    if layer == "rotated":
+        scales = cell_scales.scale_table(lattice)
+        return zlib.crc32(b"".join(np.asarray(part, "<f4").tobytes() for part in scales)).to_bytes(4, "little")
     data = resources.files("cepam_jax.mechanisms").joinpath("acceptance.npz").read_bytes()
     if layer != "cell":
         table = latents.radius_table(layer, lattices.LATTICES[lattice].dimension)

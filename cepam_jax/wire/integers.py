@@ -4,6 +4,8 @@ An integer j names the cell of width w around c + w j, for a coordinate X with t
 Every decision takes its exact conditional probability, so together they cost -log2 P(X in the cell).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from cepam_jax.mechanisms import exact
@@ -49,7 +51,7 @@ def code(
     above, below = sides(center, width, family)
     if stays is None:
         stays = 1.0 - above - below
-    zero = _zeros(coder, stays, None if values is None else values == 0)
+    zero = zeros(coder, stays, None if values is None else values == 0)
     integers = np.zeros(center.shape, np.int64)
     at = np.flatnonzero(~zero)
     if not at.size:
@@ -58,11 +60,10 @@ def code(
     given = None if values is None else values[at]
     positive = coder.decide(above / (above + below), None if given is None else given > 0)
     sign = np.where(positive, 1, -1)
-    size = _magnitudes(
+    center, width = sign * center[at], width[at]
+    size = magnitudes(
         coder,
-        sign * center[at],
-        width[at],
-        family,
+        lambda some, number: exact.tail(center[some] + width[some] * (number - 0.5), family),
         np.where(positive, above, below),
         None if given is None else np.abs(given),
     )
@@ -70,7 +71,7 @@ def code(
     return integers
 
 
-def _zeros(coder: Coder, stays: np.ndarray, outcomes: np.ndarray | None) -> np.ndarray:
+def zeros(coder: Coder, stays: np.ndarray, outcomes: np.ndarray | None) -> np.ndarray:
     """Decides for each integer whether it is zero; those that almost surely are come in groups first.
 
     A range coder loses some 2e-4 bits on every decision, whatever its probability, which is more than an
@@ -111,11 +112,9 @@ def _zeros(coder: Coder, stays: np.ndarray, outcomes: np.ndarray | None) -> np.n
     return zero
 
 
-def _magnitudes(
+def magnitudes(
     coder: Coder,
-    center: np.ndarray,
-    width: np.ndarray,
-    family: str,
+    tail: Callable[[np.ndarray, np.ndarray | float], np.ndarray],
     first_tail: np.ndarray,
     values: np.ndarray | None,
 ) -> np.ndarray:
@@ -123,21 +122,15 @@ def _magnitudes(
 
     Args:
       coder: Writer or Reader.
-      center: f64[k], middle of the cell of zero, in units of the law's scale.
-      width: f64[k], width of the cells, in the same units.
-      family: law of the coordinate.
-      first_tail: f64[k], probability of an integer of at least 1.
+      tail: (numbers int[m] of some of the integers, f64[m] or a number) -> f64[m], the probability that each
+        of them is at least so large, up to a factor of its own.
+      first_tail: f64[k], `tail` of all integers at 1.
       values: int64[k], the integers; None when reading.
 
     Returns:
       int64[k], the integers.
     """
-
-    def tail(at: np.ndarray, number: np.ndarray | float) -> np.ndarray:
-        """P(j >= number) for the integers number `at`."""
-        return exact.tail(center[at] + width[at] * (number - 0.5), family)
-
-    count = len(center)
+    count = len(first_tail)
     octave = np.zeros(count, np.int64)
     low, high = first_tail.copy(), np.zeros(count)  # tails at the octave's ends
     at = np.arange(count)

@@ -4,7 +4,7 @@ import numpy as np
 
 from cepam_jax.mechanisms import acceptance
 from cepam_jax.mechanisms.base import Code, Knobs
-from cepam_jax.wire import symbols
+from cepam_jax.wire import cells, symbols
 from cepam_jax.wire.coder import Coder
 from cepam_jax.wire.context import Context
 from cepam_jax.wire.exceptions import Plain
@@ -117,7 +117,10 @@ def _dependent(
         given = _rows(values, count, n)[chosen]
         index = None if plain.index is None else plain.index[first:last][chosen].astype(np.int64)
         forced = None if plain.forced is None else plain.forced[first:last][chosen]
-    coded, accepted = symbols.dependent(coder, model, ids, exists[chosen], given, index, forced)
+    if model.code.layer == "rotated":
+        coded, accepted = cells.code(coder, model, ids, given, index, forced)
+    else:
+        coded, accepted = symbols.dependent(coder, model, ids, exists[chosen], given, index, forced)
     if read_into and plain.index is not None:
         plain.index[first:last][chosen] = accepted
     rows = np.zeros((count, n), np.int64)

@@ -101,7 +101,7 @@ def _centered(word: np.ndarray) -> np.ndarray:
     return word.view(np.int32).astype(np.float64) * 2.0**-32
 
 
-def _boxes(model: Model, proposal: int, ids: np.ndarray) -> list[np.ndarray]:
+def _boxes(model: Model, proposal: int | np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
     """The dithers of a proposal of blocks uint32[k], as `blocks.boxes` draws them: n arrays f64[k]."""
     n = model.lattice.dimension
     if model.code.streams[1] is None:
@@ -113,12 +113,13 @@ def _boxes(model: Model, proposal: int, ids: np.ndarray) -> list[np.ndarray]:
     return [_centered(word) for word in words[:n]]
 
 
-def _zero_at(model: Model, proposal: int, ids: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def zero_at(
+    model: Model, proposal: int | np.ndarray, ids: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """What a proposal would do to blocks of zeros.
 
     Args:
       model: model of the message.
-      proposal: number of the proposal.
+      proposal: number of the proposal, or int64[k], one for each block.
       ids: uint32[k], numbers of the blocks.
 
     Returns:
@@ -202,7 +203,7 @@ def dependent(
     while active.size:
         if proposal > limit:
             raise WireError("the message's body is not one that a coder wrote (a block accepts nothing)")
-        point, suffered = _zero_at(model, proposal, ids[active])
+        point, suffered = zero_at(model, proposal, ids[active])
         same, other = acceptance.predict(
             lat, layer, acceptance.table_of(family), acceptance.norm(suffered, layer), deviation[active]
         )
