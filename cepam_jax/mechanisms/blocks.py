@@ -62,6 +62,8 @@ def settled(axes: Sequence[jax.Array]) -> list[jax.Array]:
     XLA fuses what is elementwise into all that reads it, so that each of n axes that are made of n others would
     calculate these again. It does not fuse a stack into its readers, nor take it apart behind a barrier.
     """
+    if len(axes) == 1:  # a stack of one would be none
+        return [jax.lax.optimization_barrier(jnp.pad(axes[0], (0, 1)))[:-1]]
     return list(jax.lax.optimization_barrier(jnp.stack(axes)))
 
 

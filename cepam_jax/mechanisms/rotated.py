@@ -16,10 +16,8 @@ and the tables.
 The decoder's arithmetic is arranged so that every platform computes the same bits: see `rotations`.
 """
 
-import functools
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +37,7 @@ from cepam_jax.mechanisms import (
 from cepam_jax.mechanisms.base import About, Code, Keys, Knobs, Mechanism, Message, Noise, check_vector
 from cepam_jax.mechanisms.knobs import knob
 
-LATTICES = ("A2", "D4", "E8")
+LATTICES = cell_scales.LATTICES
 # Tags of the shared streams. They are part of the message format.
 SCALES, DITHERS, ROTATIONS = 1, 2, 3
 
@@ -54,7 +52,7 @@ class _Setting(NamedTuple):
     """
 
     lat: lattices.Lattice
-    table: Any
+    table: cell_scales.ScaleTable
     scales: code_length.Scales
 
 
@@ -62,7 +60,7 @@ class _Shared(NamedTuple):
     """What both sides know of k blocks.
 
     Attributes:
-      factor: f32[k], sigma S / |q|.
+      factor: f32[k], sigma S / |q|, in units of the update.
       multiplier: n arrays f32[k], q.
       ball: bool[k], which blocks are ball blocks.
     """
@@ -99,7 +97,7 @@ def rotated(
     coding = code_length.resolved(coding, "mixture")
     sized = code_length.Scales(segments, coding, scales).check()
     lat = lattices.lattice(lattice)
-    setting = _Setting(lat, cell_scales.table(lattice), sized)
+    setting = _Setting(lat, cell_scales.scale_table(lattice), sized)
     return Mechanism(
         encode=partial(_encode, setting),
         decode=partial(_decode, setting),
@@ -127,32 +125,41 @@ def rotated(
     )
 
 
-def _known(setting: _Setting, shared: jax.Array, ids: jax.Array, knobs: Knobs) -> _Shared:
-    """What both sides know of the blocks `ids` uint32[k]."""
+def _known(setting: _Setting, shared: jax.Array, count: int, knobs: Knobs) -> _Shared:
+    """What both sides know of the first `count` blocks."""
     n = setting.lat.dimension
-    scale, ball = cell_scales.scales(*counter.words(counter.stream(shared, SCALES), 0, ids), setting.table)
+    ids = jnp.arange(count, dtype=jnp.uint32)
+    words = [*counter.words(counter.stream(shared, SCALES), 0, ids)]
     stream = counter.stream(shared, ROTATIONS)
-    words: list[jax.Array] = []
     for call in range((n + 3) // 4):
         words += counter.words(stream, np.uint32(call), ids)
-    q = rotations.components(words[: n // 2])
+    word, spare, *turns = blocks.settled(words[: 2 + n // 2])
+    q = blocks.settled(rotations.components(turns))
+    scale, ball = cell_scales.scales(word, spare, setting.table)
     factor = (knob(knobs, "sigma") * scale) * rotations.inverse_root(rotations.square(q))
-    factor, *q = blocks.settled([factor, *q])
-    return _Shared(factor, q, ball)
+    return _Shared(*blocks.settled([factor]), q, ball)
 
 
-def _points(known: _Shared, axes: Sequence[jax.Array]) -> list[jax.Array]:
-    """Blocks in the frame of the lattice and in units of its scale.
+def _dithers(setting: _Setting, shared: jax.Array, index: jax.Array) -> list[jax.Array]:
+    """The dithers of proposals uint32[k] of k blocks: n arrays f32[k], in units of the lattice's scale."""
+    lat = setting.lat
+    ids = jnp.arange(index.shape[0], dtype=jnp.uint32)
+    boxes = blocks.boxes(lat, counter.stream(shared, DITHERS), index, ids)
+    return blocks.settled(lat.point([jnp.float32(0)] * lat.dimension, boxes))
+
+
+def _points(data: tuple[list[jax.Array], jax.Array, list[jax.Array]]) -> list[jax.Array]:
+    """Blocks in the frame of the lattice.
 
     Args:
-      known: of k blocks.
-      axes: n arrays f32[k], in units of the update.
+      data: n arrays f32[k], q; f32[k], what takes a unit of the update to one of the lattice, over |q|; n arrays
+        f32[k], the blocks in units of the update.
 
     Returns:
-      n arrays f32[k].
+      n arrays f32[k], in units of the lattice's scale.
     """
-    unit = 1.0 / (known.factor * rotations.square(known.multiplier))
-    return rotations.times(known.multiplier, [axis * unit for axis in axes], inverse=True)
+    q, unit, axes = data
+    return rotations.times(q, [axis * unit for axis in axes], inverse=True)
 
 
 def _encode(
@@ -161,38 +168,40 @@ def _encode(
     """The message of x f32[d]; see `Mechanism.encode`."""
     check_vector(x)
     lat, d = setting.lat, x.shape[0]
-    n = lat.dimension
     side = setting.scales.measure(x, weight, knobs)
-    count = blocks.count(n, d)
+    count = blocks.count(lat.dimension, d)
     if not count:
         return Message(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.uint32), side, d)
-    ids = jnp.arange(count, dtype=jnp.uint32)
-    known = _known(setting, keys.shared, ids, knobs)
-    axes = blocks.split(x, n)
-    # Where a block is not valid, all of it becomes NaN, is accepted at once and comes back as INVALID.
+    known = _known(setting, keys.shared, count, knobs)
+    q, axes = known.multiplier, blocks.split(x, lat.dimension)
+    # conj(q) (q w) = |q|^2 w. Where a block is not valid, all of it becomes NaN and comes back as INVALID.
     valid = blocks.codable(axes, knob(knobs, "sigma"))
-    points = _points(known, [jnp.where(valid, axis, jnp.nan) for axis in axes])
-    symbols, index = inscribed.accepted(
-        lat, counter.stream(keys.shared, DITHERS), points, known.ball, setting.table.rest
-    )
+    unit = jnp.where(valid, 1.0 / (known.factor * rotations.square(q)), jnp.nan)
+    data = (q, *blocks.settled([unit]), axes)
+    room = inscribed.room_for(count, setting.table.threshold / 2**32)
+    search = inscribed.Search(lat, counter.stream(keys.shared, DITHERS), _points, room)
+    index = inscribed.first_inside(search, known.ball, data)
+    dithers = _dithers(setting, keys.shared, index)
+    moved = blocks.settled([y - v for y, v in zip(_points(data), dithers, strict=True)])
+    (choice,) = blocks.settled([lat.choose(moved)])
+    symbols = [blocks.integers(m) for m in lat.round(moved, choice)]
     return Message(blocks.join(symbols, blocks.symbols_sent(lat, d, mixed=True)), index, side, d)
 
 
 def _decode(setting: _Setting, shared: jax.Array, message: Message, knobs: Knobs) -> jax.Array:
     """The update f32[d] that a message stands for; see `Mechanism.decode`."""
     lat, d = setting.lat, message.length
-    n = lat.dimension
-    count = blocks.count(n, d)
+    count = blocks.count(lat.dimension, d)
     if not count:
         return jnp.zeros(0, jnp.float32)
-    assert message.index is not None
-    ids = jnp.arange(count, dtype=jnp.uint32)
-    known = _known(setting, shared, ids, knobs)
-    boxes = blocks.boxes(lat, counter.stream(shared, DITHERS), jnp.asarray(message.index), ids)
-    symbols = blocks.split(blocks.numbers(message.symbols), n)
-    centers = blocks.settled(lat.point(symbols, boxes))
-    rotated_axes = rotations.times_exactly(known.multiplier, centers)
-    return blocks.join([axis * known.factor for axis in rotated_axes], d)
+    known = _known(setting, shared, count, knobs)
+    dithers = _dithers(setting, shared, jnp.asarray(message.index))
+    points = lat.point(
+        blocks.split(blocks.numbers(message.symbols), lat.dimension), [jnp.float32(0)] * lat.dimension
+    )
+    places = blocks.settled([p + v for p, v in zip(points, dithers, strict=True)])
+    turned = rotations.times_exactly(known.multiplier, places)
+    return blocks.join([axis * known.factor for axis in turned], d)
 
 
 def _bits(

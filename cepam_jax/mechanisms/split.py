@@ -28,7 +28,6 @@ from cepam_jax.mechanisms.noise import coded_as_noise, scaled_noise
 from cepam_jax.mechanisms.rotated import rotated
 from cepam_jax.mechanisms.rsuq import lrsuq
 
-
 # The quantizers with an exactly Gaussian error: (lattice, **options) -> Mechanism.
 QUANTIZERS: dict[str, Callable[..., Mechanism]] = {"lrsuq": partial(lrsuq, "gaussian"), "rotated": rotated}
 
