@@ -9,9 +9,9 @@ cell is used, and a random rotation makes its error spherical:
 
 R U is a mixture of uniform laws on balls, and S has the law that makes the error of a block N(0, sigma^2 I):
 see `cell_scales`. No such law covers the last of the probability, about 1e-5 of the blocks: those are "ball
-blocks", quantized as by RSUQ, with proposals 0, 1, 2, ... until the error lies in the ball inscribed in the cell.
-Both sides know from the shared words which blocks these are. The law of the error is exact, up to f32 arithmetic
-and the tables.
+blocks", quantized as by RSUQ, with proposals 0, 1, 2, ... until the error lies in the ball inscribed in the
+cell. Both sides know from the shared words which blocks these are. The law of the error is exact, up to f32
+arithmetic and the tables.
 
 The decoder's arithmetic is arranged so that every platform computes the same bits: see `rotations`.
 """
@@ -60,13 +60,13 @@ class _Shared(NamedTuple):
     """What both sides know of k blocks.
 
     Attributes:
+      multiplier: f32[n, k], q.
       factor: f32[k], sigma S / |q|, in units of the update.
-      multiplier: n arrays f32[k], q.
       ball: bool[k], which blocks are ball blocks.
     """
 
+    multiplier: jax.Array
     factor: jax.Array
-    multiplier: list[jax.Array]
     ball: jax.Array
 
 
@@ -136,30 +136,40 @@ def _known(setting: _Setting, shared: jax.Array, count: int, knobs: Knobs) -> _S
     word, spare, *turns = blocks.settled(words[: 2 + n // 2])
     q = blocks.settled(rotations.components(turns))
     scale, ball = cell_scales.scales(word, spare, setting.table)
-    factor = (knob(knobs, "sigma") * scale) * rotations.inverse_root(rotations.square(q))
-    return _Shared(*blocks.settled([factor]), q, ball)
+    factor = (knob(knobs, "sigma") * scale) * rotations.inverse_root(rotations.square(list(q)))
+    return _Shared(q, blocks.settled([factor])[0], ball)
 
 
-def _dithers(setting: _Setting, shared: jax.Array, index: jax.Array) -> list[jax.Array]:
-    """The dithers of proposals uint32[k] of k blocks: n arrays f32[k], in units of the lattice's scale."""
+def _dithers(setting: _Setting, shared: jax.Array, index: jax.Array) -> jax.Array:
+    """The dithers of proposals uint32[k] of k blocks: f32[n, k], in units of the lattice's scale."""
     lat = setting.lat
     ids = jnp.arange(index.shape[0], dtype=jnp.uint32)
     boxes = blocks.boxes(lat, counter.stream(shared, DITHERS), index, ids)
     return blocks.settled(lat.point([jnp.float32(0)] * lat.dimension, boxes))
 
 
-def _points(data: tuple[list[jax.Array], jax.Array, list[jax.Array]]) -> list[jax.Array]:
-    """Blocks in the frame of the lattice.
+class _Turned(NamedTuple):
+    """Blocks and what takes them into the frame of the lattice.
 
-    Args:
-      data: n arrays f32[k], q; f32[k], what takes a unit of the update to one of the lattice, over |q|; n arrays
-        f32[k], the blocks in units of the update.
-
-    Returns:
-      n arrays f32[k], in units of the lattice's scale.
+    Attributes:
+      x: f32[k, n], in units of the update.
+      unit: f32[k], 1 / (sigma S |q|); NaN for a block that must not be coded.
+      multiplier: f32[n, k], q.
     """
-    q, unit, axes = data
-    return rotations.times(q, [axis * unit for axis in axes], inverse=True)
+
+    x: jax.Array
+    unit: jax.Array
+    multiplier: jax.Array
+
+    def points(self) -> list[jax.Array]:
+        """n arrays f32[k], in units of the lattice's scale."""
+        axes = [self.x[:, axis] * self.unit for axis in range(self.x.shape[1])]
+        return rotations.times(list(self.multiplier), axes, inverse=True)
+
+    def points_of(self, ids: jax.Array) -> list[jax.Array]:
+        """The same of blocks int32[room] alone."""
+        some = lambda a, axis: jnp.take(a, ids, axis, mode="clip")  # noqa: E731
+        return _Turned(some(self.x, 0), some(self.unit, 0), some(self.multiplier, 1)).points()
 
 
 def _encode(
@@ -173,16 +183,17 @@ def _encode(
     if not count:
         return Message(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.uint32), side, d)
     known = _known(setting, keys.shared, count, knobs)
-    q, axes = known.multiplier, blocks.split(x, lat.dimension)
-    # conj(q) (q w) = |q|^2 w. Where a block is not valid, all of it becomes NaN and comes back as INVALID.
+    axes = blocks.split(x, lat.dimension)
+    # Where a block is not valid, all of it becomes NaN and comes back as INVALID.
     valid = blocks.codable(axes, knob(knobs, "sigma"))
-    unit = jnp.where(valid, 1.0 / (known.factor * rotations.square(q)), jnp.nan)
-    data = (q, *blocks.settled([unit]), axes)
+    width = known.factor * rotations.square(list(known.multiplier))  # conj(q) (q w) = |q|^2 w
+    (unit,) = blocks.settled([jnp.where(valid, 1.0 / width, jnp.nan)])
+    turned = _Turned(jnp.stack(axes, 1), unit, known.multiplier)
     room = inscribed.room_for(count, setting.table.threshold / 2**32)
-    search = inscribed.Search(lat, counter.stream(keys.shared, DITHERS), _points, room)
-    index = inscribed.first_inside(search, known.ball, data)
+    stream = counter.stream(keys.shared, DITHERS)
+    index = inscribed.first_inside(inscribed.Search(lat, stream, turned.points_of, room), known.ball)
     dithers = _dithers(setting, keys.shared, index)
-    moved = blocks.settled([y - v for y, v in zip(_points(data), dithers, strict=True)])
+    moved = list(blocks.settled([y - v for y, v in zip(turned.points(), dithers, strict=True)]))
     (choice,) = blocks.settled([lat.choose(moved)])
     symbols = [blocks.integers(m) for m in lat.round(moved, choice)]
     return Message(blocks.join(symbols, blocks.symbols_sent(lat, d, mixed=True)), index, side, d)
@@ -200,7 +211,7 @@ def _decode(setting: _Setting, shared: jax.Array, message: Message, knobs: Knobs
         blocks.split(blocks.numbers(message.symbols), lat.dimension), [jnp.float32(0)] * lat.dimension
     )
     places = blocks.settled([p + v for p, v in zip(points, dithers, strict=True)])
-    turned = rotations.times_exactly(known.multiplier, places)
+    turned = rotations.times_exactly(list(known.multiplier), list(places))
     return blocks.join([axis * known.factor for axis in turned], d)
 
 
