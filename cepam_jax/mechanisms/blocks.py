@@ -56,13 +56,19 @@ def join(axes: Sequence[jax.Array], length: int) -> jax.Array:
     return jnp.stack(axes, axis=1).reshape(-1)[:length]
 
 
-def settled(axes: Sequence[jax.Array]) -> list[jax.Array]:
-    """The same arrays, calculated once: n arrays [k] of one type.
+def settled(axes: Sequence[jax.Array]) -> jax.Array:
+    """n arrays [k] of one type as rows of one array [n, k] that is calculated once.
 
-    XLA fuses what is elementwise into all that reads it, so that each of n axes that are made of n others would
-    calculate these again. It does not fuse a stack into its readers, nor take it apart behind a barrier.
+    XLA fuses what is elementwise into all that reads it, so that each of n axes that are made of n others
+    would calculate these again. It does not fuse a stack into its readers, nor take it apart behind a
+    barrier.
     """
-    return list(jax.lax.optimization_barrier(jnp.stack(axes)))
+    if len(axes) > 1:
+        return jax.lax.optimization_barrier(jnp.stack(axes))
+    # A stack of one would be none.
+    (only,) = axes
+    longer = jnp.concatenate([only, jnp.zeros(1, only.dtype)])
+    return jax.lax.optimization_barrier(longer)[:-1].reshape(1, -1)
 
 
 def symbols_sent(lat: Lattice, d: int, mixed: bool = False) -> int:

@@ -1,11 +1,11 @@
-"""Nearest lattice points of blocks, some of which must have an error inside the ball inscribed in the cell.
+"""The few blocks whose error must lie in the ball inscribed in the lattice's cell.
 
-Nearly all blocks take the nearest point at once. The few ball blocks try one dither after the other, as in
-RSUQ, gathered into small arrays, so that they cost little beside the others.
+Such a block tries one dither after the other, as in RSUQ. There are so few of them, mostly none, that they
+are gathered into a small array: their proposals cost nothing beside one operation on all blocks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,96 +15,93 @@ import numpy as np
 from cepam_jax.mechanisms import blocks, counter
 from cepam_jax.mechanisms.lattices import Lattice
 
-# Points whose integers have an absolute sum of this or more are accepted without a test.
+# Points whose integers have an absolute sum of this or more are accepted without a test: see `rsuq`.
 _FAR = 2.0**21
+_ROW = 256  # blocks that are looked through together
 
 
-def try_one(
-    lat: Lattice,
-    stream: counter.Words,
-    proposal: jax.Array | np.uint32,
-    ids: jax.Array,
-    points: Sequence[jax.Array],
-) -> tuple[list[jax.Array], jax.Array]:
-    """Quantizes blocks with the dithers of one proposal.
+class Search(NamedTuple):
+    """What the blocks try.
 
-    Args:
+    Attributes:
       lat: lattice of n dimensions.
-      stream: stream of the dithers.
-      proposal: uint32[] or uint32[k], number of the proposal.
-      ids: uint32[k], numbers of the blocks.
-      points: n arrays f32[k], in units of the lattice's scale.
+      stream: stream of the dithers, from `counter.stream`.
+      points: int32[room], numbers of blocks -> n arrays f32[room], the blocks in units of the lattice's
+        scale; anything for numbers that no block has.
+      room: how many blocks are gathered at a time; the result does not depend on it.
+    """
+
+    lat: Lattice
+    stream: counter.Words
+    points: Callable[[jax.Array], list[jax.Array]]
+    room: int
+
+
+def room_for(size: int, probability: float) -> int:
+    """Room for those of `size` blocks that are chosen with this probability; seldom too little."""
+    expected = size * probability
+    return min(size, math.ceil(expected + 4 * math.sqrt(expected) + 4))
+
+
+def first_inside(search: Search, chosen: jax.Array) -> jax.Array:
+    """For every chosen block, bool[k], the first proposal whose error lies in the ball.
 
     Returns:
-      n arrays f32[k] of integers, and bool[k], whether the errors lie in the inscribed ball.
+      uint32[k], 0 for the other blocks.
     """
+    return jax.lax.while_loop(
+        lambda state: state[0].any(),
+        lambda state: _group(search, *state),
+        (chosen, jnp.zeros(chosen.shape, jnp.uint32)),
+    )[1]
+
+
+def _group(search: Search, left: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Takes as many as there is room for from the blocks that are left, bool[k]; their indices uint32[k]."""
+    ids = _first(left, search.room)
+    points, number = search.points(ids), ids.astype(jnp.uint32)
+
+    def step(carry: tuple) -> tuple:
+        proposal, found, waiting = carry
+        inside = _inside(search, proposal, number, points)
+        return proposal + np.uint32(1), jnp.where(waiting & inside, proposal, found), waiting & ~inside
+
+    start = (jnp.uint32(0), jnp.zeros(ids.shape, jnp.uint32), ids < left.shape[0])
+    _, found, _ = jax.lax.while_loop(lambda carry: carry[2].any(), step, start)
+    return left.at[ids].set(False, mode="drop"), index.at[ids].set(found, mode="drop")
+
+
+def _first(left: jax.Array, room: int) -> jax.Array:
+    """int32[room], numbers of the first true entries of bool[k]; k and more where there are no more.
+
+    Rows with a true entry are found first: the running sum of `jnp.nonzero` is slow on long arrays.
+    """
+    size = left.shape[0]
+    rows = jnp.pad(left, (0, -size % _ROW)).reshape(-1, _ROW)
+    (row,) = jnp.nonzero(rows.any(1), size=min(room, len(rows)), fill_value=len(rows))
+    (at,) = jnp.nonzero(rows.at[row].get(mode="fill", fill_value=False).reshape(-1), size=room, fill_value=-1)
+    return jnp.where(at < 0, size, row.at[at // _ROW].get(mode="clip") * _ROW + at % _ROW)
+
+
+def _inside(search: Search, proposal: jax.Array, ids: jax.Array, points: list[jax.Array]) -> jax.Array:
+    """Whether a proposal leaves an error inside the ball.
+
+    Args:
+      search: what is tried.
+      proposal: uint32[], its number.
+      ids: uint32[k], numbers of the blocks.
+      points: n arrays f32[k], the blocks in units of the lattice's scale.
+
+    Returns:
+      bool[k].
+    """
+    lat = search.lat
     zero = [jnp.float32(0)] * lat.dimension
-    dither = lat.point(zero, blocks.boxes(lat, stream, proposal, ids))
+    dither = lat.point(zero, blocks.boxes(lat, search.stream, proposal, ids))
     moved = [y - v for y, v in zip(points, dither, strict=True)]
     integers = lat.nearest(moved)
     errors = [q - y for q, y in zip(lat.point(integers, zero), moved, strict=True)]
     size = sum((e * e for e in errors[1:]), errors[0] * errors[0])
     far = sum((abs(q) for q in integers[1:]), abs(integers[0]))
-    # See `rsuq`: NaN would be rejected forever, and so would what f32 has no room for.
-    return integers, (size <= np.float32(lat.inradius**2)) | ~(far < _FAR)
-
-
-class _State(NamedTuple):
-    """Of k blocks: symbols int32[n, k], rejected proposals uint32[k], and which blocks are left, bool[k]."""
-
-    symbols: jax.Array
-    index: jax.Array
-    left: jax.Array
-
-
-def accepted(
-    lat: Lattice, stream: counter.Words, points: Sequence[jax.Array], ball: jax.Array, rest: float
-) -> tuple[list[jax.Array], jax.Array]:
-    """Symbols of all blocks.
-
-    Args:
-      lat: lattice of n dimensions.
-      stream: stream of the dithers.
-      points: n arrays f32[k], in units of the lattice's scale.
-      ball: bool[k], which blocks must have an error inside the ball.
-      rest: probability of that, for the room that is made for them; the result does not depend on it.
-
-    Returns:
-      n arrays int32[k] and uint32[k], the accepted proposals.
-    """
-    size = ball.shape[0]
-    ids = jnp.arange(size, dtype=jnp.uint32)
-    points = blocks.settled(points)
-    integers, inside = try_one(lat, stream, np.uint32(0), ids, points)
-    symbols = jnp.stack([blocks.integers(q) for q in integers])
-    expected = size * rest
-    room = min(size, math.ceil(expected + 8 * math.sqrt(expected) + 16))
-    state = _State(symbols, jnp.zeros(size, jnp.uint32), ball & ~inside)
-
-    def group(state: _State) -> _State:
-        (chosen,) = jnp.nonzero(state.left, size=room, fill_value=size)
-        some, number = jnp.stack(points).at[:, chosen].get(mode="fill", fill_value=0), chosen.astype(jnp.uint32)
-
-        def step(carry: tuple) -> tuple:
-            proposal, found, index, left = carry
-            integers, inside = try_one(lat, stream, proposal, number, list(some))
-            new = jnp.stack([blocks.integers(q) for q in integers])
-            now = left & inside
-            return (
-                proposal + np.uint32(1),
-                jnp.where(now, new, found),
-                jnp.where(now, proposal, index),
-                left & ~now,
-            )
-
-        start = (jnp.uint32(1), jnp.zeros(some.shape, jnp.int32), jnp.zeros(room, jnp.uint32), chosen < size)
-        _, found, index, _ = jax.lax.while_loop(lambda carry: carry[3].any(), step, start)
-        return _State(
-            state.symbols.at[:, chosen].set(found, mode="drop"),
-            state.index.at[chosen].set(index, mode="drop"),
-            state.left.at[chosen].set(False, mode="drop"),
-        )
-
-    # The first group holds all that are left, except once in 1e14 updates.
-    state = jax.lax.while_loop(lambda state: state.left.any(), group, state)
-    return list(state.symbols), state.index
+    # NaN would be rejected forever, and so would what f32 has no room for.
+    return (size <= np.float32(lat.inradius**2)) | ~(far < _FAR)

@@ -33,10 +33,10 @@ class Lattice(NamedTuple):
       inradius: radius of the largest Euclidean ball in the Voronoi cell.
       cross: radius of the largest cross-polytope {|x|_1 <= r} in the Voronoi cell.
       second_moment: mean square per coordinate of a uniform point of the Voronoi cell.
-      choose: n float arrays [k] -> int32[k], what the nearest lattice point of a block depends on besides each
-        axis by itself.
-      round: (n float arrays [k], choice int32[k]) -> n float arrays of integers that name the lattice point of
-        that choice. Axis by axis it takes few operations, so the choice may be calculated once for all.
+      choose: n float arrays [k] -> int32[k], what the nearest lattice point of a block depends on besides
+        each axis by itself.
+      round: (n float arrays [k], choice int32[k]) -> n float arrays of integers that name the lattice point
+        of that choice. Axis by axis it takes few operations, so the choice may be calculated once for all.
       unit: length of one integer step along an axis.
       stretch: length of the fundamental box's first axis; the others have length 1.
       skew: whether axes are not orthogonal (A2), so that a coordinate depends on all integers.
@@ -124,8 +124,8 @@ def _no_choice(y: list[Any]) -> Any:
 def _checkerboard_choice(y: list[Any]) -> Any:
     """Which axis of y, n arrays [k], is not rounded to its nearest integer: int32[k], n if all are.
 
-    The nearest point of D_n, the integer points with even sum, rounds all axes; if the sum is odd, the axis with
-    the largest error is rounded the other way, of equals the first.
+    The nearest point of D_n, the integer points with even sum, rounds all axes; if the sum is odd, the axis
+    with the largest error is rounded the other way, of equals the first.
     """
     xp = namespace(y[0])
     points = _round(y)
@@ -157,8 +157,8 @@ def _squared_distance(y: list[Any], points: list[Any]) -> Any:
 def _e8_choice(y: list[Any]) -> Any:
     """The choice int32[k] that leads to the nearest point of E8, for y of 8 arrays [k].
 
-    E8 is D8 and D8 shifted by (1/2, ..., 1/2). The choice is that of `_checkerboard_choice` in the nearer of the
-    two, plus 16 in the second.
+    E8 is D8 and D8 shifted by (1/2, ..., 1/2). The choice is that of `_checkerboard_choice` in the nearer of
+    the two, plus 16 in the second.
     """
     xp = namespace(y[0])
     shifted = [a - 0.5 for a in y]

@@ -9,17 +9,15 @@ cell is used, and a random rotation makes its error spherical:
 
 R U is a mixture of uniform laws on balls, and S has the law that makes the error of a block N(0, sigma^2 I):
 see `cell_scales`. No such law covers the last of the probability, about 1e-5 of the blocks: those are "ball
-blocks", quantized as by RSUQ, with proposals 0, 1, 2, ... until the error lies in the ball inscribed in the cell.
-Both sides know from the shared words which blocks these are. The law of the error is exact, up to f32 arithmetic
-and the tables.
+blocks", quantized as by RSUQ, with proposals 0, 1, 2, ... until the error lies in the ball inscribed in the
+cell. Both sides know from the shared words which blocks these are. The law of the error is exact, up to f32
+arithmetic and the tables.
 
 The decoder's arithmetic is arranged so that every platform computes the same bits: see `rotations`.
 """
 
-import functools
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +37,7 @@ from cepam_jax.mechanisms import (
 from cepam_jax.mechanisms.base import About, Code, Keys, Knobs, Mechanism, Message, Noise, check_vector
 from cepam_jax.mechanisms.knobs import knob
 
-LATTICES = ("A2", "D4", "E8")
+LATTICES = cell_scales.LATTICES
 # Tags of the shared streams. They are part of the message format.
 SCALES, DITHERS, ROTATIONS = 1, 2, 3
 
@@ -54,7 +52,7 @@ class _Setting(NamedTuple):
     """
 
     lat: lattices.Lattice
-    table: Any
+    table: cell_scales.ScaleTable
     scales: code_length.Scales
 
 
@@ -62,13 +60,13 @@ class _Shared(NamedTuple):
     """What both sides know of k blocks.
 
     Attributes:
-      factor: f32[k], sigma S / |q|.
-      multiplier: n arrays f32[k], q.
+      multiplier: f32[n, k], q.
+      factor: f32[k], sigma S / |q|, in units of the update.
       ball: bool[k], which blocks are ball blocks.
     """
 
+    multiplier: jax.Array
     factor: jax.Array
-    multiplier: list[jax.Array]
     ball: jax.Array
 
 
@@ -128,32 +126,51 @@ def rotated(
     )
 
 
-def _known(setting: _Setting, shared: jax.Array, ids: jax.Array, knobs: Knobs) -> _Shared:
-    """What both sides know of the blocks `ids` uint32[k]."""
+def _known(setting: _Setting, shared: jax.Array, count: int, knobs: Knobs) -> _Shared:
+    """What both sides know of the first `count` blocks."""
     n = setting.lat.dimension
-    scale, ball = cell_scales.scales(*counter.words(counter.stream(shared, SCALES), 0, ids), setting.table)
+    ids = jnp.arange(count, dtype=jnp.uint32)
+    words = [*counter.words(counter.stream(shared, SCALES), 0, ids)]
     stream = counter.stream(shared, ROTATIONS)
-    words: list[jax.Array] = []
     for call in range((n + 3) // 4):
         words += counter.words(stream, np.uint32(call), ids)
-    q = rotations.components(words[: n // 2])
-    factor = (knob(knobs, "sigma") * scale) * rotations.inverse_root(rotations.square(q))
-    factor, *q = blocks.settled([factor, *q])
-    return _Shared(factor, q, ball)
+    word, spare, *turns = blocks.settled(words[: 2 + n // 2])
+    q = blocks.settled(rotations.components(turns))
+    scale, ball = cell_scales.scales(word, spare, setting.table)
+    factor = (knob(knobs, "sigma") * scale) * rotations.inverse_root(rotations.square(list(q)))
+    return _Shared(q, blocks.settled([factor])[0], ball)
 
 
-def _points(known: _Shared, axes: Sequence[jax.Array]) -> list[jax.Array]:
-    """Blocks in the frame of the lattice and in units of its scale.
+def _dithers(setting: _Setting, shared: jax.Array, index: jax.Array) -> jax.Array:
+    """The dithers of proposals uint32[k] of k blocks: f32[n, k], in units of the lattice's scale."""
+    lat = setting.lat
+    ids = jnp.arange(index.shape[0], dtype=jnp.uint32)
+    boxes = blocks.boxes(lat, counter.stream(shared, DITHERS), index, ids)
+    return blocks.settled(lat.point([jnp.float32(0)] * lat.dimension, boxes))
 
-    Args:
-      known: of k blocks.
-      axes: n arrays f32[k], in units of the update.
 
-    Returns:
-      n arrays f32[k].
+class _Turned(NamedTuple):
+    """Blocks and what takes them into the frame of the lattice.
+
+    Attributes:
+      x: f32[k, n], in units of the update.
+      unit: f32[k], 1 / (sigma S |q|); NaN for a block that must not be coded.
+      multiplier: f32[n, k], q.
     """
-    unit = 1.0 / (known.factor * rotations.square(known.multiplier))
-    return rotations.times(known.multiplier, [axis * unit for axis in axes], inverse=True)
+
+    x: jax.Array
+    unit: jax.Array
+    multiplier: jax.Array
+
+    def points(self) -> list[jax.Array]:
+        """n arrays f32[k], in units of the lattice's scale."""
+        axes = [self.x[:, axis] * self.unit for axis in range(self.x.shape[1])]
+        return rotations.times(list(self.multiplier), axes, inverse=True)
+
+    def points_of(self, ids: jax.Array) -> list[jax.Array]:
+        """The same of blocks int32[room] alone."""
+        some = lambda a, axis: jnp.take(a, ids, axis, mode="clip")  # noqa: E731
+        return _Turned(some(self.x, 0), some(self.unit, 0), some(self.multiplier, 1)).points()
 
 
 def _encode(
@@ -162,38 +179,41 @@ def _encode(
     """The message of x f32[d]; see `Mechanism.encode`."""
     check_vector(x)
     lat, d = setting.lat, x.shape[0]
-    n = lat.dimension
     side = setting.scales.measure(x, weight, knobs)
-    count = blocks.count(n, d)
+    count = blocks.count(lat.dimension, d)
     if not count:
         return Message(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.uint32), side, d)
-    ids = jnp.arange(count, dtype=jnp.uint32)
-    known = _known(setting, keys.shared, ids, knobs)
-    axes = blocks.split(x, n)
-    # Where a block is not valid, all of it becomes NaN, is accepted at once and comes back as INVALID.
+    known = _known(setting, keys.shared, count, knobs)
+    axes = blocks.split(x, lat.dimension)
+    # Where a block is not valid, all of it becomes NaN and comes back as INVALID.
     valid = blocks.codable(axes, knob(knobs, "sigma"))
-    points = _points(known, [jnp.where(valid, axis, jnp.nan) for axis in axes])
-    symbols, index = inscribed.accepted(
-        lat, counter.stream(keys.shared, DITHERS), points, known.ball, setting.table.threshold / 2.0**32
-    )
+    width = known.factor * rotations.square(list(known.multiplier))  # conj(q) (q w) = |q|^2 w
+    (unit,) = blocks.settled([jnp.where(valid, 1.0 / width, jnp.nan)])
+    turned = _Turned(jnp.stack(axes, 1), unit, known.multiplier)
+    room = inscribed.room_for(count, setting.table.threshold / 2**32)
+    stream = counter.stream(keys.shared, DITHERS)
+    index = inscribed.first_inside(inscribed.Search(lat, stream, turned.points_of, room), known.ball)
+    dithers = _dithers(setting, keys.shared, index)
+    moved = list(blocks.settled([y - v for y, v in zip(turned.points(), dithers, strict=True)]))
+    (choice,) = blocks.settled([lat.choose(moved)])
+    symbols = [blocks.integers(m) for m in lat.round(moved, choice)]
     return Message(blocks.join(symbols, blocks.symbols_sent(lat, d, mixed=True)), index, side, d)
 
 
 def _decode(setting: _Setting, shared: jax.Array, message: Message, knobs: Knobs) -> jax.Array:
     """The update f32[d] that a message stands for; see `Mechanism.decode`."""
     lat, d = setting.lat, message.length
-    n = lat.dimension
-    count = blocks.count(n, d)
+    count = blocks.count(lat.dimension, d)
     if not count:
         return jnp.zeros(0, jnp.float32)
-    assert message.index is not None
-    ids = jnp.arange(count, dtype=jnp.uint32)
-    known = _known(setting, shared, ids, knobs)
-    boxes = blocks.boxes(lat, counter.stream(shared, DITHERS), jnp.asarray(message.index), ids)
-    symbols = blocks.split(blocks.numbers(message.symbols), n)
-    centers = blocks.settled(lat.point(symbols, boxes))
-    rotated_axes = rotations.times_exactly(known.multiplier, centers)
-    return blocks.join([axis * known.factor for axis in rotated_axes], d)
+    known = _known(setting, shared, count, knobs)
+    dithers = _dithers(setting, shared, jnp.asarray(message.index))
+    points = lat.point(
+        blocks.split(blocks.numbers(message.symbols), lat.dimension), [jnp.float32(0)] * lat.dimension
+    )
+    places = blocks.settled([p + v for p, v in zip(points, dithers, strict=True)])
+    turned = rotations.times_exactly(list(known.multiplier), list(places))
+    return blocks.join([axis * known.factor for axis in turned], d)
 
 
 def _bits(

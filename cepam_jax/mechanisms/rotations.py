@@ -1,17 +1,18 @@
 """Random rotations of blocks of 2, 4 or 8 coordinates: multiplication by complex numbers and their like.
 
-Complex numbers, quaternions and octonions are the algebras in which |q u| = |q| |u| (Hurwitz). So u -> q u / |q|
-is a rotation; for a fixed u it takes u to a point that is uniform on the sphere if q / |q| is, and for a fixed
-q it is undone by conj(q): conj(q) (q u) = |q|^2 u, also for octonions, which are not associative but alternative
-(Conway and Smith: On Quaternions and Octonions, 2003). A rotation takes n random components and 2 n^2
-operations, where a uniform element of SO(n) takes n (n - 1) / 2 and a factorization.
+Complex numbers, quaternions and octonions are the algebras in which |q u| = |q| |u| (Hurwitz). So u -> q u /
+|q| is a rotation; for a fixed u it takes u to a point that is uniform on the sphere if q / |q| is, and for a
+fixed q it is undone by conj(q): conj(q) (q u) = |q|^2 u, also for octonions, which are not associative but
+alternative (Conway and Smith: On Quaternions and Octonions, 2003). A rotation takes n random components and 2
+n^2 operations, where a uniform element of SO(n) takes n (n - 1) / 2 and a factorization.
 
 The units multiply by e_a e_b = sign[a][b] e_(a xor b), with the signs of Cayley and Dickson's doubling
 (a, b) (c, d) = (a c - conj(d) b, d a + b conj(c)).
 
-Every platform gets the same floats. The components of q are integers below 2^12 in magnitude, normal as far as
-12 bits go; a factor with 24 significant bits is cut into two of 12, so all products are exact in float32, and
-every sum is rounded once, with or without a fused multiply-add. 1 / |q| comes from a table, as in `latents`.
+Every platform gets the same floats. The components of q are integers below 2^12 in magnitude, normal as far
+as 12 bits go; a factor with 24 significant bits is cut into two of 12, so all products are exact in float32,
+and every sum is rounded once, with or without a fused multiply-add. 1 / |q| comes from a table, as in
+`latents`.
 """
 
 import functools
@@ -128,8 +129,8 @@ def _root_table() -> tuple[np.ndarray, np.ndarray]:
 def inverse_root(squares: ArrayT) -> ArrayT:
     """1 / sqrt of f32[k] between 1 and 2^27, to 3e-7, the same float32 on every platform.
 
-    Inside a cell the root is a straight line. The position has 11 bits and a sign, the slope 12 bits, so their
-    product is exact and the sum is rounded once.
+    Inside a cell the root is a straight line. The position has 11 bits and a sign, the slope 12 bits, so
+    their product is exact and the sum is rounded once.
     """
     middle, slope = _root_table()
     bits = squares.view(np.uint32)

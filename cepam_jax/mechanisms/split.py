@@ -2,9 +2,10 @@
 
   x_hat = Q(x + N(0, share sigma^2)) = x + N(0, share sigma^2) + N(0, (1 - share) sigma^2)
 
-The quantizer Q is LRSUQ or `rotated`. Its error is independent of its input, so the sum is exactly N(0, sigma^2), whatever x is. Outsiders
-face all of it. A server that knows the shared randomness sees x plus the private part to within a
-quantization cell, a function of x + N(0, share sigma^2): sigma sqrt(share) counts against it.
+The quantizer Q is LRSUQ or `rotated`. Its error is independent of its input, so the sum is exactly
+N(0, sigma^2), whatever x is. Outsiders face all of it. A server that knows the shared randomness sees x plus
+the private part to within a quantization cell, a function of x + N(0, share sigma^2): sigma sqrt(share)
+counts against it.
 
 Why this and not Poisson private representation (Liu, Chen, Özgür, Li: Universal Exact Compression of
 Differentially Private Mechanisms, arXiv 2405.20782): that one is exact, too, and cheaper in bits where the
@@ -27,7 +28,6 @@ from cepam_jax.mechanisms.knobs import knob
 from cepam_jax.mechanisms.noise import coded_as_noise, scaled_noise
 from cepam_jax.mechanisms.rotated import rotated
 from cepam_jax.mechanisms.rsuq import lrsuq
-
 
 # The quantizers with an exactly Gaussian error: (lattice, **options) -> Mechanism.
 QUANTIZERS: dict[str, Callable[..., Mechanism]] = {"lrsuq": partial(lrsuq, "gaussian"), "rotated": rotated}
