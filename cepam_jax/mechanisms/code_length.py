@@ -186,7 +186,9 @@ class Scales(NamedTuple):
             )
             require(shape is not None, "knob scale", None, allowed)
             require(shape == (len(lengths),), "shape of knob scale", shape, allowed)
-        return {"scale": fit_scales(x, lengths, self.family, weight, self.block)} if self.source == "own" else {}
+        if self.source == "public":
+            return {}
+        return {"scale": fit_scales(x, lengths, self.family, weight, self.block)}
 
     def per_coordinate(self, side: dict[str, jax.Array], knobs: Knobs, d: int) -> jax.Array:
         """Scale of each coordinate, f32[d], from the side information of a message or from the knobs."""

@@ -279,8 +279,9 @@ def lattice(name: str) -> Lattice:
 def acceptance(lat: Lattice, target: str) -> float:
     """Probability that a proposal is accepted: volume of the inscribed layer over that of the cell.
 
-    The layer is a ball for a Gaussian target, and for the ball blocks of `rotated`, and a cross-polytope for a Laplace target (Ling and Li:
-    Rejection-Sampled Universal Quantization for Smaller Quantization Errors, arXiv 2402.03030).
+    The layer is a ball for a Gaussian target and for the ball blocks of `rotated`, and a cross-polytope for a
+    Laplace target (Ling and Li: Rejection-Sampled Universal Quantization for Smaller Quantization Errors,
+    arXiv 2402.03030).
     """
     n = lat.dimension
     if target != "laplace":

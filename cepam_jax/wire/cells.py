@@ -2,9 +2,9 @@
 
 The probabilities are those of `mechanisms.cell_law`. Under each of the Gaussians that a family of block laws
 consists of, a block stays where zero would go, or follows a discrete Gaussian on the shifted lattice,
-whose axes are coded one after the other: the class of the coordinate (even or odd; the last one follows from the
-others), then how far it is from the likeliest point of that class. What follows is possible in so many
-ways is a sum over the later axes, known in advance. Every decision takes the mean of the Gaussians'
+whose axes are coded one after the other: the class of the coordinate (even or odd; the last one follows from
+the others), then how far it is from the likeliest point of that class. How much the later axes may
+contribute after either class is a sum known in advance. Every decision takes the mean of the Gaussians'
 probabilities, weighted by how well each has predicted the block so far. So a block costs -log2 of its
 probability under the whole law, as `mechanisms.cell_bits` says.
 """
@@ -47,15 +47,20 @@ class _Law(NamedTuple):
 
 
 def _law(grid: cell_law.Grid, family: str, error: list[np.ndarray], scale: np.ndarray) -> _Law:
-    """The law of blocks with errors n arrays f64[k] and scales f64[k], both in units of the lattice's scale."""
+    """The law of blocks.
+
+    Args:
+      grid: the lattice.
+      family: law of the blocks, one of `cell_law.COMPONENTS`.
+      error: n arrays f64[k], the error that zero would suffer, in units of the lattice's scale.
+      scale: f64[k], scale of the blocks in the same units.
+    """
     weights, deviations = zip(*cell_law.COMPONENTS[family], strict=True)
     tau = np.array(deviations)[:, None] * scale
     v = cell_law.variance(grid, tau)
     classes, later, whole = [], [], []
     for shift in grid.shifts:
-        along = [
-            cell_law.class_sums(step, shift, e, v) for step, e in zip(grid.steps, error, strict=True)
-        ]
+        along = [cell_law.class_sums(step, shift, e, v) for step, e in zip(grid.steps, error, strict=True)]
         sums = [_no_axis(shift == 0, v)]
         for axis in reversed(along):
             sums.append(cell_law.combine(axis, sums[-1], shift == 0))
@@ -100,9 +105,7 @@ def code(
     scale, ball = cell_scales.scales(*counter.words(model.stream(0), 0, ids), table)
     accepted = np.zeros(len(ids), np.int64)
     at = np.flatnonzero(ball)
-    accepted[at] = coder.uniform(
-        cell_bits.most_tries(lat), len(at), None if index is None else index[at]
-    )
+    accepted[at] = coder.uniform(cell_bits.most_tries(lat), len(at), None if index is None else index[at])
     point, error = symbols.zero_at(model, accepted, ids)
     first = ids.astype(np.int64) * lat.dimension  # the coordinate whose segment the block belongs to
     of_block = model.scale[first] / (scale.astype(np.float64) * model.width)
@@ -267,7 +270,8 @@ class _Moved:
         """Multiplies the weights of blocks `at` with f64[J, k]; those that explain nothing start again."""
         weights = (self.weights if at is None else self.weights[:, at]) * likelihood
         largest = weights.max(0)
-        weights = np.where(largest > 0, weights / np.where(largest > 0, largest, 1.0), self.law.prior[:, None])
+        scaled = weights / np.where(largest > 0, largest, 1.0)
+        weights = np.where(largest > 0, scaled, self.law.prior[:, None])
         if at is None:
             self.weights = weights
         else:

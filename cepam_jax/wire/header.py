@@ -107,8 +107,8 @@ def kind_text(kind: int) -> str:
 def tables(lattice: str, layer: str) -> bytes:
     """Four bytes, a hash of the tables that both sides must share to the bit for this lattice and layer."""
     if layer == "rotated":
-        scales = cell_scales.scale_table(lattice)
-        return zlib.crc32(b"".join(np.asarray(part, "<f4").tobytes() for part in scales)).to_bytes(4, "little")
+        parts = [np.asarray(part, "<f4").tobytes() for part in cell_scales.scale_table(lattice)]
+        return zlib.crc32(b"".join(parts)).to_bytes(4, "little")
     data = resources.files("cepam_jax.mechanisms").joinpath("acceptance.npz").read_bytes()
     if layer != "cell":
         table = latents.radius_table(layer, lattices.LATTICES[lattice].dimension)

@@ -114,7 +114,8 @@ def _boxes(model: Model, proposal: int | np.ndarray, ids: np.ndarray) -> list[np
 
 
 def zero_at(
-    model: Model, proposal: int | np.ndarray, ids: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    model: Model, proposal: int | np.ndarray, ids: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """What a proposal would do to blocks of zeros.
 
     Args:
