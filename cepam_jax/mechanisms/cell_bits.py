@@ -44,22 +44,39 @@ def block_bits(
     Returns:
       f32[blocks].
     """
-    n, count = lat.dimension, scale.shape[0]
+    error, vector, listed = displacements(lat, stream, message)
+    bits = -log_probability(lat.name, family, error, vector, scale) / np.float32(math.log(2))
+    bits += jnp.where(ball, np.float32(math.log2(most_tries(lat))), 0.0)
+    return bits + jnp.where(listed, np.float32(LISTED_BITS * lat.dimension), 0.0)
+
+
+def displacements(
+    lat: Lattice, stream: counter.Words, message: Message
+) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
+    """What the symbols say beyond the dithers.
+
+    Args:
+      lat: lattice of n dimensions.
+      stream: stream of the dithers, from `counter.stream`.
+      message: Message with symbols of whole blocks and an index.
+
+    Returns:
+      n arrays f32[blocks], the error that zero would suffer; n arrays f32[blocks], the lattice vector from the
+      point that zero would get to the one that was sent, both in units of the lattice's scale; and
+      bool[blocks], which blocks cannot be coded, for which that vector is 0.
+    """
     assert message.index is not None
     index = jnp.asarray(message.index)
-    symbols = jnp.asarray(message.symbols).reshape(count, n).T
+    ids = jnp.arange(index.shape[0], dtype=jnp.uint32)
+    symbols = jnp.asarray(message.symbols).reshape(-1, lat.dimension).T
     listed = (symbols == blocks.INVALID).any(0)
-    origin = [jnp.zeros(count, jnp.float32)] * n
-    ids = jnp.arange(count, dtype=jnp.uint32)
+    origin = [jnp.zeros(ids.shape, jnp.float32)] * lat.dimension
     dither = lat.point(origin, blocks.boxes(lat, stream, index, ids))
     zero = lat.nearest([-v for v in dither])
     error = [p + v for p, v in zip(lat.point(zero, origin), dither, strict=True)]
-    # A block that is listed is written as if zero had been sent. Differences in int32 keep the parity.
+    # Differences in int32 keep the parity of large numbers.
     moved = [jnp.where(listed, 0, m - z.astype(jnp.int32)) for m, z in zip(symbols, zero, strict=True)]
-    vector = lat.point([m.astype(jnp.float32) for m in moved], origin)
-    bits = -log_probability(lat.name, family, error, vector, scale) / np.float32(math.log(2))
-    bits += jnp.where(ball, math.log2(most_tries(lat)), 0.0)
-    return bits + jnp.where(listed, np.float32(LISTED_BITS * n), 0.0)
+    return error, lat.point([m.astype(jnp.float32) for m in moved], origin), listed
 
 
 def log_probability(
@@ -81,10 +98,10 @@ def log_probability(
     weights, deviations = zip(*cell_law.COMPONENTS[family], strict=True)
     tau = jnp.float32(deviations)[:, None] * scale
     v = cell_law.variance(grid, tau)
-    others = cell_law.weight_of_others(grid, error, v)
-    stays, leaves = cell_law.stay(grid, others, v, tau)
+    log_others = cell_law.log_of_others(grid, error, v)
+    stays, leaves = cell_law.stay(grid, log_others, v, tau)
     farther = sum(a * (0.5 * a + e) for a, e in zip(vector, error, strict=True))
     at_zero = sum(abs(a) for a in vector) == 0
-    elsewhere = jnp.log(jnp.maximum(leaves, cell_law.LEAST)) - jnp.log(others) - farther / v
+    elsewhere = jnp.log(jnp.maximum(leaves, cell_law.LEAST)) - log_others - farther / v
     of_component = jnp.where(at_zero, jnp.log(jnp.maximum(stays, cell_law.LEAST)), elsewhere)
     return jax.nn.logsumexp(of_component + jnp.log(jnp.float32(weights))[:, None], axis=0)

@@ -41,6 +41,9 @@ from cepam_jax.mechanisms.arrays import ArrayT, namespace
 LEAST = 2.0**-20  # least probability that a coder assumes
 # Smallest variance: a Gaussian that is narrower has weights beyond the range of float32.
 _LEAST_VARIANCE = 0.0065
+_MOST_TAU = 1e15  # its square is a float32
+# Variance from which the lattice counts as continuous; below it float32 has room for sums over 8 dimensions.
+_CONTINUOUS = 64.0
 _POISSON = 0.16  # variance of a unit grid from which Poisson's formula is the shorter one
 SMALLEST_SUM = 1e-9  # a smaller sum stands for a probability below 1e-15
 
@@ -56,6 +59,7 @@ class Grid(NamedTuple):
       slope: v / tau where tau is small.
       limit: tau from which v = tau^2 + second moment.
       moment: second moment of the cell per coordinate.
+      volume: of the cell.
     """
 
     steps: tuple[float, ...]
@@ -64,10 +68,15 @@ class Grid(NamedTuple):
     slope: float
     limit: float
     moment: float
+    volume: float
 
 
 GRIDS = {
-    name: Grid(steps, shifts, shortest, slope, limit, lattices.LATTICES[name].second_moment)
+    name: Grid(
+        *(steps, shifts, shortest, slope, limit),
+        lattices.LATTICES[name].second_moment,
+        lattices.LATTICES[name].volume,
+    )
     for name, steps, shifts, shortest, slope, limit in (
         ("A2", (1.0, math.sqrt(3)), (0.0,), 1.0, 0.50, 0.25),
         ("D4", (2.0,) * 4, (0.0,), math.sqrt(2), 0.58, 0.30),
@@ -90,14 +99,14 @@ def grid(name: str) -> Grid:
     return GRIDS[name]
 
 
-def _exp(y: ArrayT) -> ArrayT:
+def exp(y: ArrayT) -> ArrayT:
     """exp(y) for y <= 88: of JAX, or the same number on every host."""
     if isinstance(y, np.ndarray):
         return exact.exp(y)
     return jnp.exp(y)
 
 
-def _log(y: ArrayT) -> ArrayT:
+def log(y: ArrayT) -> ArrayT:
     """ln(y) for positive y: of JAX, or the same number on every host."""
     if isinstance(y, np.ndarray):
         return exact.log(y)
@@ -132,6 +141,7 @@ def variance(grid: Grid, tau: ArrayT) -> ArrayT:
       float[...].
     """
     xp = namespace(tau)
+    tau = xp.minimum(tau, _MOST_TAU)
     narrow = xp.maximum(grid.slope * tau, _LEAST_VARIANCE)
     return xp.where(tau < grid.limit, narrow, tau * tau + grid.moment)
 
@@ -172,12 +182,12 @@ def class_sums(step: float, shift: float, e: ArrayT, v: ArrayT) -> Classes:
     wide = inverse * (2 * _POISSON) < 1
     # Either series is computed for all; where it is not the one to use, at the border of its range.
     narrow, v_wide = xp.maximum(inverse, 0.5 / _POISSON), xp.maximum(v * (1 / step**2), _POISSON)
-    height = _exp(lead * wide) * xp.sqrt(2 * math.pi * v_wide)
-    ripple = 2 * _exp(-2 * math.pi**2 * v_wide) * _cosine(near)
+    height = exp(lead * wide) * xp.sqrt(2 * math.pi * v_wide)
+    ripple = 2 * exp(-2 * math.pi**2 * v_wide) * _cosine(near)
     first = _beside(near, narrow)
     if shift:
-        first = _exp(lead - near * near * inverse) * (1 + first)
-    second = _exp(lead - far * far * inverse) * (1 + _beside(far, narrow))
+        first = exp(lead - near * near * inverse) * (1 + first)
+    second = exp(lead - far * far * inverse) * (1 + _beside(far, narrow))
     own = 0.0 if shift else 1.0
     return Classes(
         xp.where(wide, height * (1 + ripple) - own, first), xp.where(wide, height * (1 - ripple), second)
@@ -194,8 +204,8 @@ def _beside(distance: ArrayT, inverse: ArrayT) -> ArrayT:
     Returns:
       float[..., k].
     """
-    one, other = _exp((2 * distance - 1) * inverse), _exp(-(2 * distance + 1) * inverse)
-    return one + other + one * one * _exp(-2 * inverse)
+    one, other = exp((2 * distance - 1) * inverse), exp(-(2 * distance + 1) * inverse)
+    return one + other + one * one * exp(-2 * inverse)
 
 
 class Parity(NamedTuple):
@@ -237,6 +247,15 @@ def no_axis(excess: bool) -> Parity:
     return Parity(0.0 if excess else 1.0, 0.0)
 
 
+def log_of_others(grid: Grid, error: list[Any], v: ArrayT) -> ArrayT:
+    """ln B for any variance, float[..., k]; arguments as for `weight_of_others`."""
+    xp = namespace(v)
+    smooth = 0.5 * len(error) * log(2 * math.pi * v) - math.log(grid.volume)
+    smooth = smooth + sum(e * e for e in error) / (2 * v)
+    few = weight_of_others(grid, error, xp.minimum(v, _CONTINUOUS))
+    return xp.where(v > _CONTINUOUS, smooth, log(few))
+
+
 def weight_of_others(grid: Grid, error: list[Any], v: ArrayT) -> ArrayT:
     """B: the sum of exp((|e|^2 - |a + e|^2) / 2v) over all lattice points a but 0.
 
@@ -257,12 +276,12 @@ def weight_of_others(grid: Grid, error: list[Any], v: ArrayT) -> ArrayT:
     return namespace(v).maximum(total, SMALLEST_SUM)
 
 
-def stay(grid: Grid, others: ArrayT, v: ArrayT, tau: ArrayT) -> tuple[ArrayT, ArrayT]:
+def stay(grid: Grid, log_others: ArrayT, v: ArrayT, tau: ArrayT) -> tuple[ArrayT, ArrayT]:
     """P(a = 0 | e), the probability that the point is the one that zero would get, and its complement.
 
     Args:
       grid: the lattice.
-      others: float[...], from `weight_of_others`.
+      log_others: float[...], from `log_of_others`.
       v: float[...], variance of the discrete Gaussian.
       tau: float[...], deviation of a coordinate in units of the lattice's scale.
 
@@ -270,8 +289,9 @@ def stay(grid: Grid, others: ArrayT, v: ArrayT, tau: ArrayT) -> tuple[ArrayT, Ar
       float[...] each.
     """
     xp = namespace(tau)
-    odds = others / (1 + others)
+    stays = 1 / (1 + exp(xp.minimum(log_others, 80.0)))
     # The distance of the one facet that would give this sum, in deviations.
-    distance = -_log(xp.minimum(others, 1.0)) * v / (grid.shortest * xp.maximum(tau, 1e-30))
-    leaves = xp.where((tau < grid.limit) & (others < 1), _normal_tail(xp.minimum(distance, 30.0)), odds)
-    return 1 - leaves, leaves
+    distance = -xp.minimum(log_others, 0.0) * v / (grid.shortest * xp.maximum(tau, 1e-30))
+    beyond = _normal_tail(xp.minimum(distance, 30.0))
+    one_facet = (tau < grid.limit) & (log_others < 0)
+    return xp.where(one_facet, 1 - beyond, stays), xp.where(one_facet, beyond, 1 - stays)

@@ -68,7 +68,7 @@ def _law(grid: cell_law.Grid, family: str, error: list[np.ndarray], scale: np.nd
         later.append(sums[-2::-1])
         whole.append(sums[-1])
     others = np.maximum(sum(parity.even for parity in whole), cell_law.SMALLEST_SUM)
-    _, leaves = cell_law.stay(grid, others, v, tau)
+    _, leaves = cell_law.stay(grid, exact.log(others), v, tau)
     return _Law(grid, error, np.array(weights), v, leaves, classes, later, whole)
 
 
@@ -121,6 +121,12 @@ def code(
         given = None if values is None else values[rest] - coded[rest]
         coded[rest] += _Moved(coder, lat, law, rest).code(given)
     return coded, accepted
+
+
+def may_reject(lat: lattices.Lattice, layers: counter.Words, count: int) -> np.ndarray:
+    """Which of `count` blocks are ball blocks, bool[count]; `layers` is the stream of the scales."""
+    words = counter.words(layers, 0, np.arange(count, dtype=np.uint32))
+    return cell_scales.scales(*words, cell_scales.scale_table(lat.name))[1]
 
 
 class _Given(NamedTuple):

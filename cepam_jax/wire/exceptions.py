@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from cepam_jax.errors import WireError
-from cepam_jax.mechanisms import acceptance, lattices
+from cepam_jax.mechanisms import acceptance, counter, lattices
 from cepam_jax.mechanisms.base import Code, Message
 from cepam_jax.mechanisms.blocks import INVALID
-from cepam_jax.wire import deviations, symbols
+from cepam_jax.wire import cells, deviations, symbols
 from cepam_jax.wire.context import Context
 from cepam_jax.wire.side import Cursor
 
@@ -94,7 +94,11 @@ def split(
         listed = values == INVALID  # cheaper than as a number, and what `Mechanism.bits` says
         lat = lattices.LATTICES[code.lattice]
         if acceptance.needed(lat, code.layer):
-            listed, forced, bad_index = _of_blocks(values, index, lat, code, sent, block)
+            rejects = None
+            if code.layer == "rotated":
+                assert index is not None and code.streams[0] is not None
+                rejects = cells.may_reject(lat, counter.stream(context.key, code.streams[0]), len(index))
+            listed, forced, bad_index = _of_blocks(values, index, lat, code, sent, block, rejects)
     if not listed.any() and not bad_index.any():
         if sent is not None:
             _clear(values, index, sent, block)
@@ -121,6 +125,7 @@ def _of_blocks(
     code: Code,
     sent: np.ndarray | None,
     block: int,
+    rejects: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What must be listed where the axes of a block depend on each other.
 
@@ -131,6 +136,7 @@ def _of_blocks(
       code: how the symbols are distributed.
       sent: bool[length], which coordinates are sent; None: all are.
       block: coordinates per block.
+      rejects: bool[blocks], which blocks may reject a proposal; None: all.
 
     Returns:
       bool[length], symbols to list; bool[blocks], blocks to write as if zero had been sent; bool[blocks],
@@ -143,6 +149,8 @@ def _of_blocks(
     bad_index = np.zeros(0, bool)
     if index is not None:
         bad_index = index >= symbols.most_tries(code)
+        if rejects is not None:
+            bad_index |= (index > 0) & ~rejects
         wrong |= bad_index
     listed = (wrong[:, None] & exists).reshape(-1)[: len(values)]
     if sent is not None:  # of blocks that are not sent only what is invalid matters

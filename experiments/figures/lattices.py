@@ -1,11 +1,11 @@
-"""LRSUQ lattice by lattice: theory beside measurement.
+"""LRSUQ and rotated cells, lattice by lattice: theory beside measurement.
 
   python -m experiments.figures.lattices --workdir=/tmp/lattices
 
 First table: acceptance probability, tries per block, the Kolmogorov-Smirnov p-value of the error against
 its target, speed of encode and decode, for a Gaussian target. Second table: ideal bits per coordinate for
 Gaussian inputs of standard deviation s (conditioned on the shared randomness, index included), the lower
-limit I(x; x + z) = log2(1 + s^2/sigma^2) / 2, and what the gap tends to.
+limit I(x; x + z) = log2(1 + s^2/sigma^2) / 2, and what the gap tends to. Rows named R are of rotated cells.
 """
 
 import math
@@ -18,11 +18,12 @@ from matplotlib.figure import Figure
 from scipy import special, stats
 
 from cepam_jax import mechanisms
-from cepam_jax.mechanisms import Keys, Knobs, lattices
+from cepam_jax.mechanisms import Keys, Knobs, cell_scales, lattices
+from cepam_jax.theory import rate
 from experiments import cli, output
 from experiments.tables import markdown
 
-NAMES = ("Z1", "Z2", "A2", "Z3", "D4", "E8")
+NAMES = ("Z1", "Z2", "A2", "Z3", "D4", "E8", "R A2", "R D4", "R E8")
 RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -42,6 +43,14 @@ def gap(lat):
     return entropy - cell + index / n
 
 
+def gap_of_rotated(lat):
+    """The same for rotated cells: E ln of the scale is the mean over the package's table."""
+    words = np.linspace(0, 2**32, 2**20, endpoint=False, dtype=np.float64).astype(np.uint32)
+    scales, _ = cell_scales.scales(words, np.full_like(words, 2**32 - 1), cell_scales.scale_table(lat.name))
+    mean_log = float(np.log(scales.astype(np.float64)).mean())
+    return rate.high_resolution_gap(mean_log, lat.volume, lat.dimension)
+
+
 def timed(call, repeats):
     jax.block_until_ready(call())
     seconds = []
@@ -54,8 +63,12 @@ def timed(call, repeats):
 
 def measure(name, size, repeats):
     """One lattice: a dictionary of everything that the tables show."""
-    lat = lattices.LATTICES[name]
-    mechanism = mechanisms.lrsuq("gaussian", name, coding="gaussian")
+    turned = name.startswith("R ")
+    lat = lattices.LATTICES[name.removeprefix("R ")]
+    if turned:
+        mechanism = mechanisms.rotated(lat.name, coding="gaussian")
+    else:
+        mechanism = mechanisms.lrsuq("gaussian", name, coding="gaussian")
     encode, decode, bits = map(jax.jit, (mechanism.encode, mechanism.decode, mechanism.bits))
     keys, knobs = Keys(jax.random.key(1), jax.random.key(2)), Knobs(sigma=1.0)
     unit = jax.random.normal(jax.random.key(0), (size,))
@@ -65,7 +78,7 @@ def measure(name, size, repeats):
     for ratio in RATIOS:
         sent = encode(keys, unit * ratio, knobs)
         rates[ratio] = float(bits(keys.shared, sent, knobs)) / size
-    p = lattices.acceptance(lat, "gaussian")
+    p = 1.0 if turned else lattices.acceptance(lat, "gaussian")
     return {
         "lattice": name,
         "acceptance": p,
@@ -75,20 +88,22 @@ def measure(name, size, repeats):
         "encode": size / timed(lambda: encode(keys, unit, knobs), repeats) / 1e6,
         "decode": size / timed(lambda: decode(keys.shared, message, knobs), repeats) / 1e6,
         "bits": rates,
-        "gap": gap(lat),
+        "gap": gap_of_rotated(lat) if turned else gap(lat),
     }
 
 
 def plot(found):
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for row, (marker, color) in zip(
-        found,
-        zip("os^vD*", ("k", "tab:blue", "tab:cyan", "tab:red", "tab:green", "tab:orange"), strict=True),
-        strict=True,
-    ):
+    colors = ("k", "tab:blue", "tab:cyan", "tab:red", "tab:green", "tab:orange")
+    styles = dict(zip(NAMES[:6], zip("os^vD*", colors, strict=True), strict=True))
+    for row in found:
+        marker, color = styles[row["lattice"].removeprefix("R ")]
+        line, label = (
+            ("--", "rotated " + row["lattice"][2:]) if "R " in row["lattice"] else ("-", row["lattice"])
+        )
         excess = [row["bits"][r] - 0.5 * math.log2(1 + r**2) for r in RATIOS]
-        axes.plot(RATIOS, excess, marker=marker, color=color, fillstyle="none", label=row["lattice"])
+        axes.plot(RATIOS, excess, marker=marker, color=color, linestyle=line, fillstyle="none", label=label)
     axes.set(xscale="log", xlabel="s / sigma", ylabel="bits per coordinate above I(x; x + z)")
     axes.grid(alpha=0.3)
     axes.legend(ncols=2)

@@ -2,8 +2,10 @@
 
   python -m experiments.figures.rate --workdir=/tmp/rate
 
-Bytes are those that `wire.pack` returns, header and all. Beside them: the limit I(x; x + z) of any
-scheme, the limit H(M | W, V) of scalar LRSUQ, and what one pays without conditioning on the shared
+Bytes are those that `wire.pack` returns, header and all; rows named R are of rotated cells, the others of
+LRSUQ. Beside them: the limit I(x; x + z) of any scheme, the limit H(M | W, V) of scalar LRSUQ, the limit of a
+quantizer whose cells would be balls of 8 or 24 dimensions (rotated cells of E8 or the Leech lattice
+come near it; it tends to I as the dimension grows), and what one pays without conditioning on the shared
 randomness: the entropy of the symbols alone, Elias-gamma codes, zlib and zstandard on the symbols as
 int8.
 
@@ -30,6 +32,8 @@ from experiments import cli, output
 from experiments.tables import markdown
 
 LATTICES = ("Z1", "Z3", "D4", "E8")
+ROTATED = {"R A2": "A2", "R D4": "D4", "R E8": "E8"}  # rotated cells
+BALLS = {"balls of 8": 8, "balls of 24": 24}
 LIMITS = ("limit I", "limit of Z1")
 SERVER_NOISE = {"SDQ, step 2 sigma": 2.0, "SDQ, step sigma": 1.0}  # the server adds the noise
 UNCONDITIONAL = ("entropy", "Elias-gamma", "zlib", "zstandard")
@@ -68,12 +72,14 @@ def measure(ratio: float, size: int, seeds: int) -> dict:
         "ratio": ratio,
         "limit I": rate.mutual_information(ratio),
         "limit of Z1": rate.layered_limit(ratio),
+        **{name: rate.ball_limit(ratio, dimension) for name, dimension in BALLS.items()},
     }
-    for lattice in LATTICES:
-        mechanism = mechanisms.lrsuq("gaussian", lattice, coding="gaussian")
+    tried = {name: mechanisms.lrsuq("gaussian", name, coding="gaussian") for name in LATTICES}
+    tried |= {name: mechanisms.rotated(lattice, coding="gaussian") for name, lattice in ROTATED.items()}
+    for name, mechanism in tried.items():
         message = jax.jit(mechanism.encode)(keys, x, knobs)
-        found[lattice] = len(wire.pack(message, mechanism, keys.shared, knobs)) * 8 / size
-        if lattice == "Z1":
+        found[name] = len(wire.pack(message, mechanism, keys.shared, knobs)) * 8 / size
+        if name == "Z1":
             found |= unconditional(message.symbols)
     found |= server_noise(keys, x)
     mechanism = mechanisms.lrsuq("gaussian", "Z1", coding="gaussian")
@@ -99,6 +105,10 @@ def plot(rows):
         "Z3": ("tab:green", "-", "^"),
         "D4": ("tab:blue", "-", "D"),
         "E8": ("tab:orange", "-", "*"),
+        "R D4": ("tab:blue", "--", "D"),
+        "R E8": ("tab:orange", "--", "*"),
+        "balls of 8": ("tab:orange", ":", ""),
+        "balls of 24": ("0.5", ":", ""),
         "SDQ, step sigma": ("tab:cyan", (0, (3, 1, 1, 1)), "P"),
         "SDQ, step 2 sigma": ("tab:cyan", (0, (1, 1)), "x"),
         "limit of Z1": ("k", "--", ""),
@@ -107,6 +117,9 @@ def plot(rows):
     ratios = [row["ratio"] for row in rows]
     for name, (color, line, marker) in styles.items():
         label = f"{name}, real bytes" if name in LATTICES else name
+        if name in ROTATED:
+            label = f"rotated {ROTATED[name]}, real bytes"
+        label = f"limit of {name} dimensions" if name in BALLS else label
         label += "; the server adds noise" if name in SERVER_NOISE else ""
         axes.loglog(
             ratios, [row[name] for row in rows], linestyle=line, color=color, marker=marker, ms=4, label=label
@@ -130,7 +143,7 @@ def main():
         measure(r, flags.FLAGS.size, flags.FLAGS.seeds)
         for r in tqdm.tqdm(ratios, unit="ratio", dynamic_ncols=True)
     ]
-    names = [*LIMITS, *LATTICES, *SERVER_NOISE, *UNCONDITIONAL, "float32"]
+    names = [*LIMITS, *BALLS, *LATTICES, *ROTATED, *SERVER_NOISE, *UNCONDITIONAL, "float32"]
     table = markdown(
         ["s / sigma", *names, "Z1 over its limit", "Z1 over I"],
         [
