@@ -151,6 +151,11 @@ def _rules(fields):
         "mechanism.target",
         "'gaussian' where config.mechanism.name is 'rotated': rotated cells are round",
     )
+    yield (
+        not turns or mechanism["coding"] != "laplace",
+        "mechanism.coding",
+        "'auto', 'mixture' or 'gaussian' where cells are rotated: turned coordinates have no Laplace law",
+    )
     yield from _noise_range(fields)
 
 

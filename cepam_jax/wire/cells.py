@@ -9,17 +9,13 @@ probabilities, weighted by how well each has predicted the block so far. So a bl
 probability under the whole law, as `mechanisms.cell_bits` says.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cepam_jax.mechanisms import cell_bits, cell_law, cell_scales, counter, exact, lattices
-from cepam_jax.wire import integers, symbols
+from cepam_jax.wire import cosets, integers, symbols
 from cepam_jax.wire.coder import Coder
-
-_TERMS = 8  # of a tail's sum, where the variance is at most `_WIDE`
-_WIDE = 1.0  # deviation of a unit grid from which a tail is an integral
 
 
 class _Law(NamedTuple):
@@ -129,44 +125,6 @@ def may_reject(lat: lattices.Lattice, layers: counter.Words, count: int) -> np.n
     return cell_scales.scales(*words, cell_scales.scale_table(lat.name))[1]
 
 
-class _Given(NamedTuple):
-    """A lattice vector by coset, classes and multiples of the step.
-
-    Attributes:
-      half: bool[m], whether it lies in the second coset.
-      odd: bool[m, n], whether a coordinate has class 1.
-      multiple: int64[m, n]; the coordinate is step * (multiple + odd / 2) + shift.
-    """
-
-    half: np.ndarray
-    odd: np.ndarray
-    multiple: np.ndarray
-
-
-def split(lat: lattices.Lattice, vectors: np.ndarray) -> _Given:
-    """Lattice vectors int64[m, n], in integers as `Lattice.nearest` returns them, by coset and class."""
-    if lat.name == "E8":
-        half = (vectors[:, 0] & 1).astype(bool)
-        whole = (vectors - half[:, None]) >> 1
-        return _Given(half, (whole & 1).astype(bool), whole >> 1)
-    half = np.zeros(len(vectors), bool)
-    if lat.name == "A2":  # rows hold every second multiple of the row's half step
-        odd = (vectors[:, 1] & 1).astype(bool)
-        rows = vectors[:, 1] >> 1
-        return _Given(half, np.stack([odd, odd], 1), np.stack([vectors[:, 0] + rows, rows], 1))
-    return _Given(half, (vectors & 1).astype(bool), vectors >> 1)
-
-
-def join(lat: lattices.Lattice, given: _Given) -> np.ndarray:
-    """The inverse of `split`: int64[m, n]."""
-    whole = 2 * given.multiple + given.odd
-    if lat.name == "E8":
-        return 2 * whole + given.half[:, None]
-    if lat.name == "A2":
-        return np.stack([given.multiple[:, 0] - given.multiple[:, 1], whole[:, 1]], 1)
-    return whole
-
-
 class _Moved:
     """The coding of blocks that do not stay where zero would go.
 
@@ -186,7 +144,7 @@ class _Moved:
     def code(self, vectors: np.ndarray | None) -> np.ndarray:
         """Codes the lattice vectors int64[m, n] (None when reading) and returns them."""
         count, n = len(self.at), self.lat.dimension
-        given = None if vectors is None else split(self.lat, vectors)
+        given = None if vectors is None else cosets.split(self.lat, vectors)
         half = self._coset(None if given is None else given.half)
         odd, multiple = np.zeros((count, n), bool), np.zeros((count, n), np.int64)
         parity = np.zeros(count, bool)  # of the axes that are left
@@ -211,7 +169,7 @@ class _Moved:
             )
             parity ^= odd[:, axis]
             unmoved &= ~odd[:, axis] & (multiple[:, axis] == 0)
-        return join(self.lat, _Given(half, odd, multiple))
+        return cosets.join(self.lat, cosets.Vectors(half, odd, multiple))
 
     def _coset(self, given: np.ndarray | None) -> np.ndarray:
         """Codes bool[m], which blocks moved into the second coset."""
@@ -290,7 +248,7 @@ class _Moved:
         odd: np.ndarray,
         total: np.ndarray,
         share: np.ndarray,
-        given: _Given | None,
+        given: cosets.Vectors | None,
     ) -> np.ndarray:
         """Codes which point of its class each coordinate is.
 
@@ -319,14 +277,14 @@ class _Moved:
         if not at.size:
             return multiple
         known = None if values is None else values[at]
-        up, down = (tail(sign * x[at], inverse[:, at], 1.0) for sign in (1.0, -1.0))
+        up, down = (integers.gaussian_tail(sign * x[at], inverse[:, at], 1.0) for sign in (1.0, -1.0))
         positive = self._decide(up, down, None if known is None else known > 0, at)
         sign = np.where(positive, 1, -1)
         x, inverse, beyond = sign * x[at], inverse[:, at], np.where(positive, up, down)
         weights = self.weights[:, at] / np.where(beyond > 0, beyond, 1.0)
 
         def mixed_tail(some: np.ndarray, number: Any) -> np.ndarray:
-            return (weights[:, some] * tail(x[some], inverse[:, some], number)).sum(0)
+            return (weights[:, some] * integers.gaussian_tail(x[some], inverse[:, some], number)).sum(0)
 
         size = integers.magnitudes(
             self.coder, mixed_tail, self.weights[:, at].sum(0), None if known is None else abs(known)
@@ -340,30 +298,3 @@ class _Moved:
 def _mean(weights: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Mean f64[k] of shares f64[J, k] with weights f64[J, k], summed in a fixed order."""
     return (weights * share).sum(0) / weights.sum(0)
-
-
-def tail(x: np.ndarray, inverse: np.ndarray, number: Any) -> np.ndarray:
-    """Sum of exp(-((z + x)^2 - x^2) inverse) over the integers z >= number.
-
-    Args:
-      x: f64[k], at most 1/2 in magnitude.
-      inverse: f64[J, k], 1 / (2 variance).
-      number: f64[k] or a number, at least 1.
-
-    Returns:
-      f64[J, k].
-    """
-    number = np.broadcast_to(np.asarray(number, np.float64), x.shape)
-    first = exact.exp(-(number * number + 2 * number * x) * inverse)
-    # Horner's scheme: term r + 1 is term r times exp(-(2 r + 1 + 2 (number + x)) inverse).
-    ratio, step = exact.exp(-(2 * (number + x) + 1) * inverse), exact.exp(-2 * inverse)
-    ratios = [ratio]
-    for _ in range(_TERMS - 2):
-        ratios.append(ratios[-1] * step)
-    terms = np.ones(inverse.shape)
-    for ratio in reversed(ratios):
-        terms = 1 + ratio * terms
-    deviation = np.sqrt(0.5 / inverse)
-    beyond = exact.tail((number + x - 0.5) / deviation, "gaussian")
-    wide = math.sqrt(2 * math.pi) * deviation * beyond * exact.exp(np.minimum(x * x * inverse, 80.0))
-    return np.where(deviation > _WIDE, wide, first * terms)

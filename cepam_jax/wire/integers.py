@@ -4,7 +4,9 @@ An integer j names the cell of width w around c + w j, for a coordinate X with t
 Every decision takes its exact conditional probability, so together they cost -log2 P(X in the cell).
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from cepam_jax.wire.coder import Coder
 _LARGEST = 31  # octaves of magnitude
 # Zeros of a probability above 1 - _SURE are decided in groups of _GROUP first.
 _SURE, _GROUP = 2.0**-8, 32
+_TERMS = 8  # of a tail's sum, where the deviation is at most `_WIDE`
+_WIDE = 1.0  # deviation from which the tail of a discrete Gaussian is an integral
 
 
 def sides(center: np.ndarray, width: np.ndarray, family: str) -> tuple[np.ndarray, np.ndarray]:
@@ -160,3 +164,30 @@ def magnitudes(
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole f64[k], and NaN where the whole is zero."""
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+
+
+def gaussian_tail(x: np.ndarray, inverse: np.ndarray, number: Any) -> np.ndarray:
+    """Tail of a discrete Gaussian: sum of exp(-((z + x)^2 - x^2) inverse) over the integers z >= number.
+
+    Args:
+      x: f64[k], at most 1/2 in magnitude.
+      inverse: f64[J, k], 1 / (2 variance).
+      number: f64[k] or a number, at least 1.
+
+    Returns:
+      f64[J, k].
+    """
+    number = np.broadcast_to(np.asarray(number, np.float64), x.shape)
+    first = exact.exp(-(number * number + 2 * number * x) * inverse)
+    # Horner's scheme: term r + 1 is term r times exp(-(2 r + 1 + 2 (number + x)) inverse).
+    ratio, step = exact.exp(-(2 * (number + x) + 1) * inverse), exact.exp(-2 * inverse)
+    ratios = [ratio]
+    for _ in range(_TERMS - 2):
+        ratios.append(ratios[-1] * step)
+    terms = np.ones(inverse.shape)
+    for ratio in reversed(ratios):
+        terms = 1 + ratio * terms
+    deviation = np.sqrt(0.5 / inverse)
+    beyond = exact.tail((number + x - 0.5) / deviation, "gaussian")
+    wide = math.sqrt(2 * math.pi) * deviation * beyond * exact.exp(np.minimum(x * x * inverse, 80.0))
+    return np.where(deviation > _WIDE, wide, first * terms)

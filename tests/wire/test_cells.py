@@ -11,7 +11,7 @@ from cepam_jax import mechanisms, wire
 from cepam_jax.errors import WireError
 from cepam_jax.mechanisms import Keys, Knobs, cell_bits, cell_law, cell_scales, lattices
 from cepam_jax.mechanisms.blocks import INVALID
-from cepam_jax.wire import cells, header
+from cepam_jax.wire import cells, cosets, header
 from cepam_jax.wire.coder import LEAST
 
 KEYS = Keys(jax.random.key(1), jax.random.key(2))
@@ -74,8 +74,8 @@ def test_decisions_cost_what_the_law_says(name, family):
 @pytest.mark.parametrize("name", NAMES)
 def test_vectors_come_apart_and_together(name):
     _, vectors = points(name, 40.0)
-    given = cells.split(lattices.LATTICES[name], vectors)
-    np.testing.assert_array_equal(cells.join(lattices.LATTICES[name], given), vectors)
+    given = cosets.split(lattices.LATTICES[name], vectors)
+    np.testing.assert_array_equal(cosets.join(lattices.LATTICES[name], given), vectors)
     assert not (given.odd.sum(1) % 2).any()
 
 
