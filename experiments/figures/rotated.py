@@ -3,20 +3,23 @@
   python -m experiments.figures.rotated --workdir=/tmp/rotated
 
 Federated averaging of the papers' MLP on MNIST over 30 clients, with the same Gaussian error by three
-quantizers: LRSUQ on Z1, LRSUQ on E8, and rotated cells of E8. Bits are those of the bytes that were sent
-from the clients to the server, headers and scales included. The error has the same law with all of them, so
-accuracies must agree: they are compared seed by seed.
+quantizers: LRSUQ on Z1, LRSUQ on E8, and rotated cells of E8. The error has the same law with all of them, so
+accuracies must agree: they are compared seed by seed. Bits are what the clients sent to the server, headers
+and scales included. The first --wire_seeds runs of each kind are made again with real bytes, which do not
+change the course of a run; their ratio to the ideal bits (a column of its own) multiplies those of
+all seeds.
 """
 
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
+from cepam_jax.errors import require
 from experiments import cli, output
 from experiments.output import Claim
 from experiments.paired import MARGIN, below, deviation, differences, points, spread, verdict
 from experiments.plots import style
-from experiments.runs import accuracies, config_of, define_training_flags, settings_text, train_all
+from experiments.runs import accuracies, config_of, define_training_flags, mean_of, settings_text, train_all
 from experiments.tables import markdown
 
 QUANTIZERS = {
@@ -28,14 +31,15 @@ SAVING = 0.35  # least part of the bits of Z1 that rotated cells are to save
 SMOKE = {"data": ["digits"], "seeds": 2, "rounds": 3, "gammas": ["30"]}
 
 
-def bits_of(runs, coordinates: float) -> np.ndarray:
-    """Bits per coordinate that each seed's run has sent, from its bytes."""
-    return np.array(
-        [
-            np.mean([8 * line["uplink_bytes"] / coordinates for line in lines if line.get("uplink_bytes")])
-            for lines in runs
-        ]
-    )
+def bits_of(runs) -> np.ndarray:
+    """Ideal bits per coordinate that each seed's run has sent, f64[seeds]."""
+    return np.array([mean_of([lines], "bits_per_coordinate") for lines in runs])
+
+
+def bytes_over_bits(runs) -> float:
+    """Bits of the bytes that runs have sent, over their ideal number."""
+    sent = [line for lines in runs for line in lines if line.get("uplink_bytes")]
+    return 8 * sum(line["uplink_bytes"] for line in sent) / sum(line["uplink_bits"] for line in sent)
 
 
 def claims_of(data: str, rows: list[dict]) -> list[Claim]:
@@ -62,7 +66,7 @@ def claims_of(data: str, rows: list[dict]) -> list[Claim]:
         ),
         Claim(
             "this project",
-            f"{data}: rotated E8 cells save at least {100 * SAVING:.0f} % of the uplink bytes of scalar LRSUQ",
+            f"{data}: rotated E8 cells save at least {100 * SAVING:.0f} % of scalar LRSUQ's uplink bytes",
             f"saved: {', '.join(saved)}; {seeds} seeds",
             verdict(fewer, seeds),
             f"{len(gammas)} bounds of paired t tests",
@@ -93,38 +97,69 @@ def plot(by_data):
 def define_flags():
     define_training_flags(("mnist",))
     flags.DEFINE_list("gammas", ["100", "30", "10"], "Clip norm over sigma.")
+    flags.DEFINE_integer("wire_seeds", 1, "Runs that are made again with real bytes.")
 
 
 def main():
     f, by_data, claims = flags.FLAGS, {}, []
+    require(1 <= f.wire_seeds <= f.seeds, "--wire_seeds", f.wire_seeds, f"from 1 to {f.seeds}")
     gammas = cli.numbers("gammas")
     for data in f.data:
-        every = {"wire": True, "eval_every": f.rounds}
-        configs = {"FedAvg": config_of(data, "fedavg", **every)}
+        configs = {"FedAvg": config_of(data, "fedavg")}
         for name, changes in QUANTIZERS.items():
             for gamma in gammas:
                 configs[f"{name}, gamma {gamma:g}"] = config_of(
-                    data, "cepam_gaussian", **every, mechanism__gamma=gamma, **changes
+                    data, "cepam_gaussian", mechanism__gamma=gamma, **changes
                 )
         results = train_all(configs, f.seeds, f"{f.workdir}/runs/{data}", f.progress)
+        # With bytes a run takes the same course: one seed is enough to know their ratio to the ideal bits.
+        packed = {label: config.copy_and_resolve_references() for label, config in configs.items()}
+        for config in packed.values():
+            config.wire = True
+        sent = train_all(packed, f.wire_seeds, f"{f.workdir}/bytes/{data}", f.progress)
         rows = []
         for label, runs in results.items():
             name, _, gamma = label.partition(", gamma ")
-            lines = runs[0]
-            coordinates = lines[-1]["coordinates_sent"] if "coordinates_sent" in lines[-1] else None
-            bits = bits_of(runs, coordinates) if coordinates else np.full(len(runs), np.nan)
             rows.append(
                 {
                     "data": data,
                     "quantizer": name,
                     "gamma": float(gamma) if gamma else None,
                     "accuracy": accuracies(runs).tolist(),
-                    "bits": bits.tolist(),
+                    "bits": (bits_of(runs) * bytes_over_bits(sent[label])).tolist(),
+                    "bytes_over_bits": bytes_over_bits(sent[label]),
+                    "same_course": bool((accuracies(sent[label]) == accuracies(runs)[: f.wire_seeds]).all()),
                 }
             )
         by_data[data] = rows
         claims += claims_of(data, rows)
-    return by_data, claims
+    every = [row for rows in by_data.values() for row in rows]
+    scalar = {(row["data"], row["gamma"]): row for row in every if row["quantizer"] == "LRSUQ Z1"}
+    table = markdown(
+        [
+            "data",
+            "gamma",
+            "quantizer",
+            "test accuracy",
+            "points over Z1",
+            "bits sent",
+            "saved",
+            "bytes over ideal",
+        ],
+        [_cells(row, scalar.get((row["data"], row["gamma"]))) for row in every],
+    )
+    output.save(settings_text(f.data, f.seeds) + table, every, plot(by_data), claims)
+
+
+def _cells(row: dict, scalar: dict | None) -> list[str]:
+    """A row of the table; `scalar` is that of LRSUQ on Z1 with the same gamma, None for FedAvg."""
+    cells = [row["data"], "" if row["gamma"] is None else f"{row['gamma']:g}", row["quantizer"]]
+    bits, over = f"{np.mean(row['bits']):.4f}", f"{100 * (row['bytes_over_bits'] - 1):+.1f} %"
+    if scalar is None or scalar is row:
+        return [*cells, spread(row["accuracy"]), "", bits, "", over]
+    saved = 1 - np.array(row["bits"]) / np.array(scalar["bits"])
+    gained = points(row["accuracy"], scalar["accuracy"])
+    return [*cells, spread(row["accuracy"]), gained, bits, f"{100 * saved.mean():.1f} %", over]
 
 
 if __name__ == "__main__":
