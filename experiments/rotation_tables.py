@@ -149,18 +149,22 @@ def table(lattice: str) -> tuple[cell_scales.ScaleTable, float]:
 
 
 def define_flags():
-    flags.DEFINE_string("output", None, "The .npz file to write.", required=True)
+    flags.DEFINE_list("lattices", cell_scales.LATTICES, "Lattices to make tables for.")
+    flags.DEFINE_string("output", None, "The .npz file to write; without it, the figures are printed alone.")
     flags.DEFINE_float("epsilon", 1.0, "Of the guarantee whose delta grows.")
 
 
 def main():
+    cli.choices("lattices", cell_scales.LATTICES)
     made = {
         lattice: table(lattice)
-        for lattice in tqdm.tqdm(cell_scales.LATTICES, unit="lattice", dynamic_ncols=True)
+        for lattice in tqdm.tqdm(flags.FLAGS.lattices, unit="lattice", dynamic_ncols=True)
     }
-    found = {lattice: np.stack(scales[:3]) for lattice, (scales, _) in made.items()}
-    thresholds = {f"{lattice}_threshold": np.int64(scales.threshold) for lattice, (scales, _) in made.items()}
-    np.savez_compressed(Path(flags.FLAGS.output), **found, **thresholds)
+    if flags.FLAGS.output:
+        found = {lattice: np.stack(scales[:3]) for lattice, (scales, _) in made.items()}
+        for lattice, (scales, _) in made.items():
+            found[f"{lattice}_threshold"] = np.int64(scales.threshold)
+        np.savez_compressed(Path(flags.FLAGS.output), **found)
     deviations = {
         lattice: rotation_deviation.of_table(lattice, scales) for lattice, (scales, _) in made.items()
     }
