@@ -28,7 +28,10 @@ A guarantee (epsilon, delta) of the target law becomes (epsilon, delta + (1 + e^
 what anybody could gain at most, a bound that is far from what the attack above gains. It leaves out that
 dithers and results are 32-bit numbers as well.
 
-`python -m experiments.radius_law` computes the constants.
+The error of rotated cells (docs/rotated.md) is spherical as well, and the same two numbers describe it.
+
+`python -m experiments.radius_law` computes the constants, those of rotated cells
+`python -m experiments.rotation_tables`.
 """
 
 import functools
@@ -67,7 +70,7 @@ class Defect(NamedTuple):
         return min(1.0, blocks * self.tail + 0.5 * math.sqrt(product))
 
 
-# By target and coordinates per block.
+# By target and coordinates per block; "rotated" is the Gaussian error of rotated cells on A2, D4 and E8.
 DEFECTS = {
     ("gaussian", 1): Defect(3.72e-14, 2.77e-11, 5.5),
     ("gaussian", 2): Defect(7.37e-14, 4.87e-11, 5.75),
@@ -79,6 +82,9 @@ DEFECTS = {
     ("laplace", 3): Defect(5.51e-13, 1.02e-10, 22.0),
     ("laplace", 4): Defect(1.13e-12, 1.46e-10, 22.0),
     ("laplace", 8): Defect(4.65e-12, 4.51e-10, 22.0),
+    ("rotated", 2): Defect(3.28e-17, 4.96e-16, 6.94),
+    ("rotated", 4): Defect(4.58e-19, 5.34e-16, 7.29),
+    ("rotated", 8): Defect(2.21e-18, 9.42e-16, 7.96),
 }
 
 
@@ -86,7 +92,7 @@ def total_variation(target: str, block: int, blocks: int) -> float:
     """Bound on the total variation between the errors of `blocks` blocks and their targets; at most 1.
 
     Args:
-      target: "gaussian" or "laplace".
+      target: "gaussian", "laplace" or "rotated".
       block: coordinates per block.
       blocks: number of blocks of all clients and rounds together.
 
@@ -99,11 +105,20 @@ def total_variation(target: str, block: int, blocks: int) -> float:
 # Where noise ends, in standard deviations (Gaussian) or in units of b (Laplace): of `jax.random.normal` and
 # `laplace` on the nearer side, and the largest radii of LRSUQ's layers by coordinates per block.
 ADDITIVE_ENDS = {"gaussian": 5.22, "laplace": 15.53}
+# Of rotated cells, by coordinates per block.
+ROTATED_ENDS = {2: 8.70, 4: 9.15, 8: 9.71}
 
 
 @functools.cache
 def layers_end(target: str, block: int) -> float:
-    """Largest norm of LRSUQ's error in a block of so many coordinates, in units of sigma or b."""
+    """Largest norm of the error in a block of so many coordinates, in units of sigma or b.
+
+    Args:
+      target: "gaussian" or "laplace" for LRSUQ, or "rotated".
+      block: coordinates per block.
+    """
+    if target == "rotated":
+        return ROTATED_ENDS[block]
     return float(latents.radius_table(target, block).middle.max())
 
 

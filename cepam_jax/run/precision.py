@@ -14,14 +14,16 @@ class Drawn(NamedTuple):
     """How the noise of a mechanism is drawn, for those that `privacy.arithmetic` measured.
 
     Attributes:
-      share: part of its variance that is added with the private key; the rest comes from LRSUQ's layers.
+      share: part of its variance that is added with the private key; the rest is the quantizer's error.
       block: coordinates that leave the noise's range together.
       rotated: whether updates are rotated, and padded for that, before the noise.
+      cells: whether the quantizer is that of rotated cells; otherwise it is LRSUQ.
     """
 
     share: float
     block: int
     rotated: bool
+    cells: bool = False
 
 
 def drawn_by(about: About) -> Drawn | None:
@@ -32,8 +34,10 @@ def drawn_by(about: About) -> Drawn | None:
         return Drawn(1.0, 1, rotated)
     if last.startswith("lrsuq-"):
         return Drawn(0.0, about.block, rotated)
+    if last.startswith("rotated-"):
+        return Drawn(0.0, about.block, rotated, cells=True)
     if last.startswith("split-"):
-        return Drawn(float(last.split("-")[1]), 1, rotated)
+        return Drawn(float(last.split("-")[1]), 1, rotated, cells="-rotated-" in last)
     return None
 
 
@@ -61,7 +65,9 @@ def words_of(about: About, federation: privacy.Federation, delta: float, coordin
     if drawn.share > 0:
         end += arithmetic.ADDITIVE_ENDS[law] * math.sqrt(drawn.share)
     if drawn.share < 1:  # the ends of both parts add up
-        end += arithmetic.layers_end(law, about.block) * math.sqrt(1 - drawn.share)
+        end += arithmetic.layers_end("rotated" if drawn.cells else law, about.block) * math.sqrt(
+            1 - drawn.share
+        )
     chance = _chance_beyond(law, drawn.block, end, federation)
     unit = "deviations" if law == "gaussian" else "times its scale b"
     text += (
@@ -78,9 +84,10 @@ def words_of(about: About, federation: privacy.Federation, delta: float, coordin
     padded = 1 << (coordinates - 1).bit_length() if drawn.rotated else coordinates
     rounds = sum(phase.rounds for phase in federation.phases)
     blocks = -(-padded // about.block) * rounds * federation.per_round
-    distance = arithmetic.total_variation(law, about.block, blocks)
+    distance = arithmetic.total_variation("rotated" if drawn.cells else law, about.block, blocks)
+    what = "errors of rotated cells" if drawn.cells else "radii of LRSUQ's layers"
     return (
-        f"{text}; the radii of LRSUQ's layers follow their law to {distance:.1e} in total variation over all "
+        f"{text}; the {what} follow their law to {distance:.1e} in total variation over all "
         f"{blocks:,} blocks of the run, which may cost 1 + e^epsilon times as much delta"
     )
 

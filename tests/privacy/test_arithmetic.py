@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cepam_jax.mechanisms import latents
+from cepam_jax.mechanisms import cell_scales, latents, lattices
 from cepam_jax.privacy import arithmetic
+from experiments import rotation_deviation
 
 
 def test_the_constants_are_those_of_the_table():
@@ -23,6 +24,16 @@ def test_the_constants_are_those_of_the_table():
 def test_every_law_that_lrsuq_offers_has_its_constants():
     for target in latents.TARGETS:
         assert {n for t, n in arithmetic.DEFECTS if t == target} == {1, 2, 3, 4, 8}
+
+
+@pytest.mark.parametrize("lattice", ["A2", pytest.param("D4", marks=pytest.mark.slow)])
+def test_the_constants_of_rotated_cells_are_those_of_the_table(lattice):
+    n, table = lattices.LATTICES[lattice].dimension, cell_scales.scale_table(lattice)
+    stated, found = arithmetic.DEFECTS["rotated", n], rotation_deviation.of_table(lattice, table).defect()
+    assert found.bulk <= 1.01 * stated.bulk and found.tail <= 1.01 * stated.tail
+    assert found.end == pytest.approx(stated.end, abs=0.01)
+    _, end = rotation_deviation.moment_and_end(lattice, table)
+    assert arithmetic.layers_end("rotated", n) == pytest.approx(end, abs=0.006)
 
 
 def test_a_coarse_law_has_the_distance_that_integration_by_hand_gives():
