@@ -165,7 +165,7 @@ def define_flags():
     flags.DEFINE_list("lattices", ["A2", "D4", "E8"], "Lattices of the first table.")
     flags.DEFINE_integer("size", 1_000_000, "Coordinates.")
     flags.DEFINE_integer("blocks", 300, "Blocks whose entropy is measured.")
-    flags.DEFINE_integer("draws", 30_000, "Inputs drawn for each of them.")
+    flags.DEFINE_integer("draws", 20_000, "Inputs drawn for each of them.")
     flags.DEFINE_list("settings", ["mnist mlp", "mnist cnn2"], "Data and model of the second table.")
     flags.DEFINE_list("gammas", ["100", "30", "10"], "Clip norm over sigma, in the second table.")
     flags.DEFINE_string("data_dir", "", "As config.data.dir.")
