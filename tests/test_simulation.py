@@ -426,6 +426,16 @@ def test_no_bound_holds_behind_a_step_that_does_not_state_that_it_keeps_it():
     )
     fed = federation(mechanisms.chain(mechanisms.clip("l2"), louder, mechanisms.lrsuq()))
     assert np.isinf(fed.epsilons(planned_rounds=1)["released_model"]).all()
+    lost = "released_model: no guarantee (the transform louder states no norm that it keeps: no bound"
+    assert lost in fed.privacy(planned_rounds=1)
+    nested = mechanisms.chain(louder, mechanisms.lrsuq())
+    outer = federation(mechanisms.chain(mechanisms.clip("l2"), nested))
+    assert "transform louder+lrsuq-gaussian-Z1 states no norm" in outer.privacy(planned_rounds=1)
+    for unclipped in (nested, mechanisms.chain(mechanisms.rotate(), mechanisms.lrsuq())):
+        text = federation(unclipped, clip=None).privacy(planned_rounds=1)
+        assert "released_model: no guarantee (updates are not clipped" in text
+    again = mechanisms.chain(mechanisms.clip("l2"), louder, mechanisms.clip("l2"), mechanisms.lrsuq())
+    assert "no guarantee" not in federation(again).privacy(planned_rounds=1).splitlines()[0]
     kept = louder._replace(forward=lambda keys, x, knobs: (x, None), inverse=None, keeps=("l2",))
     fed = federation(mechanisms.chain(mechanisms.clip("l2"), kept, mechanisms.lrsuq()))
     assert np.isfinite(fed.epsilons(planned_rounds=1)["released_model"]).all()
@@ -450,7 +460,7 @@ def test_weights_of_tensors_are_no_public_weights_of_clients():
 @pytest.mark.parametrize("changes", [{}, {"update_kind": "gradient"}, {"sampling": "shuffle"}])
 def test_examples_are_clipped_where_a_local_update_states_it(changes):
     settings = federated.LocalTraining(1, 8, example_clip=1.0, **changes)
-    with pytest.raises(ConfigError, match="example_clip is 1; it must be 0 unless update_kind is 'gradient'"):
+    with pytest.raises(ConfigError, match="example_clip is 1.0; it must be 0 unless update_kind is 'gradi"):
         federated.make_local_update(TASK, settings)
 
 
@@ -482,12 +492,12 @@ def test_example_level_guarantees():
     after(fed, 1)
     assert "example level, replace" in fed.privacy()
     for changes, message in (
-        ({"update_kind": "weights"}, "update_kind is 'weights'; it must be 'gradient' where example_clip"),
-        ({"sampling": "replacement"}, "sampling is 'replacement'; it must be 'shuffle'"),
+        ({"update_kind": "weights"}, "example_clip is 1.0; it must be 0 unless update_kind is 'gradient'"),
+        ({"sampling": "replacement"}, "example_clip is 1.0; it must be 0 .* and sampling is 'shuffle'"),
     ):
         with pytest.raises(ConfigError, match=message):
             federation(mechanisms.additive("gaussian"), **clipped | changes)
-    with pytest.raises(ConfigError, match="clip of the mechanism is 'l2'; it must be none"):
+    with pytest.raises(ConfigError, match="clip of the mechanism is 'l2'; it must be 'none' where exam"):
         federation(**clipped | {"clip": 1.0})
 
 
@@ -516,6 +526,8 @@ WRONG = [
     ({"optimizer": "adam"}, "optimizer is 'adam'; it must be an optax optimizer"),
     ({"steps": 0}, "steps is 0; it must be a whole number of at least 1"),
     ({"batch_size": 0}, "batch_size is 0; it must be an integer of at least 1"),
+    ({"steps": 2**27, "batch_size": 16}, "steps is 134217728; it must be below 2**31 / batch_size"),
+    ({"normalize": True, "update_kind": "gradient"}, "normalize is True; it must be False where update_kind"),
     ({"proximal": -1.0}, "proximal is -1.0"),
     ({"learning_rat": 0.1}, "argument of Federation is 'learning_rat'; it must be one of learning_rate"),
     ({"local": federated.LocalUpdate(lambda *a: None), "batch_size": 5}, "local= is given together with"),

@@ -15,7 +15,7 @@ from cepam_jax.errors import DatasetError
 from cepam_jax.federated import aggregation, control, local, rounds, server
 from cepam_jax.models import MODELS
 from cepam_jax.run import evaluation
-from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout
+from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout, at_once
 from cepam_jax.run.evaluation import HeldOut
 from cepam_jax.settings import FIELDS
 from cepam_jax.tasks.base import TASKS, Model, Task, check_model
@@ -122,8 +122,7 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
     """
     leaves = jax.tree.leaves((model.params, model.statistics))
     per_round = config.clients_per_round or config.num_clients
-    share = -(-per_round // (mesh.devices.size if mesh else 1))  # of one device
-    per_chunk = config.clients_per_chunk or (1 if backend == "cpu" else share)
+    present = mesh.devices.size if mesh else 1
     return federated.Plan(
         local_update=local.make_local_update(task, training_of(config)),
         mechanism=mechanisms.build(config.mechanism, tuple(leaf.shape for leaf in leaves)),
@@ -133,7 +132,7 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
         ),
         segments=tuple(leaf.size for leaf in leaves),
         per_round=per_round,
-        per_chunk=min(per_chunk, share),
+        per_chunk=at_once(config.clients_per_chunk, per_round, present, backend),
         control=control_of(config),
         task=task,
         quantize=config.mechanism.quantize,

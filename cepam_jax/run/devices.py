@@ -82,6 +82,19 @@ def count(wanted: int) -> int:
     return wanted or present
 
 
+def at_once(asked: int, number: int, present: int, backend: str = "") -> int:
+    """How many of a number of clients, or of runs, train at the same time on each device.
+
+    Args:
+      asked: what was asked for; 0: one on a CPU, all of the device's share elsewhere.
+      number: of clients or runs together.
+      present: devices over which they are spread.
+      backend: of JAX; by default the one in use.
+    """
+    share = -(-number // present)  # of one device
+    return min(asked or (1 if (backend or jax.default_backend()) == "cpu" else share), share)
+
+
 def is_main() -> bool:
     """Whether this is the process that writes files and shows progress."""
     return jax.process_index() == 0

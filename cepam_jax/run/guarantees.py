@@ -10,21 +10,8 @@ from cepam_jax.federated import local
 from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator
 from cepam_jax.federated.control import Control
 from cepam_jax.federated.local import Influence
-from cepam_jax.run import build, precision
+from cepam_jax.run import build, precision, uncovered
 from cepam_jax.run.ledger import Ledger, planned
-
-# What no epsilon here accounts for, in every run.
-ALWAYS = (
-    "the messages on the wire: even without the shared key their integers, scales and lengths tell more than "
-    "a decoded update does; encrypt the link",
-    "metrics.jsonl and what is printed while training: losses, norms and signals of private updates, without "
-    "noise; they are for whoever may see the data",
-    "the mean and deviation of all training pixels, by which images are normalized, computed without noise",
-    "other runs on the same data: each reveals as much again, and runs with equal seeds share their noise, "
-    "which their difference lacks",
-    "the seeds: 32-bit numbers, in config.json; whoever knows or guesses them has all noise; ledger.jsonl "
-    "says who was drawn",
-)
 
 
 class Facts(NamedTuple):
@@ -59,7 +46,7 @@ class Facts(NamedTuple):
     hidden: bool = True
     exposes: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
-    always: tuple[str, ...] = ALWAYS
+    always: tuple[str, ...] = uncovered.IN_A_RUN
 
 
 def facts_of(config, counts) -> Facts:
@@ -208,6 +195,11 @@ def _refused(facts: Facts):
         )
     if facts.influence is None:
         return
+    if facts.about.unbounded_by and facts.influence.bound is None and not facts.about.leaks:
+        yield (
+            f"the transform {facts.about.unbounded_by} states no norm that it keeps: no bound of a clip "
+            "before it holds behind it"
+        )
     bounded = facts.influence.bound is not None
     if facts.remembers and (bounded or facts.influence.unit == "example"):
         yield (
