@@ -279,12 +279,37 @@ def test_a_local_update_that_states_its_influence_has_a_guarantee():
 
 def test_statements_of_weights_must_be_true():
     rule = federated.Aggregator(
-        lambda examples, errors: 1 / (1 + errors.mean()), public_weights=lambda counts: np.ones(len(counts))
+        lambda examples, errors: examples, public_weights=lambda counts: np.ones(len(counts))
     )
     with pytest.raises(
         ConfigError, match="public_weights of the aggregator is .* it must be what `weigh` gives"
     ):
         federation(aggregator=rule)
+
+
+READS_ERRORS = {
+    "a function of them": lambda examples, errors: 1 / (1 + errors.mean()),
+    "beyond whatever is tried": lambda examples, errors: jnp.where(errors.max() < 1e-9, 1e6, 1.0),
+    "inside a compiled function": jax.jit(lambda examples, errors: examples + errors[0]),
+}
+
+
+@pytest.mark.parametrize("weigh", READS_ERRORS)
+@pytest.mark.parametrize("stated", ["public_weights", "post_processing"])
+def test_weights_that_read_errors_are_no_function_of_decoded_updates(weigh, stated):
+    rule = federated.Aggregator(READS_ERRORS[weigh])
+    federation(aggregator=rule)  # which states nothing, and has no guarantee
+    what = {"public_weights": lambda counts: np.ones(len(counts)), "post_processing": True}
+    with pytest.raises(ConfigError, match=f"the aggregator states {stated}, but its `weigh` reads errors"):
+        federation(aggregator=rule._replace(**{stated: what[stated]}))
+
+
+def test_weights_that_do_not_read_errors_may_be_post_processing():
+    weigh = jax.jit(lambda examples, errors: jnp.sqrt(examples) * jnp.ones_like(errors))
+    fed = federation(aggregator=federated.Aggregator(weigh, per_tensor=True, post_processing=True))
+    found = fed.epsilons(planned_rounds=1)
+    assert (found["released_model"] == found["decoded_updates"]).all()
+    assert np.isfinite(found["released_model"]).all()
 
 
 def test_steps_are_counted_as_often_as_they_are_taken():

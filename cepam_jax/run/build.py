@@ -11,7 +11,7 @@ import numpy as np
 from cepam_jax import federated, mechanisms
 from cepam_jax.data import partition
 from cepam_jax.data.examples import Examples, number_of
-from cepam_jax.errors import DatasetError
+from cepam_jax.errors import ConfigError, DatasetError
 from cepam_jax.federated import aggregation, control, local, rounds, server
 from cepam_jax.models import MODELS
 from cepam_jax.run import evaluation
@@ -123,9 +123,11 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
     leaves = jax.tree.leaves((model.params, model.statistics))
     per_round = config.clients_per_round or config.num_clients
     present = mesh.devices.size if mesh else 1
+    mechanism = mechanisms.build(config.mechanism, tuple(leaf.shape for leaf in leaves))
+    _check_about(mechanism.about, about_of(config))
     return federated.Plan(
         local_update=local.make_local_update(task, training_of(config)),
-        mechanism=mechanisms.build(config.mechanism, tuple(leaf.shape for leaf in leaves)),
+        mechanism=mechanism,
         aggregator=aggregation.AGGREGATORS[config.aggregator],
         server=server.OPTIMIZERS[config.server.optimizer](
             config.server.learning_rate, config.server.momentum
@@ -139,6 +141,33 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
         wire=config.wire,
         mesh=mesh,
     )
+
+
+def about_of(config) -> mechanisms.About:
+    """What the mechanism states of itself, whatever the shapes of updates."""
+    return mechanisms.build(config.mechanism, ((1,),)).about
+
+
+def _check_about(found: mechanisms.About, stated: mechanisms.About) -> None:
+    """Checks that the accountant, which knows no shapes, reads what is true of the updates that are sent.
+
+    Raises:
+      ConfigError: a mechanism states other facts for other shapes, and which.
+    """
+    knobs = mechanisms.Knobs(sigma=1.0, clip=1.0, step=0.5, bits=4.0, levels=16.0, fraction=0.5)
+
+    def plain(about):
+        noises = {name: getattr(about, name) for name in ("outsiders", "server")}
+        known = {k: n and (n.law, float(n.deviation(knobs))) for k, n in noises.items()}
+        return about._asdict() | known
+
+    pairs = zip(plain(found).items(), plain(stated).values(), strict=True)
+    wrong = [f"{name} is {one!r}, and {other!r}" for (name, one), other in pairs if one != other]
+    if wrong:
+        raise ConfigError(
+            f"the mechanism {found.name} states other facts for these updates than for one number: "
+            f"{'; '.join(wrong)}. What is accounted for must not depend on the shapes of updates"
+        )
 
 
 def training_of(config) -> local.LocalTraining:

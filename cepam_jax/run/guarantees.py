@@ -7,7 +7,7 @@ import numpy as np
 from cepam_jax import mechanisms, privacy
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import local
-from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator
+from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, check_weights
 from cepam_jax.federated.control import Control
 from cepam_jax.federated.local import Influence
 from cepam_jax.run import build, precision, uncovered
@@ -69,7 +69,7 @@ def facts_of(config, counts) -> Facts:
         exposes.append("weights in place of updates: nothing bounds them")
     exposes += mechanisms.registry.CONFIGURABLE[settings.name].exposes(settings)
     return Facts(
-        about=mechanisms.build(settings, ((1,),)).about,
+        about=build.about_of(config),
         aggregator=AGGREGATORS[config.aggregator],
         influence=influence,
         control=build.control_of(config),
@@ -109,10 +109,15 @@ def plan(config, rounds: int) -> Ledger:
 
 
 def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
-    """The accountant's federation: the parts' statements and the noise that the rounds applied."""
+    """The accountant's federation: the parts' statements and the noise that the rounds applied.
+
+    Raises:
+      ConfigError: the aggregator's weights are not those that it states.
+    """
     about, rule, influence = facts.about, facts.aggregator, facts.influence or Influence()
     clients, counts = len(facts.counts), np.asarray(facts.counts)
     example = influence.unit == "example"
+    check_weights(rule, counts)
     if rule.public_weights:
         aggregation, weights = "weighted_sum", rule.public_weights(counts)
     else:
@@ -226,8 +231,7 @@ def report_text(
       coordinates: of an update, for the size of what 32-bit words leave out; 0: not known.
     """
     federation = federation_of(config, counts, rounds, ledger)
-    about = mechanisms.build(config.mechanism, ((1,),)).about
-    return precision.report(about, federation, config.privacy.delta, coordinates)
+    return precision.report(build.about_of(config), federation, config.privacy.delta, coordinates)
 
 
 def epsilons(config, counts, ledger: Ledger) -> dict:

@@ -130,18 +130,7 @@ def aggregator_of(rule, counts) -> Aggregator:
     if isinstance(rule, str):
         rule = aggregation.AGGREGATORS.get_or_raise(rule)
     aggregation.check(rule)
-    if rule.public_weights is None:
-        return rule
-    stated = np.asarray(rule.public_weights(np.asarray(counts)), np.float64)
-    shape = (len(counts),)
-    require(stated.shape == shape, "shape of public_weights", stated.shape, f"{shape}, one per client")
-    # Errors of every size, another for each client: stated weights do not depend on them.
-    errors = jnp.geomspace(1e-6, 1e3, len(counts), dtype=jnp.float32)[:, None]
-    for each in (errors, errors[::-1]):
-        weights = jax.vmap(lambda *of: jnp.mean(rule.weigh(*of)))(jnp.asarray(counts, jnp.float32), each)
-        found = np.asarray(weights, np.float64)
-        same = np.allclose(found / found[0], stated / stated[0], rtol=1e-4)
-        require(same, "public_weights of the aggregator", stated.tolist(), "what `weigh` gives, always")
+    aggregation.check_weights(rule, counts)
     return rule
 
 

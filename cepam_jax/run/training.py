@@ -14,6 +14,7 @@ import numpy as np
 from cepam_jax import mechanisms
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
+from cepam_jax.federated import aggregation
 from cepam_jax.federated.spread import CLIENTS
 from cepam_jax.run import blame, build, devices, guarantees
 from cepam_jax.run.config import plain, validate
@@ -198,6 +199,7 @@ def _where(records, runs) -> str:
 
 def _open(compiled, config, data, workdir):
     split = build.split_of(config, data)
+    aggregation.check_weights(aggregation.AGGREGATORS[config.aggregator], split.counts)
     asked = json.loads(config.to_json())
     if config.privacy.target_epsilon and config.privacy.calibrate:
         config = guarantees.calibrated(config, split.counts)
