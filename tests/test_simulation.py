@@ -370,14 +370,22 @@ def test_a_rule_that_is_steered_by_hand_leaves_no_guarantee():
     assert "a state came with 2 rounds that are not in" in skipped.privacy().splitlines()[0]
 
 
-def test_a_round_that_was_not_applied_is_not_counted():
+def test_a_round_that_was_not_applied_is_counted_for_what_was_sent():
     bad = federation(optimizer=optax.sgd(1e38), steps=3)
     state = bad.initialize()
     with pytest.raises(
         NonFiniteUpdateError, match="client 0 sent a NaN or infinite update in round 1: its local"
     ):
         bad.step(state)
-    assert bad.ledger.rounds == 0 and np.isfinite(state.params["Dense_0"]["kernel"]).all()
+    assert (bad.ledger.rounds, bad.ledger.applied, bad.ledger.failures) == (1, 0, 1)
+    once, text = bad.epsilons()["decoded_updates"].max(), bad.privacy()
+    straight = federation()
+    after(straight, 1)
+    assert once == straight.epsilons()["decoded_updates"].max()
+    assert "not covered: 1 rounds that failed and were not applied: their updates are counted" in text
+    assert (
+        "NaN or infinite" not in text.splitlines()[0] and np.isfinite(state.params["Dense_0"]["kernel"]).all()
+    )
     small = federation(mechanisms.additive("gaussian"), sigma=1e-9, clip=None)
     with pytest.raises(
         NonFiniteUpdateError, match="gaussian-noise.identity cannot code it: what it decodes to"
@@ -387,7 +395,15 @@ def test_a_round_that_was_not_applied_is_not_counted():
     fed = federation(control=rule)
     with pytest.raises(NonFiniteUpdateError, match="control rule set a knob in round 2 .* knob sigma is 0.0"):
         after(fed, 2)
-    assert fed.ledger.rounds == 1
+    assert fed.ledger.rounds == 1 and not fed.ledger.failures  # without a knob nothing decodes to a number
+    some = federation(
+        control=federated.Control(
+            lambda s, k, n: k._replace(sigma=k.sigma - 0.5 * n * jnp.array([0, 1.0, 0, 2.0]))
+        )
+    )
+    with pytest.raises(NonFiniteUpdateError, match="knob sigma is 0.0"):
+        after(some, 2)
+    assert some.ledger.failures == 1 and np.isfinite(some.epsilons()["decoded_updates"]).all()
     server = federation(server=optax.sgd(3e38), sigma=1e3)
     with pytest.raises(NonFiniteUpdateError, match="the global model became NaN or infinite in round 1"):
         after(server, 1)
@@ -399,7 +415,6 @@ def test_noise_of_a_round_that_failed_is_not_used_for_other_updates():
     state = after(fed, 1)
     with pytest.raises(NonFiniteUpdateError):
         fed.step(state)
-    assert "1 steps that failed and were not applied" in fed.privacy()
     assert np.isfinite(fed.epsilons()["released_model"]).all()
     with pytest.raises(NonFiniteUpdateError):
         fed.step(state._replace(params=jax.tree.map(lambda a: a + 1, state.params)))

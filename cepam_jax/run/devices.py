@@ -126,6 +126,18 @@ def put(tree: Any, mesh: Mesh | None, axis: str | None = None) -> Any:
     return jax.tree.map(place, tree)
 
 
+def broadcast_text(text: str) -> str:
+    """What text process 0 holds, in every process."""
+    if jax.process_count() == 1:
+        return text
+    data = np.frombuffer(text.encode(), np.uint8)
+    length = int(broadcast(np.uint32([data.size]))[0])
+    words = np.zeros(-(-length // 4), np.uint32)
+    if is_main():
+        words.view(np.uint8)[:length] = data
+    return broadcast(words).view(np.uint8)[:length].tobytes().decode() if length else ""
+
+
 def broadcast(tree: Any) -> Any:
     """What process 0 holds, in every process: host arrays of the same shapes.
 

@@ -10,7 +10,7 @@ from cepam_jax.federated import local
 from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, check_weights
 from cepam_jax.federated.control import Control
 from cepam_jax.federated.local import Influence
-from cepam_jax.run import build, precision, uncovered
+from cepam_jax.run import build, precision, provenance, uncovered
 from cepam_jax.run.ledger import Ledger, planned
 
 
@@ -112,12 +112,14 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
     """The accountant's federation: the parts' statements and the noise that the rounds applied.
 
     Raises:
-      ConfigError: the aggregator's weights are not those that it states.
+      ConfigError: the aggregator's weights are not those that it states, or the ledger is of other parts.
     """
     about, rule, influence = facts.about, facts.aggregator, facts.influence or Influence()
     clients, counts = len(facts.counts), np.asarray(facts.counts)
     example = influence.unit == "example"
     check_weights(rule, counts)
+    if any(entry.made_by is not None for entry in ledger.entries):
+        provenance.check(ledger, provenance.parts_of(facts))
     if rule.public_weights:
         aggregation, weights = "weighted_sum", rule.public_weights(counts)
     else:
@@ -140,8 +142,11 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         summable=about.summable,
         hidden=facts.hidden,
         fresh=not facts.remembers,
-        refused=tuple(_refused(facts)),
-        not_covered=(*about.leaks, *rule.exposes, *influence.exposes, *facts.exposes, *facts.always),
+        refused=(*ledger.refused, *_refused(facts)),
+        not_covered=(
+            *(*about.leaks, *rule.exposes, *influence.exposes, *facts.exposes, *ledger.exposes),
+            *(*uncovered.of_failures(ledger.failures), *facts.always),
+        ),
         unit=influence.unit,
     )
 

@@ -14,7 +14,6 @@ import numpy as np
 from cepam_jax import mechanisms
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
-from cepam_jax.federated import aggregation
 from cepam_jax.federated.spread import CLIENTS
 from cepam_jax.run import blame, build, devices, guarantees
 from cepam_jax.run.config import plain, validate
@@ -199,7 +198,6 @@ def _where(records, runs) -> str:
 
 def _open(compiled, config, data, workdir):
     split = build.split_of(config, data)
-    aggregation.check_weights(aggregation.AGGREGATORS[config.aggregator], split.counts)
     asked = json.loads(config.to_json())
     if config.privacy.target_epsilon and config.privacy.calibrate:
         config = guarantees.calibrated(config, split.counts)
@@ -284,7 +282,8 @@ def _note(record, state, report, evaluation, coordinates, seconds):
         with saving():
             record.add(state, report, evaluation, coordinates, seconds)
         return
-    record.failure = NonFiniteUpdateError(blame.explanation(record, state))
+    with saving():
+        record.failed(report, NonFiniteUpdateError(blame.explanation(record, state)), coordinates)
 
 
 def _progress(records) -> str:

@@ -67,7 +67,7 @@ def as_of_0_1(workdir, config):
     )
     (step / "metrics.jsonl").write_text(found.lines)
     record |= {"files": files.digests(step), "state": checkpoints.digest(state)}
-    record.pop("record")
+    record.pop("record"), record.pop("ledger")
     record["record"] = checkpoints._sha256(checkpoints._canonical(record))
     (step / "record.json").write_text(json.dumps(record))
 
