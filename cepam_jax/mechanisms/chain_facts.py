@@ -27,6 +27,8 @@ def _protection(transforms: Sequence[Transform], last: About) -> _Protection:
     norm: str | None = None
     keeps: tuple[str, ...] = ("l1", "l2")
     for step in transforms:
+        # What undoes a step up to the noise is done to the noise, too.
+        undone = undone and (noise is not None or step.inverse is None or step.about.summable)
         if noise is not None:
             linear = linear and _leaves_noise(step)
         elif step.about.server:
@@ -35,8 +37,6 @@ def _protection(transforms: Sequence[Transform], last: About) -> _Protection:
             before, norm = norm, step.about.clip or _kept(norm, step.keeps)
             lost_by = "" if norm else step.name if before else lost_by
             keeps = tuple(name for name in keeps if name in step.keeps)
-            # What undoes the step is done to the noise, too.
-            undone = undone and (step.inverse is None or step.about.summable)
     if noise is None:
         before, norm = norm, last.sensitivity or _kept(norm, last.keeps)
         lost_by = "" if norm else last.unbounded_by or (last.name if before else lost_by)

@@ -205,7 +205,7 @@ class Checkpoints:
                     raise CheckpointDamagedError(f"its {name} {what}")
             lines = (folder / _LINES).read_text()
             if "ledger" in record:
-                ledger = Mark(**record["ledger"])
+                ledger = Mark(**record["ledger"])._replace(refused=tuple(record["ledger"]["refused"]))
             elif _LEDGER in record["files"]:
                 ledger = (folder / _LEDGER).read_text()
         state = self._state(number, template)

@@ -21,10 +21,12 @@ class Mark(NamedTuple):
     Attributes:
       lines: whole ones.
       sha256: of their bytes.
+      refused: why they have no guarantee, which must not be lost with them.
     """
 
     lines: int = 0
     sha256: str = hashlib.sha256().hexdigest()
+    refused: tuple[str, ...] = ()
 
 
 class LedgerFile:
@@ -38,13 +40,14 @@ class LedgerFile:
     def __init__(self, path: Path):
         self._path = Path(path)
         self._digest, self._lines, self._parts = hashlib.sha256(), 0, None
+        self._refused: tuple[str, ...] = ()
         self.damaged = False
         self.tried: int | None = None
 
     @property
     def mark(self) -> Mark:
         """How far the file goes now."""
-        return Mark(self._lines, self._digest.hexdigest())
+        return Mark(self._lines, self._digest.hexdigest(), self._refused)
 
     def up_to(self, mark: Mark) -> str | None:
         """The lines up to a mark; None if they are not those."""
@@ -75,8 +78,9 @@ class LedgerFile:
             with naming(self._path), self._path.open("ab") as file:
                 file.truncate(len(kept))
         self._count(text)
-        entries = ledger.read(text).entries
-        self._parts = entries[-1].made_by if entries else None
+        book = ledger.read(text)
+        self._parts = book.entries[-1].made_by if book.entries else None
+        self._refused = book.refused
         if self.tried is not None:
             self._append(json.dumps({"tried": self.tried}) + "\n")
         return said
@@ -88,6 +92,7 @@ class LedgerFile:
           OSError: they could not be written.
         """
         self._append(ledger.lines(entries, self._parts) + Ledger(refused=refused).text())
+        self._refused += refused
         self._parts = entries[-1].made_by if entries else self._parts
 
     def _append(self, text: str) -> None:

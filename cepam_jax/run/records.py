@@ -113,7 +113,10 @@ class Record:
         if self.last:
             sent = jax.tree.leaves((initial.params, initial.statistics))
             coordinates = sum(leaf.size for leaf in sent)
-            text = guarantees.report_text(config, self.split.counts, self.last, coordinates)
+            book = self.ledger
+            if self.open:  # what is planned, but for reasons that no plan mends
+                book = guarantees.plan(config, self.last)._replace(refused=book.refused)
+            text = guarantees.report_text(config, self.split.counts, coordinates=coordinates, ledger=book)
         files.write(workdir / "privacy.txt", text + "\n")
         mended.append(self._ledger_file.resume(past))
         self._file = MetricsFile(path)
@@ -133,12 +136,13 @@ class Record:
         Raises:
           CheckpointMismatchError: other parts than those of now made them.
         """
-        text = found.ledger
+        text, refused = found.ledger, ()
         if isinstance(text, Mark):
-            text = self._ledger_file.up_to(text)
-            self._ledger_file.damaged = text is None
-        # Without a ledger, as after the first release, rounds followed the plan.
-        text = guarantees.plan(self.config, found.round).text() if text is None else text
+            mark, text = text, self._ledger_file.up_to(text)
+            if text is None:
+                self._ledger_file.damaged, refused = True, self._lost(mark)
+        if text is None:  # as after the first release: rounds followed the plan
+            text = guarantees.plan(self.config, found.round)._replace(refused=refused).text()
         past = ledger.read(text)
         try:
             check(past, self._parts)
@@ -146,6 +150,13 @@ class Record:
         except ConfigError as error:
             raise CheckpointMismatchError(f"{self.workdir} cannot be continued: {error}") from error
         return text
+
+    def _lost(self, mark) -> tuple[str, ...]:
+        """Why rounds whose ledger is lost have no guarantee: what an own rule applied is not known."""
+        if self.config.control == "schedule":
+            return mark.refused
+        rule = f"config.control = {self.config.control!r}"
+        return (*mark.refused, f"ledger.jsonl was lost or altered, and what {rule} applied is not known")
 
     def _begin_again(self, path, before, claimed) -> str:
         """Keeps the lines of a run without checkpoints, if there are any that took training; says so."""

@@ -16,7 +16,7 @@ from test_simulation import DATA, RISING, after, bounded, federation
 import cepam_jax as cepam
 from cepam_jax import federated, mechanisms
 from cepam_jax.errors import CheckpointMismatchError, ConfigError, NonFiniteUpdateError
-from cepam_jax.federated import AGGREGATORS
+from cepam_jax.federated import AGGREGATORS, CONTROLS
 from cepam_jax.run import guarantees, ledger, ledger_file
 from cepam_jax.run.training import train
 
@@ -243,6 +243,25 @@ def test_a_ledger_that_is_not_what_the_checkpoint_says_is_planned_again(wrong, p
         np.testing.assert_allclose(a.knobs.sigma, b.knobs.sigma, rtol=1e-6)
 
 
+@pytest.mark.parametrize("control", ["schedule", "own"])
+def test_a_lost_ledger_has_no_guarantee_where_the_plan_may_be_another_now(control, monkeypatch, tmp_path):
+    """A plugin's rule, changed since: 4 rounds of gamma 100 would be taken for rounds of gamma 1."""
+    fields = {"control": control, "schedule.knob": "none"}
+    monkeypatch.setitem(CONTROLS, "own", lambda config: federated.constant())
+    run(tmp_path, rounds=4, **fields)
+    (tmp_path / "ledger.jsonl").unlink()
+    louder = federated.scheduled({"gamma": lambda number: 0.01})
+    monkeypatch.setitem(CONTROLS, "own", lambda config: louder)
+    run(tmp_path, rounds=4, **fields)
+    first = (tmp_path / "privacy.txt").read_text().splitlines()[0]
+    if control == "own":
+        reason = "ledger.jsonl was lost or altered, and what config.control = 'own' applied is not known"
+        assert first == f"released_model: no guarantee ({reason})"
+        assert ledger.read((tmp_path / "ledger.jsonl").read_text()).refused == (reason,)
+    else:
+        assert "no guarantee" not in first
+
+
 def test_a_work_directory_of_other_parts_is_not_continued(monkeypatch, tmp_path):
     """A plugin's rule of the same name that states something else than before."""
     monkeypatch.setitem(AGGREGATORS, "own", AGGREGATORS["mean"]._replace(exposes=("own",)))
@@ -307,7 +326,11 @@ def test_a_round_that_fails_no_longer_has_used_its_noise_twice(monkeypatch, tmp_
     assert lines[-1]["epsilon"]["decoded_updates"] is None and lines[-1]["round"] == 6
     reason = "no guarantee (round 4 failed before and was run again with another result"
     assert reason in (tmp_path / "privacy.txt").read_text()
-    longer = run(tmp_path, **FAILS | {"rounds": 8})  # which stays so
+    (tmp_path / "ledger.jsonl").unlink()
+    run(tmp_path, **FAILS)  # finished, and not described as if it had gone as planned
+    assert reason in (tmp_path / "privacy.txt").read_text()
+    (tmp_path / "ledger.jsonl").unlink()
+    longer = run(tmp_path, **FAILS | {"rounds": 8})  # which stays so, also where the ledger is lost
     assert longer[-1]["epsilon"]["released_model"] is None
     assert reason in (tmp_path / "privacy.txt").read_text()
 
