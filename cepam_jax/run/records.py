@@ -79,6 +79,8 @@ class Record:
                 raise
         self.state = broadcast(self.state)
         self.ledger = ledger.read(broadcast_text(self.ledger.text()))
+        tried = self._ledger_file.tried if self._ledger_file else None
+        self._tried = int(broadcast(np.int32([-1 if tried is None else tried]))[0])
 
     def _restore(self, data, initial):
         """Checks everything before anything is written; then mends, says what, and goes on."""
@@ -220,10 +222,10 @@ class Record:
 
     def _passed(self) -> tuple[str, ...]:
         """Why nothing is guaranteed where a round failed when it ran before, and now does not."""
-        tried = None if self._ledger_file is None else self._ledger_file.tried
-        if tried is None or self.done <= tried:
+        tried, passed = self._tried, 0 <= self._tried < self.done
+        if not passed:
             return ()
-        self._ledger_file.tried = None
+        self._tried = -1
         return (
             f"round {tried + 1} failed before and was run again with another result: both were sent with the "
             "same noise, which their difference lacks",
