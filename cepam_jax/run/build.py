@@ -17,6 +17,7 @@ from cepam_jax.models import MODELS
 from cepam_jax.run import evaluation
 from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout, at_once
 from cepam_jax.run.evaluation import HeldOut
+from cepam_jax.run.provenance import noises_of
 from cepam_jax.settings import FIELDS
 from cepam_jax.tasks.base import TASKS, Model, Task, check_model
 
@@ -154,12 +155,9 @@ def _check_about(found: mechanisms.About, stated: mechanisms.About) -> None:
     Raises:
       ConfigError: a mechanism states other facts for other shapes, and which.
     """
-    knobs = mechanisms.Knobs(sigma=1.0, clip=1.0, step=0.5, bits=4.0, levels=16.0, fraction=0.5)
 
     def plain(about):
-        noises = {name: getattr(about, name) for name in ("outsiders", "server")}
-        known = {k: n and (n.law, float(n.deviation(knobs))) for k, n in noises.items()}
-        return about._asdict() | known
+        return about._asdict() | dict(zip(("outsiders", "server"), noises_of(about), strict=True))
 
     pairs = zip(plain(found).items(), plain(stated).values(), strict=True)
     wrong = [f"{name} is {one!r}, and {other!r}" for (name, one), other in pairs if one != other]

@@ -6,6 +6,7 @@ import numpy as np
 
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator
+from cepam_jax.mechanisms import About, Knobs
 
 if TYPE_CHECKING:
     from cepam_jax.run.guarantees import Facts
@@ -21,7 +22,7 @@ class Parts(NamedTuple):
       clients: of the federation.
       participants: of a round.
       mechanism: its name.
-      noise: laws of the noise against outsiders and against the server.
+      noise: against outsiders and against the server, as `noises_of` says.
       clipped: the norm that the mechanism bounds.
       aggregator: its name.
       aggregation: "weighted sum", "post-processing", or what it is in words.
@@ -38,7 +39,7 @@ class Parts(NamedTuple):
     clients: int
     participants: int
     mechanism: str
-    noise: tuple[str | None, str | None]
+    noise: tuple[tuple[str, float] | None, ...]
     clipped: str | None
     aggregator: str
     aggregation: str
@@ -55,7 +56,7 @@ class Parts(NamedTuple):
 _WORDS = {
     "clients": "number of clients",
     "participants": "participants of a round",
-    "noise": "laws of the noise",
+    "noise": "noise at sigma 1",
     "clipped": "norm that the mechanism clips",
     "unit": "unit of privacy",
     "norm": "norm that local training bounds",
@@ -75,7 +76,7 @@ def parts_of(facts: "Facts") -> Parts:
         clients=len(counts),
         participants=int(facts.per_round),
         mechanism=about.name,
-        noise=(about.outsiders and about.outsiders.law, about.server and about.server.law),
+        noise=noises_of(about),
         clipped=about.sensitivity,
         aggregator=_name_of(rule),
         aggregation=_kind_of(rule),
@@ -90,10 +91,20 @@ def parts_of(facts: "Facts") -> Parts:
     )
 
 
+def noises_of(about: About) -> tuple[tuple[str, float] | None, ...]:
+    """(law, deviation at some knobs) of the noise against outsiders and the server; None: there is none."""
+    knobs = Knobs(sigma=1.0, clip=1.0, step=0.5, bits=4.0, levels=16.0, fraction=0.5)
+    both = (about.outsiders, about.server)
+    return tuple(noise and (noise.law, _rounded(float(noise.deviation(knobs)))) for noise in both)
+
+
 def parts_from(found: dict[str, Any]) -> Parts:
     """The parts of a line of JSON."""
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    return Parts(**plain)
+    return Parts(**{name: _tuples(value) for name, value in found.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def check(ledger: "Ledger", parts: Parts) -> None:
@@ -150,7 +161,13 @@ def _shown(value: Any) -> str:
 def _numbers(values) -> Numbers:
     """One number for all clients where they are equal."""
     array = np.asarray(values, np.float64)
-    return float(array[0]) if array.size and np.ptp(array) == 0 else tuple(array.tolist())
+    each = tuple(map(_rounded, array.tolist()))
+    return each[0] if len(set(each)) == 1 else each
+
+
+def _rounded(value: float) -> float:
+    """A number as all machines calculate it."""
+    return float(f"{value:.6g}")
 
 
 def _name_of(rule: Aggregator) -> str:

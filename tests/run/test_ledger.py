@@ -17,6 +17,7 @@ import cepam_jax as cepam
 from cepam_jax import federated, mechanisms
 from cepam_jax.errors import CheckpointMismatchError, ConfigError, NonFiniteUpdateError
 from cepam_jax.federated import AGGREGATORS, CONTROLS
+from cepam_jax.mechanisms.noise import scaled_noise
 from cepam_jax.run import guarantees, ledger, ledger_file
 from cepam_jax.run.training import train
 
@@ -24,6 +25,13 @@ from cepam_jax.run.training import train
 OTHERS = {
     "mechanism was 'clip_l2+gaussian-noise": {
         "mechanism": mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq())
+    },
+    "noise at sigma 1 was (('gaussian', 1.0), ('gaussian', 1.0)) and is (('gaussian', 10.0)": {
+        "mechanism": mechanisms.chain(
+            mechanisms.clip("l2"),
+            scaled_noise("gaussian", lambda knobs: 10 * knobs.sigma, ("sigma",), "gaussian-noise"),
+            mechanisms.identity(),
+        )
     },
     "aggregator was 'mean' and is 'median'": {"aggregator": "median"},
     "weights was 1.0 and is": {"aggregator": "examples"},
