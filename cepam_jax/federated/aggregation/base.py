@@ -25,7 +25,6 @@ import jax
 import numpy as np
 
 from cepam_jax import settings
-from cepam_jax.errors import ConfigError
 from cepam_jax.registry import Registry
 
 
@@ -79,29 +78,3 @@ AGGREGATORS: Registry = Registry("aggregator")
 settings.declare(
     "", {"aggregator": settings.choice("mean", "How the server combines decoded updates.", AGGREGATORS)}
 )
-
-
-def check(rule: Aggregator) -> Aggregator:
-    """The rule, if it keeps the contract.
-
-    Raises:
-      ConfigError: says what does not fit.
-    """
-    if not isinstance(rule, Aggregator):
-        raise ConfigError(f"the aggregator is {rule!r}; it must be a federated.Aggregator")
-    if (rule.weigh is None) == (rule.combine is None):
-        raise ConfigError("an aggregator has either `weigh` (it streams) or `combine` (it gathers)")
-    if rule.coordinatewise and (rule.combine is None or rule.initialize is not None):
-        raise ConfigError("a coordinatewise aggregator has `combine` and no state")
-    if rule.initialize is not None and rule.combine is None:
-        raise ConfigError("an aggregator that streams has no state")
-    if rule.per_tensor and rule.weigh is None:
-        raise ConfigError("an aggregator that weighs tensor by tensor has `weigh`")
-    if rule.public_weights is not None and rule.weigh is None:
-        raise ConfigError("an aggregator that states public weights is a weighted sum: it has `weigh`")
-    if rule.public_weights is not None and rule.per_tensor:
-        raise ConfigError(
-            "an aggregator that weighs tensor by tensor states no public weights: those are one number for "
-            "each client, and a client's part in one tensor may be larger than in all"
-        )
-    return rule
