@@ -1,20 +1,21 @@
 """The scale of a rotated lattice cell: from two random words to a number.
 
-A block of n coordinates suffers the error sigma * S * R * U: U is uniform on the lattice's Voronoi cell, R is a
-uniformly random rotation, and S > 0 is shared by client and server. R U is a mixture of uniform laws on balls
-whose radius T has a known law (`cepam_jax.theory.cells`), and N(0, sigma^2 I_n) is the mixture of balls of radius
-sigma * chi_{n+2}. So S must be such that S * T, with S and T independent, is distributed as chi_{n+2}. No such
-law exists for all of the mass; it exists for all but about a millionth, and the rest of the blocks are balls,
-with a radius from the law that remains. docs/rotated.md has the theorem and its proof.
+A block of n coordinates suffers the error sigma * S * R * U: U is uniform on the lattice's Voronoi cell, R is
+a uniformly random rotation, and S > 0 is shared by client and server. R U is a mixture of uniform laws on
+balls whose radius T has a known law (`cepam_jax.theory.cells`), and N(0, sigma^2 I_n) is the mixture of balls
+of radius sigma * chi_{n+2}. So S must be such that S * T, with S and T independent, is distributed as
+chi_{n+2}. No law of S does that exactly; this table's leaves about 1e-5 of the mass over, and so many blocks
+are balls, with a radius from the law that remains. docs/rotated.md has the theorem and its proof.
 
 Two shared words decide. `spare` below the table's threshold: the block is a ball. `word` is then the place in
-the inverse distribution function of the scale, which the table holds in cells of the folded word, as `latents`
-does. Inside a cell the scale is a parabola in the position: the products of slope and position and of bend and
-squared position are exact in f32, so that two sums are rounded, with or without fused multiply-add.
+the inverse distribution function of the scale, which the table holds in cells of the folded word, as
+`latents` does. Inside a cell the scale is a parabola in the position: the products of slope and position and
+of bend and squared position are exact in f32, so that two sums are rounded, with or without fused
+multiply-add.
 
-What counts is the law of S * T as the table's own numbers make it, not how near S is to an ideal: the radii of
-the balls make up for the difference. `python -m experiments.rotation_tables` makes the tables and prints how far
-the error is from Gaussian in the end.
+What counts is the law of S * T as the table's own numbers make it, not how near S is to an ideal: the radii
+of the balls make up for the difference. `python -m experiments.rotation_tables` makes the tables and prints
+how far the error is from Gaussian in the end.
 """
 
 import functools
@@ -29,7 +30,7 @@ from cepam_jax.mechanisms import latents
 from cepam_jax.mechanisms.arrays import ArrayT
 
 LATTICES = ("A2", "D4", "E8")
-STEP_BITS = 5  # cells per octave of the folded word: 2^5
+STEP_BITS = 6  # cells per octave of the folded word: 2^6
 SQUARE_SHIFT = 11  # the square of a position, at most 2^22, keeps 12 bits
 
 

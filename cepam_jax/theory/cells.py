@@ -1,25 +1,25 @@
 """The norm law of a root lattice's Voronoi cell, exactly.
 
-Let U be uniform on the Voronoi cell P of a root lattice and R a uniformly random rotation. R U is a mixture of
-uniform laws on balls of a random radius T, and this module gives the law of T without simulation.
+Let U be uniform on the Voronoi cell P of a root lattice and R a uniformly random rotation. R U is a mixture
+of uniform laws on balls of a random radius T, and this module gives the law of T without simulation.
 
 The Voronoi cell is the union of the images, under the lattice's Weyl group, of one simplex: the fundamental
-alcove, with vertices 0 and those scaled fundamental weights that lie on the mirror of the highest root (Conway
-and Sloane: Sphere Packings, Lattices and Groups, chapter 21, theorem 5). The group acts by isometries, so |U| is
-the norm of a uniform point of the alcove. Such a point is rho * W, with W uniform on the facet opposite 0 and
-rho of density n rho^(n-1) on [0, 1], independent of it. The norm of a uniform point of the ball of radius T is
-rho * T, hence
+alcove, with vertices 0 and those scaled fundamental weights that lie on the mirror of the highest root
+(Conway and Sloane: Sphere Packings, Lattices and Groups, chapter 21, theorem 5). The group acts by
+isometries, so |U| is the norm of a uniform point of the alcove. Such a point is rho * W, with W uniform on
+the facet opposite 0 and rho of density n rho^(n-1) on [0, 1], independent of it. The norm of a uniform point
+of the ball of radius T is rho * T, hence
 
   T = |W|,  W uniform on the simplex with the vertices `alcove(lattice)`.
 
-The volume V_F(x) of a face F of k dimensions inside the ball {|w|^2 <= x} obeys, by the divergence theorem for
-the field w - foot,
+The volume V_F(x) of a face F of k dimensions inside the ball {|w|^2 <= x} obeys, by the divergence theorem
+for the field w - foot,
 
   2 (x - D_F) dV_F/dx = k V_F - sum over the facets G of F of d_G V_G
 
-with D_F the squared norm of the foot of the perpendicular from 0 to F's hull and d_G the signed distance of that
-foot from G's hull within F's. Between neighbouring values of D every V is an analytic function of sqrt(x - D);
-Chebyshev polynomials in that root represent it to the precision of f64.
+with D_F the squared norm of the foot of the perpendicular from 0 to F's hull and d_G the signed distance of
+that foot from G's hull within F's. Between neighbouring values of D every V is an analytic function of
+sqrt(x - D); Chebyshev polynomials in that root represent it to the precision of f64.
 """
 
 import functools
