@@ -1,6 +1,8 @@
 """How far the error of rotated lattice cells is from Gaussian, from the numbers of the package's table.
 
-Everything is spherical, so that densities are functions of the norm and distances are integrals over it.
+Everything is spherical, so that densities are functions of the norm and distances are integrals over it. The
+scales of cells are first taken to be uniform between two words, which makes their law a sum of integrals;
+what the words themselves draw (the "grain") is then counted one by one, at fewer norms.
 """
 
 from typing import NamedTuple
@@ -9,82 +11,86 @@ import numpy as np
 from scipy import special
 
 from cepam_jax.mechanisms import cell_scales, lattices
+from cepam_jax.privacy.arithmetic import Defect
 from cepam_jax.theory import cells, scale_mixtures
 from experiments import rotation_words
 
 _PANELS, _NODES = 160, 12  # of the integrals over the norm
-_OUTSIDE = 1e-15  # probability of the norms beyond the radius at which chi^2 is printed
-_STRATA = 96  # norms at which the words are counted one by one
+_STRATA, _TAILS = 64, 30  # of the norms for the grain: equal ones, and halves of the outermost
+_BLOCKS = 10_000_000  # for which the end of the bulk is best
 
 
 class Deviation(NamedTuple):
     """The error's law beside N(0, I_n), by the norm: f64[k] each.
 
     Attributes:
-      radii: nodes of an integral over the norm, ascending.
-      gaussian: the Gaussian's probability at the node.
+      radii: norms, ascending.
+      mass: the Gaussian's probability that each stands for.
       relative: density of the error over the Gaussian's, minus one.
-      outside: the Gaussian's probability above the node.
     """
 
     radii: np.ndarray
-    gaussian: np.ndarray
+    mass: np.ndarray
     relative: np.ndarray
-    outside: np.ndarray
 
     def total_variation(self) -> float:
-        """Of one block."""
-        return float(self.gaussian @ np.abs(self.relative)) / 2
+        """Half the mean size."""
+        return float(self.mass @ np.abs(self.relative)) / 2
 
-    def chi_squared(self) -> np.ndarray:
-        """Mean square of `relative` over the Gaussian within each radius, f64[k]."""
-        return np.cumsum(self.gaussian * self.relative**2)
+    def inside(self, end: float) -> float:
+        """Root of the integral of the square, over norms up to the end."""
+        return float(np.sqrt((self.mass * self.relative**2)[self.radii <= end].sum()))
+
+    def outside(self, end: float) -> float:
+        """Integral of the size, over norms beyond the end."""
+        return float((self.mass * np.abs(self.relative))[self.radii > end].sum())
 
 
 class Blocks(NamedTuple):
     """The law of a block's error as the words draw it.
 
     Attributes:
-      smooth: with a scale that is uniform between two words of a cell.
-      grain: root mean square, and mean size, of the relative difference that the words' discreteness and the
-        rounding of the scale make in the density.
+      dimension: n.
+      smooth: with scales of cells that are uniform between two words.
+      grain: what the words' discreteness and the rounding of those scales add to it.
     """
 
+    dimension: int
     smooth: Deviation
-    grain: tuple[float, float]
+    grain: Deviation
 
     def total_variation(self) -> float:
-        """A bound for one block."""
-        return self.smooth.total_variation() + self.grain[1] / 2
+        """Of one block, at most."""
+        return self.smooth.total_variation() + self.grain.total_variation()
 
-    def root(self) -> float:
-        """A bound on the root of chi^2 of one block, within the radius that a million blocks hardly leave."""
-        within = self.smooth.outside > _OUTSIDE
-        return float(np.sqrt(self.smooth.chi_squared()[within][-1]) + self.grain[0])
-
-    def joint(self, blocks: int) -> float:
-        """A bound on the total variation of so many independent blocks.
-
-        Within a radius by chi^2, which multiplies: TV <= sqrt((1 + chi^2)^B - 1) / 2. Beyond it the density
-        may be anything: B times the probability, by replacing the law there. The best radius counts.
-        """
-        size = np.square(np.sqrt(self.smooth.chi_squared()) + self.grain[0])
-        return float(np.min(np.sqrt(np.expm1(blocks * np.log1p(size))) / 2 + blocks * self.smooth.outside))
-
-
-def halves(lattice: str, table: cell_scales.ScaleTable) -> tuple[scale_mixtures.Parabolas, ...]:
-    """The laws of S and of the balls' radius that a table stands for."""
-    words, inradius = rotation_words.words_of_cells(), lattices.LATTICES[lattice].inradius
-    scales, balls = (rotation_words.law(half, words) for half in np.split(np.stack(table[:3]), 2, 1))
-    return scales, scale_mixtures.Parabolas(balls.probability, *(inradius * part for part in balls[1:]))
+    def defect(self) -> Defect:
+        """The numbers by which `cepam_jax.privacy.arithmetic` bounds the total variation of many blocks."""
+        found = []
+        for end in self.smooth.radii[self.smooth.radii > np.sqrt(self.dimension)][::_NODES]:
+            tail = sum(part.outside(end) for part in (self.smooth, self.grain))
+            beyond = special.gammaincc(self.dimension / 2, end**2 / 2)
+            # Roots of chi^2 obey the triangle inequality. The mass beyond the end differs by `tail` at most.
+            bulk = sum(part.inside(end) for part in (self.smooth, self.grain)) ** 2 + tail**2 / beyond
+            tail += special.gammaincc(self.dimension / 2, self.smooth.radii[-1] ** 2 / 2)
+            found.append(Defect(bulk, tail, float(end)))
+        return min(found, key=lambda defect: defect.total_variation(_BLOCKS))
 
 
 def of_table(lattice: str, table: cell_scales.ScaleTable) -> Blocks:
-    """The law of a block's error."""
-    scales, balls = halves(lattice, table)
-    share = table.threshold / 2**32
-    smooth = _smooth(lattice, scales, balls, share)
-    return Blocks(smooth, _grain(lattice, table, scales, share))
+    """The law of a block's error on a lattice with a table of scales."""
+    scales = rotation_words.law(np.stack(table[:3])[:, : len(table.middle) // 2])
+    n = lattices.LATTICES[lattice].dimension
+    return Blocks(n, _smooth(lattice, table, scales), _grain(lattice, table, scales))
+
+
+def moment_and_end(lattice: str, table: cell_scales.ScaleTable) -> tuple[float, float]:
+    """Mean square of a coordinate of the error over sigma^2, and the largest norm of a block's over sigma."""
+    lat, share = lattices.LATTICES[lattice], table.threshold / 2**32
+    (scale, chance), (ball, ball_chance) = (rotation_words.drawn(table, balls) for balls in (False, True))
+    of_ball = lat.inradius**2 / (lat.dimension + 2)
+    moment = (1 - share) * lat.second_moment * scale**2 @ chance + share * of_ball * ball**2 @ ball_chance
+    circumradius = float(np.sqrt(cells.norm_law(lattice).edges[-1]))
+    return float(moment), float(max(circumradius * scale.max(), lat.inradius * ball.max()))
 
 
 def _gaussian(n: int, radii: np.ndarray) -> np.ndarray:
@@ -92,29 +98,31 @@ def _gaussian(n: int, radii: np.ndarray) -> np.ndarray:
     return (2 * np.pi) ** (-n / 2) * np.exp(-(radii**2) / 2)
 
 
-def _smooth(
-    lattice: str, scales: scale_mixtures.Parabolas, balls: scale_mixtures.Parabolas, share: float
-) -> Deviation:
-    """Up to the norm above which the Gaussian has 1e-16 of its mass."""
-    norm, n = cells.norm_law(lattice), lattices.LATTICES[lattice].dimension
+def _smooth(lattice: str, table: cell_scales.ScaleTable, scales: scale_mixtures.Parabolas) -> Deviation:
+    """Up to the norm beyond which the Gaussian has 1e-16 of its mass."""
+    lat, n = lattices.LATTICES[lattice], lattices.LATTICES[lattice].dimension
     points, weights = np.polynomial.legendre.leggauss(_NODES)
     edges = np.linspace(0, np.sqrt(2 * special.gammainccinv(n / 2, 1e-16)), _PANELS + 1)
     radii = (edges[:-1, None] + np.diff(edges)[:, None] * (points + 1) / 2).ravel()
+    ball, chance = rotation_words.drawn(table, balls=True)
+    share = table.threshold / 2**32
+    density = (1 - share) * scale_mixtures.error_density(cells.norm_law(lattice), scales, radii)
+    density += share * scale_mixtures.balls_density(n, lat.inradius * ball, chance, radii)
     surface = n * scale_mixtures.ball_volume(n) * radii ** (n - 1)
-    density = _gaussian(n, radii)
-    drawn = (1 - share) * scale_mixtures.error_density(norm, scales, radii)
-    drawn += share * scale_mixtures.balls_density(n, balls, radii)
-    mass = (np.diff(edges)[:, None] * weights / 2).ravel() * surface * density
-    return Deviation(radii, mass, drawn / density - 1, special.gammaincc(n / 2, radii**2 / 2))
+    mass = (np.diff(edges)[:, None] * weights / 2).ravel() * surface * _gaussian(n, radii)
+    return Deviation(radii, mass, density / _gaussian(n, radii) - 1)
 
 
-def _grain(
-    lattice: str, table: cell_scales.ScaleTable, scales: scale_mixtures.Parabolas, share: float
-) -> tuple[float, float]:
-    """See `Blocks.grain`; from norms in the middle of strata of equal probability."""
+def _grain(lattice: str, table: cell_scales.ScaleTable, scales: scale_mixtures.Parabolas) -> Deviation:
+    """At norms in the middle of strata of equal probability, the outermost of which are halved many times."""
     norm, n = cells.norm_law(lattice), lattices.LATTICES[lattice].dimension
-    radii = np.sqrt(2 * special.gammaincinv(n / 2, (np.arange(_STRATA) + 0.5) / _STRATA))
+    halved = 0.5 ** np.arange(_TAILS, -1, -1) / _STRATA
+    lower = np.concatenate([[0.0], halved, np.arange(2, _STRATA // 2 + 1) / _STRATA])
+    middle = (lower[1:] + lower[:-1]) / 2
+    radii = np.sqrt(
+        2 * np.concatenate([special.gammaincinv(n / 2, middle), special.gammainccinv(n / 2, middle)[::-1]])
+    )
     exact = scale_mixtures.error_density_of_points(norm, *rotation_words.drawn(table), radii)
     smooth = scale_mixtures.error_density(norm, scales, radii)
-    relative = (1 - share) * (exact - smooth) / _gaussian(n, radii)
-    return float(np.sqrt(np.mean(relative**2))), float(np.mean(np.abs(relative)))
+    mass = np.concatenate([np.diff(lower), np.diff(lower)[::-1]])
+    return Deviation(radii, mass, (1 - table.threshold / 2**32) * (exact - smooth) / _gaussian(n, radii))

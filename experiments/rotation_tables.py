@@ -140,15 +140,11 @@ def remainder(norm: cells.NormLaw, scales: scale_mixtures.Parabolas) -> Remainde
 
 def table(lattice: str) -> tuple[cell_scales.ScaleTable, float]:
     """The table of one lattice, and the least margin of the Gaussian's radii over those drawn from cells."""
-    norm, words, inradius = (
-        cells.norm_law(lattice),
-        rotation_words.words_of_cells(),
-        lattices.LATTICES[lattice].inradius,
-    )
+    norm, inradius = cells.norm_law(lattice), lattices.LATTICES[lattice].inradius
     quantiles = scale_law(norm)
-    scales = rotation_words.fit(lambda p, above: np.exp(quantiles.at(p, above)), words)
-    rest = remainder(norm, rotation_words.law(scales, words))
-    balls = rotation_words.fit(lambda p, above: rest.quantile(p, above) / inradius, words)
+    scales = rotation_words.fit(lambda p, above: np.exp(quantiles.at(p, above)))
+    rest = remainder(norm, rotation_words.law(scales))
+    balls = rotation_words.fit(lambda p, above: rest.quantile(p, above) / inradius)
     return cell_scales.ScaleTable(*np.concatenate([scales, balls], 1), rest.threshold), rest.margin
 
 
@@ -168,49 +164,65 @@ def main():
     deviations = {
         lattice: rotation_deviation.of_table(lattice, scales) for lattice, (scales, _) in made.items()
     }
-    print(markdown(["", *made], _rows(made, deviations)))
+    print(markdown(["", *made], _laws(made)))
     print()
-    print(
-        markdown(
-            ["d", "lattice", "blocks", "blocks * TV", "bound on joint TV", "added to delta"],
-            _joint(deviations),
-        )
-    )
+    print(markdown(["", *made], _distances(deviations)))
+    print()
+    header = ["coordinates", "lattice", "blocks", "blocks * TV", "TV of all, bound", "added to delta"]
+    print(markdown(header, _joint(deviations)))
 
 
-def _rows(made: dict, deviations: dict) -> list[list[str]]:
-    """What each law and table is like, a column a lattice."""
-    rows: dict[str, list[str]] = {}
+def _columns(facts: list[dict[str, str]]) -> list[list[str]]:
+    """One row for each fact, with a column for each lattice."""
+    return [[name, *(column[name] for column in facts)] for name in facts[0]]
+
+
+def _laws(made: dict) -> list[list[str]]:
+    """What the laws and tables are like."""
+    facts = []
     for lattice, (scales, margin) in made.items():
-        norm, n = cells.norm_law(lattice), lattices.LATTICES[lattice].dimension
+        norm = cells.norm_law(lattice)
         radii, weights = cells.quadrature(norm)
-        log = np.log(radii)
+        mean, least, most = weights @ np.log(radii), *np.sqrt(norm.edges[[0, -1]])
+        spread = np.sqrt(weights @ (np.log(radii) - mean) ** 2)
         grid = np.arange(-10.0, 4.0, _GRID)
         negative = -float(np.minimum(deconvolution.signed_density(norm, grid), 0).sum()) * _GRID
-        cell, ball = rotation_deviation.halves(lattice, scales)
-        share = scales.threshold / 2**32
-        square, ball_square = (half.moment(2) for half in (cell, ball))
-        moment = (1 - share) * square * lattices.LATTICES[lattice].second_moment + share * ball_square / (
-            n + 2
-        )
+        law = rotation_words.law(np.stack(scales[:3])[:, : len(scales.middle) // 2])
         zero = deconvolution.first_zero(norm)
-        deviation = deviations[lattice]
-        for name, text in {
-            "T from, to": f"{radii.min():.4f}, {radii.max():.4f}",
-            "deviation of log T": f"{np.sqrt(weights @ log**2 - (weights @ log) ** 2):.5f}",
-            "a zero of E T^s": f"{zero.real:.3f} + {zero.imag:.3f} i",
-            "negative mass of the deconvolution": f"{negative:.0e}",
-            "S from, to": f"{cell.ends().min():.4f}, {cell.ends().max():.4f}",
-            "mean of S, of S^2": f"{cell.moment(1):.6f}, {square:.6f}",
-            "probability of a ball": f"{share:.3e}",
-            "least share left for balls in a bin": f"{margin:.1e}",
-            "second moment of the error, minus 1": f"{moment - 1:.0e}",
-            "TV of a block, smooth": f"{deviation.smooth.total_variation():.1e}",
-            "TV of a block, by words": f"{deviation.grain[1] / 2:.1e}",
-            "root of chi^2 of a block": f"{deviation.root():.1e}",
-        }.items():
-            rows.setdefault(name, []).append(text)
-    return [[name, *texts] for name, texts in rows.items()]
+        moment, end = rotation_deviation.moment_and_end(lattice, scales)
+        facts.append(
+            {
+                "T from, to": f"{least:.4f}, {most:.4f}",
+                "mean and deviation of log T": f"{mean:.5f}, {spread:.5f}",
+                "mean of T^2 / (n + 2)": f"{weights @ radii**2 / (norm.dimension + 2):.10f}",
+                "a zero of E T^s": f"{zero.real:.3f} + {zero.imag:.3f} i",
+                "negative mass of the exact solution": f"{negative:.0e}",
+                "S from, to, in the table": f"{law.ends().min():.4f}, {law.ends().max():.4f}",
+                "mean of S, of S^2": f"{law.moment(1):.5f}, {law.moment(2):.5f}",
+                "probability of a ball": f"{scales.threshold / 2**32:.3e}",
+                "least share of the Gaussian's radii left to balls": f"{margin:.1e}",
+                "second moment of the error, minus 1": f"{moment - 1:.0e}",
+                "largest norm of the error of a block": f"{end:.2f}",
+            }
+        )
+    return _columns(facts)
+
+
+def _distances(deviations: dict) -> list[list[str]]:
+    """How far the error of one block is from Gaussian."""
+    facts = []
+    for deviation in deviations.values():
+        defect = deviation.defect()
+        facts.append(
+            {
+                "TV of a block, at most": f"{deviation.total_variation():.1e}",
+                "of it, by words and rounding": f"{deviation.grain.total_variation():.1e}",
+                "end of the bulk": f"{defect.end:.2f}",
+                "bulk": f"{defect.bulk:.2e}",
+                "tail": f"{defect.tail:.2e}",
+            }
+        )
+    return _columns(facts)
 
 
 def _joint(deviations: dict) -> list[list[str]]:
@@ -218,10 +230,9 @@ def _joint(deviations: dict) -> list[list[str]]:
     rows = []
     for d in (10**5, 10**6, 10**7):
         for lattice, deviation in deviations.items():
-            count = -(-d // lattices.LATTICES[lattice].dimension)
-            joint = deviation.joint(count)
-            added = (1 + np.exp(flags.FLAGS.epsilon)) * joint
-            sizes = (count * deviation.total_variation(), joint, added)
+            count = -(-d // deviation.dimension)
+            joint = deviation.defect().total_variation(count)
+            sizes = (count * deviation.total_variation(), joint, (1 + np.exp(flags.FLAGS.epsilon)) * joint)
             rows.append([f"{d:.0e}", lattice, str(count), *(f"{size:.1e}" for size in sizes)])
     return rows
 

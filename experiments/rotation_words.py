@@ -46,13 +46,13 @@ def words_of_cells() -> Words:
     return Words(start, np.append(start[1:], 2.0**31), left.ravel(), step.ravel(), half.ravel())
 
 
-def fit(quantile: Callable, words: Words) -> np.ndarray:
+def fit(quantile: Callable) -> np.ndarray:
     """Half a table, f32[3, 2 * cells]: middle, slope and bend.
 
     Args:
       quantile: (probability f64[...], whether it is counted from above) -> f64[...].
-      words: of the cells.
     """
+    words = words_of_cells()
     points, weights = np.polynomial.legendre.leggauss(_FIT_NODES)
     probability = ((words.stop + words.start) + (words.stop - words.start) * points[:, None]) / 2**33
     sides = []
@@ -69,8 +69,9 @@ def fit(quantile: Callable, words: Words) -> np.ndarray:
     return np.stack([middle, slope, curve]).astype(np.float32)
 
 
-def law(half: np.ndarray, words: Words) -> Parabolas:
+def law(half: np.ndarray) -> Parabolas:
     """What words draw from half a table f32[3, 2 * cells], if the scale were uniform between two words."""
+    words = words_of_cells()
     slope, bend = half[1:].astype(np.float64)
     step, _, _, several = _positions(words)
     mean = np.empty(len(step))
@@ -86,9 +87,10 @@ def law(half: np.ndarray, words: Words) -> Parabolas:
     return Parabolas(*(part[used] for part in (probability, mean, across, bend * 2048 / 1.5)))
 
 
-def drawn(table: cell_scales.ScaleTable) -> tuple[np.ndarray, np.ndarray]:
-    """Every scale that `cell_scales.scales` draws for cells, f64[k], and its probability, f64[k]."""
+def drawn(table: cell_scales.ScaleTable, balls: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Every scale that `cell_scales.scales` draws for cells or balls, and its probability: f64[k] each."""
     words, scales, masses = words_of_cells(), [], []
+    spare = np.uint32(0 if balls else 0xFFFFFFFF)
     for first in range(0, len(words.start), 1 << cell_scales.STEP_BITS):  # octave by octave: less memory
         start, stop, left, step, half = (part[first : first + (1 << cell_scales.STEP_BITS)] for part in words)
         width, count = left[1] - left[0], int(max(1, _POSITIONS / step[0]))
@@ -98,7 +100,7 @@ def drawn(table: cell_scales.ScaleTable) -> tuple[np.ndarray, np.ndarray]:
         mass = np.diff(edges).ravel()
         word = np.ceil(edges[:, :-1].ravel()[mass > 0]).astype(np.uint32)
         for one in (word, ~word):
-            scale, _ = cell_scales.scales(one, np.full(one.shape, 0xFFFFFFFF, np.uint32), table)
+            scale, _ = cell_scales.scales(one, np.full(one.shape, spare), table)
             scales.append(scale.astype(np.float64))
             masses.append(mass[mass > 0] / 2**32)
     return np.concatenate(scales), np.concatenate(masses)

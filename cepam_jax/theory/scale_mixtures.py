@@ -92,14 +92,18 @@ def error_density_of_points(
     return np.array(found)
 
 
-def balls_density(n: int, law: Parabolas, radii: np.ndarray) -> np.ndarray:
-    """Density f64[k] in R^n, at points with norms f64[k], of the uniform law on a ball of radius S."""
-    found = []
-    for r in radii:
-        start, end = _part(law, r, upper=True)
-        u = start + (end - start) * (_POINTS[:, None] + 1) / 2
-        found.append(_WEIGHTS @ law.at(u) ** -n @ (law.probability * (end - start) / 4) / ball_volume(n))
-    return np.array(found)
+def balls_density(n: int, balls: np.ndarray, masses: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """Density f64[k] in R^n, at points with norms f64[k], of uniform laws on balls of radii f64[m].
+
+    Args:
+      n: the dimension.
+      balls: radii of the balls.
+      masses: f64[m], their probabilities.
+      radii: of the points.
+    """
+    order = np.argsort(balls)
+    above = np.append(np.cumsum((masses / balls**n)[order][::-1])[::-1], 0.0) / ball_volume(n)
+    return above[np.searchsorted(balls[order], radii)]
 
 
 def _kernel(norm: cells.NormLaw) -> tuple[Callable, float]:
