@@ -1,20 +1,21 @@
 """Losses on the embedded digits whose every constant is computed: for bounds that need them all.
 
-Even against odd digits: each image is centred pixels and a constant 1, and is divided by the largest norm. Each
-client has the same number of images and weight 1/N. With x of norm at most 1, y = 1 or -1 and a regularizer
+Even against odd digits: each image is centred pixels and a constant 1, divided by the largest norm. Clients
+have equally many images and weight 1/N. With x of norm at most 1, y = 1 or -1 and a regularizer
 lambda / 2 |w|^2:
 
   ridge      (x.w - y)^2 / 2      the Hessian is constant
   logistic   log(1 + exp(-y x.w)) has curvature at most 1/4 along x
   bumpy      logistic, with lambda sum w_i^2 / (1 + w_i^2) for a regularizer: not convex, curvature 2 lambda
 
-Constants are upper bounds by eigenvalues and norms, never estimates from runs. The model is projected onto a ball
-around 0 of twice |w*| after each round, so that they hold wherever noise takes it.
+Constants are upper bounds by eigenvalues and norms, never estimates from runs. The model is projected onto a
+ball around 0 of twice |w*| after each round, so that they hold wherever noise takes it.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -190,59 +191,70 @@ def with_noise(found: Bounded, sigma: float, steps: np.ndarray, release: str) ->
 
 
 def descend(
-    found: Bounded, problem: Problem, mechanism: Mechanism, steps: np.ndarray, batch: int, seeds: int
+    found: Bounded,
+    problem: Problem,
+    mechanism: Mechanism,
+    steps: np.ndarray,
+    batch: int,
+    seeds: int,
+    sigmas: tuple[float, ...] = (),
 ) -> np.ndarray:
     """Federated averaging from w = 0 through a mechanism: f32[seeds, rounds + 1, d], the models.
 
     Every message goes through `encode` and `decode` with keys of its own, for its client, round and seed.
+
+    Args:
+      found: the loss, of a problem without noise.
+      problem: from `with_noise`.
+      mechanism: with a clip, of which `problem.clip` is the knob.
+      steps: f64[rounds, E].
+      batch: as for `bounded`.
+      seeds: runs.
+      sigmas: in place of the problem's, then the result is f32[sigmas, seeds, rounds + 1, d]; one program.
     """
-    run = jax.jit(jax.vmap(_one_run(found, problem, mechanism, batch), in_axes=(0, None)))
-    models = run(jax.random.split(jax.random.key(0), seeds), jnp.asarray(steps, jnp.float32))
-    start = np.zeros((seeds, 1, problem.dimension), np.float32)
-    return np.concatenate([start, np.asarray(models)], 1)
+    several = jnp.asarray(sigmas or problem.sigmas[:1], jnp.float32)
+    one = _one_run(found, problem, mechanism, batch)
+    run = jax.jit(jax.vmap(jax.vmap(one, (0, None, None)), (0, None, 0)))
+    keys = jax.random.split(jax.random.key(0), (len(several), seeds))
+    models = np.asarray(run(keys, jnp.asarray(steps, jnp.float32), several))
+    models = np.concatenate([np.zeros_like(models[:, :, :1]), models], 2)
+    return models if sigmas else models[0]
 
 
 def _one_run(found: Bounded, problem: Problem, mechanism: Mechanism, batch: int) -> Callable:
-    """(key, steps f32[rounds, E]) -> f32[rounds, d]."""
-    loss, strength = found.clients.loss, found.clients.strength
+    """(key, steps f32[rounds, E], sigma f32[]) -> f32[rounds, d]."""
     x, y = (jnp.asarray(a, jnp.float32) for a in found.clients[:2])
-    sums = problem.release == "gradient_sum"
-    sigma = jnp.float32(problem.sigmas[0])
-    clip = None if math.isinf(problem.clip) else jnp.float32(problem.clip)
-    knobs = Knobs(sigma=sigma, clip=clip)
+    slope = partial(gradient, found.clients.loss, found.clients.strength, xp=jnp)
+    sums, clip = problem.release == "gradient_sum", jnp.float32(problem.clip)
 
-    def message(w, client, key, row):
-        mine, local = (x[client], y[client]), w
-        batch_key, *keys = jax.random.split(key, 3)
+    def message(w, client, key, row, sigma):
+        mine, local, knobs = (x[client], y[client]), w, Knobs(sigma=sigma, clip=clip)
+        batch_key, shared, private = jax.random.split(key, 3)
         for number in range(problem.local_steps):
             examples = mine
             if batch:
-                drawn = jax.random.randint(
-                    jax.random.fold_in(batch_key, number), (batch,), 0, mine[1].shape[0]
-                )
+                rows = jax.random.fold_in(batch_key, number)
+                drawn = jax.random.randint(rows, (batch,), 0, mine[1].shape[0])
                 examples = mine[0][drawn], mine[1][drawn]
-            local = local - row[number] * gradient(loss, strength, *examples, local, jnp)
+            local = local - row[number] * slope(*examples, local)
         update = (local - w) / row[0] if sums else local - w
-        keys = Keys(*keys)
-        return mechanism.decode(keys.shared, mechanism.encode(keys, update, knobs), knobs)
+        return mechanism.decode(shared, mechanism.encode(Keys(shared, private), update, knobs), knobs)
 
-    def one_round(w, inputs):
+    def one_round(sigma, w, inputs):
         key, row = inputs
         draw, key = jax.random.split(key)
-        number = problem.clients
-        chosen = jnp.arange(number)
+        chosen = jnp.arange(problem.clients)
         if problem.participants:
-            chosen = jax.random.permutation(draw, number)[: problem.participants]
+            chosen = jax.random.permutation(draw, problem.clients)[: problem.participants]
         keys = jax.random.split(key, len(chosen))
-        change = jax.vmap(message, (None, 0, 0, None))(w, chosen, keys, row).mean(0)
+        change = jax.vmap(message, (None, 0, 0, None, None))(w, chosen, keys, row, sigma).mean(0)
         w = w + (row[0] * change if sums else change)
         w = w * jnp.minimum(1.0, found.radius / jnp.maximum(jnp.linalg.norm(w), 1e-30))
         return w, w
 
-    def run(key, steps):
-        return jax.lax.scan(
-            one_round, jnp.zeros(x.shape[2]), (jax.random.split(key, len(steps)), steps)
-        )[1]
+    def run(key, steps, sigma):
+        inputs = jax.random.split(key, len(steps)), steps
+        return jax.lax.scan(partial(one_round, sigma), jnp.zeros(x.shape[2]), inputs)[1]
 
     return run
 

@@ -8,9 +8,8 @@ client k. docs/convergence.md has the proof of what is computed here. It matters
                 so the noise: it fades with the step, and the gap falls as 1 / T
   difference    the difference of weights itself; the noise stays while the step falls, and the gap grows
 
-A `Problem` states all assumptions. Each bound refuses a problem that is outside of its own, by name. Steps are
-f64[rounds, local steps], public and fixed in advance. A round's model may be projected onto a ball around any
-point if the minimizer lies in it, because that brings no model farther from the minimizer.
+A `Problem` states all assumptions; each bound refuses what is outside of its own, by name. Steps are public,
+f64[rounds, local steps]. A round's model may be projected onto a ball that holds the minimizer.
 """
 
 import dataclasses
@@ -94,7 +93,7 @@ def released_noise(problem: Problem) -> float:
 
 
 def sampling_factor(problem: Problem) -> float:
-    """c with E|mean of the drawn - mean of all|^2 <= c max|x_k|^2: 1/K, or (N - K) / ((N - 1) K); 0 for all."""
+    """c: E|mean of the drawn - mean of all|^2 <= c max|x_k|^2. 1/K or (N - K) / ((N - 1) K); 0 for all."""
     drawn, clients = problem.participants, problem.clients
     if not drawn:
         return 0.0
@@ -295,5 +294,7 @@ def _require_convex(problem: Problem) -> None:
     """Raises ConfigError unless losses are strongly convex, with numbers that fit together."""
     mu, smooth = problem.strong_convexity, problem.smoothness
     require(0 < mu <= smooth, "strong_convexity", mu, f"positive and at most smoothness = {smooth:g}")
-    require(problem.heterogeneity >= 0, "heterogeneity", problem.heterogeneity, "at least 0: F* >= sum p F_k*")
+    require(
+        problem.heterogeneity >= 0, "heterogeneity", problem.heterogeneity, "at least 0: F* >= sum p F_k*"
+    )
     require(problem.distance >= 0, "distance", problem.distance, "a squared distance of at least 0")
