@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.data import sources
-from cepam_jax.errors import require_choice
+from cepam_jax.errors import require, require_choice
 from cepam_jax.mechanisms import Keys, Knobs, Mechanism
 from cepam_jax.theory.convergence import Problem, longest
 
@@ -144,7 +144,8 @@ def bounded(clients: Clients, local_steps: int = 1, batch: int = 0, participants
     if convex:
         # A step up to 2 over an example's own smoothness brings no two points apart, so E steps from the ball
         # lead at most E steps times the largest gradient at 0 beyond it.
-        first = min(first, 2 / (curvature * norms.max() ** 2 + strength))
+        longest_step = 2 / (curvature * norms.max() ** 2 + strength)
+        require(first <= longest_step, "first step", first, f"at most {longest_step:g}, or G is no bound")
         at_zero = (1.0 if clients.loss == "ridge" else 0.5) * norms.max()
         reach = radius + (local_steps - 1) * first * at_zero
         fit = (norms.max() * reach + 1 if clients.loss == "ridge" else 1.0) * norms.max()

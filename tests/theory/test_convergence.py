@@ -3,11 +3,14 @@
 import dataclasses
 import math
 
+import flax.linen as nn
 import numpy as np
 import pytest
 
+import cepam_jax as cepam
 from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError
+from cepam_jax.federated.control import scheduled
 from cepam_jax.theory import convergence as theory
 from experiments import convex
 
@@ -40,7 +43,7 @@ def test_noise_of_all_of_draws_and_of_a_subset():
 
 @pytest.mark.parametrize("replacement", [True, False])
 def test_second_moment_of_the_noise_and_of_the_draw_meet_simulation(replacement):
-    """Within five standard errors of 20,000 draws, a false alarm in a million; the other draw does not fit."""
+    """Within five standard errors of 20,000 draws, a false alarm in a million; the other way does not fit."""
     random = np.random.default_rng(0)
     sigmas, draws = np.array([0.1, 0.5, 1.0, 2.0, 0.3]), 20_000
     problem = change(EQUAL, sigmas=tuple(sigmas), participants=3, replacement=replacement, dimension=4)
@@ -258,3 +261,24 @@ def test_a_real_run_has_the_second_moment_that_the_recursion_adds():
     allowed = 5 * squares.std() / 20
     added = theory.distances(change(problem, distance=0.0), steps)[1]
     assert abs(squares.mean() - added) < allowed < abs(squares.mean() - 1.1**2 * added)
+
+
+def test_the_accountant_of_a_federation_counts_clip_over_sigma():
+    """Both fall with the step: the epsilon of constant knobs. Sigma alone: more."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(40, 4)).astype(np.float32), random.integers(0, 2, 40)
+    falls = lambda number: 20 / (20 + 5 * number)  # noqa: E731
+
+    def epsilon(*names):
+        federation = cepam.Federation(
+            cepam.tasks.classification(nn.Dense(2), example=x[0]),
+            cepam.clients({"inputs": x, "labels": y}, owners=np.arange(40) % 4),
+            mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq("gaussian")),
+            sigma=1.0,
+            clip=1.0,
+            control=scheduled(dict.fromkeys(names, falls)),
+        )
+        return federation.epsilons(planned_rounds=20)["decoded_updates"].max()
+
+    assert epsilon("sigma", "clip") == pytest.approx(epsilon(), rel=1e-4)
+    assert epsilon("sigma") > 3 * epsilon()
