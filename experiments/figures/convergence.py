@@ -250,6 +250,8 @@ def plot(rows: list[dict], floor: dict):
         start = row["round"].index(1)
         loose.plot(row["round"][start:], ratio[start:], label=row["label"], **style(number, marker=False))
     loose.set(xscale="log", yscale="log", xlabel="round", ylabel="bound over measured")
+    loose.set_ylim(top=1e5 * loose.get_ylim()[1])  # room for the legends
+    trap.set_ylim(bottom=trap.get_ylim()[0] / 1e3)
     for axes in (gaps, right, trap, loose):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
