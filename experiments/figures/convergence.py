@@ -157,13 +157,13 @@ def privacy_of(row: dict, rounds: int) -> list[list]:
     steps = theory.decreasing_steps(found.problem, rounds)
     first, clip = steps[:, 0], row["constants"]["clip"]
     fixed = float(convex.with_noise(found, 0.0, steps, "difference").clip)
-    one, falling = np.ones(rounds), first / first[0]
+    one = np.ones(rounds)
     sigma = row["sigma"]
     ways = (
         ("sum of gradients; clip and sigma fixed", clip * one, sigma * one),
         ("difference; clip and sigma fixed", fixed * one, sigma * first[0] * one),
         ("difference; sigma falls with the step", fixed * one, sigma * first),
-        ("difference; clip and sigma fall with the step", fixed * falling, sigma * first),
+        ("difference; clip and sigma fall with the step", clip * first, sigma * first),
     )
     cells = []
     for name, clips, noise in ways:

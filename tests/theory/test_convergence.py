@@ -245,6 +245,17 @@ def test_the_minimum_is_one(loss):
     assert convex.squared_slopes(found, found.best[None])[0] < 1e-20
 
 
+@pytest.mark.parametrize(("local_steps", "participants", "least"), [(5, 0, 0.9), (1, 4, 0.6)])
+def test_the_worst_gradient_makes_most_of_the_bound_beyond_one_step_of_all(local_steps, participants, least):
+    loss = "logistic" if local_steps > 1 else "ridge"
+    found = convex.bounded(convex.digits(loss, "by label", 0.05), local_steps, 16, participants)
+    steps = theory.decreasing_steps(found.problem, 1000)
+    problem = convex.with_noise(found, 0.03 if local_steps > 1 else 0.3, steps, "gradient_sum")
+    without = change(problem, gradient_bound=0.0)
+    share = 1 - theory.gaps(without, steps)[-1] / theory.gaps(problem, steps)[-1]
+    assert share > least
+
+
 def test_a_real_run_has_the_second_moment_that_the_recursion_adds():
     """One round with full gradients: E|w - its mean|^2 is S times the squared step.
 
