@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 WITHOUT_PICTURE = ("server", "updates")
-WITH_CLAIMS = ("error_law", "scenario1", "scenario3", "gamma")
+WITH_CLAIMS = ("error_law", "scenario1", "scenario3", "gamma", "convergence")
 
 
 def check_figure(name, folder):

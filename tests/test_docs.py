@@ -55,6 +55,7 @@ SHORT = {
     "experiments.compare": ["--config.data.name=digits", "--config.model=linear", "--seeds=1"],
     "experiments.figures.lattices": ["--size=2000", "--repeats=1"],
     "experiments.figures.mean_estimation": ["--repeats=2", "--draws=20"],
+    "experiments.figures.convergence": ["--smoke", "--rounds=10"],
     "experiments.figures.clipped": [
         "--config.data.name=digits",
         "--config.model=linear",
