@@ -231,7 +231,7 @@ def main():
             for row in of_updates
         ],
     )
-    output.save(f"{first}\n\n{second}", {"gaussian": rows, "updates": of_updates})
+    output.save(f"{first}\n\n{second}", rows + of_updates)
 
 
 if __name__ == "__main__":
