@@ -34,6 +34,7 @@ SOURCE = "1907.02189, 2601.10701"
 QUANTIZERS = {"LRSUQ Z1": mechanisms.lrsuq("gaussian"), "rotated E8": mechanisms.rotated("E8")}
 WITHIN = 0.1  # of an exponent, that counts as equal to it
 DELTA = 1e-5
+SMOKE = {"rounds": 30, "seeds": 3, "sigmas": ["0.05", "0.1"], "quantizers": ["LRSUQ Z1"]}
 
 
 class Setting(NamedTuple):
@@ -235,10 +236,10 @@ def plot(rows: list[dict], floor: dict):
     figure = Figure(figsize=(11, 8), layout="constrained")
     (gaps, right), (trap, loose) = figure.subplots(2, 2)
     for axes, chosen in ((gaps, SETTINGS[1:4]), (trap, SETTINGS[-2:])):
-        for number, setting in enumerate(chosen):
-            row = next(r for r in rows if r["label"] == setting.label)
+        labels = [setting.label for setting in chosen]
+        for number, row in enumerate(r for r in rows if r["label"] in labels):
             mine = style(number, marker=False)
-            axes.plot(row["round"][1:], np.mean(row["measured"], 0)[1:], label=setting.label, **mine)
+            axes.plot(row["round"][1:], np.mean(row["measured"], 0)[1:], label=row["label"], **mine)
             axes.plot(row["round"][1:], row["bound"][1:], alpha=0.45, linewidth=3, **mine)
         axes.plot([], [], color="grey", alpha=0.45, linewidth=3, label="their bounds")
         axes.set(xscale="log", yscale="log", xlabel="round", ylabel="F(w) - F*")
@@ -273,18 +274,21 @@ def define_flags():
     output.define_workdir()
     flags.DEFINE_integer("rounds", 1000, "Of each run.")
     flags.DEFINE_integer("seeds", 64, "Runs of each kind.")
+    flags.DEFINE_list("quantizers", list(QUANTIZERS), "The runs with these; LRSUQ Z1 is always one of them.")
     flags.DEFINE_list("sigmas", ["0.01", "0.02", "0.05", "0.1", "0.2"], "Of the floor.")
 
 
 def main():
     f = flags.FLAGS
     sigmas = cli.numbers("sigmas")
+    cli.choices("quantizers", QUANTIZERS)
+    require("LRSUQ Z1" in f.quantizers, "--quantizers", f.quantizers, "a list with 'LRSUQ Z1'")
     require(f.rounds >= 10, "--rounds", f.rounds, "at least 10")
     require(f.seeds >= 1, "--seeds", f.seeds, "at least 1")
     require(len(sigmas) > 1 and min(sigmas) > 0, "--sigmas", sigmas, "two positive numbers or more")
     size = f"{f.rounds} rounds, {f.seeds} seeds"
     rows = []
-    for setting in SETTINGS:
+    for setting in (s for s in SETTINGS if s.quantizer in f.quantizers):
         name = f"{setting.label}, sigma {setting.sigma:g}, {size}"
         rows.append(kept(name, lambda setting=setting: measure(setting, f.rounds, f.seeds)))
     floor = kept(f"floor, sigma {','.join(f.sigmas)}, {size}", lambda: floors(sigmas, f.rounds, f.seeds))
@@ -333,4 +337,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, smoke={"rounds": 30, "seeds": 3, "sigmas": ["0.05", "0.1"]})
+    cli.run(main, define_flags, smoke=SMOKE)
