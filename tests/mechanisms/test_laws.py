@@ -35,7 +35,9 @@ def put(value):
     return x
 
 
-@pytest.mark.parametrize("name", [programs.param(name) for name in ["lrsuq_gaussian_z2", "rotated_e8", "sketched"]])
+@pytest.mark.parametrize(
+    "name", [programs.param(name) for name in ["lrsuq_gaussian_z2", "rotated_e8", "sketched"]]
+)
 def test_jit_changes_nothing(name):
     mechanism = mechanisms.make(name)
     x = updates(SHORT)
@@ -105,7 +107,8 @@ def test_short_updates(name):
 
 
 @pytest.mark.parametrize(
-    "name", [programs.param(name) for name in ["lrsuq_gaussian_d4", "noise_laplace_sdq", "rotated_e8", "sdq_e8"]]
+    "name",
+    [programs.param(name) for name in ["lrsuq_gaussian_d4", "noise_laplace_sdq", "rotated_e8", "sdq_e8"]],
 )
 def test_an_update_of_less_than_a_block(name):
     check_short(name, 3)
@@ -186,7 +189,16 @@ LIMITED = [programs.param(n) for n in NAMES if largest(n)]
 
 
 # These have a range of their own.
-MEASURED = ("binary", "clipped", "k_level", "qsgd", "rotated_binary", "rotated_k_level", "sketched", "sdq_d4_bits")
+MEASURED = (
+    "binary",
+    "clipped",
+    "k_level",
+    "qsgd",
+    "rotated_binary",
+    "rotated_k_level",
+    "sketched",
+    "sdq_d4_bits",
+)
 AS_THEY_ARE = ("identity", "masked", "top_k")
 
 
