@@ -28,6 +28,7 @@ from experiments.tables import markdown
 _TAIL = 3e-7  # where the law of S ends, this mass of the deconvolution is left on either side
 _STEEP = 30.0  # the share left to balls grows towards large scales as S to this power
 _GRID = 1 / 512  # in log S
+_NOISE = 1e-14  # of integrals of the deconvolution
 _BINS = 3000  # of the radii, over the range of S * T
 _MARGIN = 1.05  # probability of a ball over the least one
 
@@ -149,18 +150,22 @@ def table(lattice: str) -> tuple[cell_scales.ScaleTable, float]:
 
 
 def define_flags():
-    flags.DEFINE_string("output", None, "The .npz file to write.", required=True)
+    flags.DEFINE_list("lattices", list(cell_scales.LATTICES), "Lattices to make tables for.")
+    flags.DEFINE_string("output", None, "The .npz file to write; without it, the figures are printed alone.")
     flags.DEFINE_float("epsilon", 1.0, "Of the guarantee whose delta grows.")
 
 
 def main():
+    cli.choices("lattices", cell_scales.LATTICES)
     made = {
         lattice: table(lattice)
-        for lattice in tqdm.tqdm(cell_scales.LATTICES, unit="lattice", dynamic_ncols=True)
+        for lattice in tqdm.tqdm(flags.FLAGS.lattices, unit="lattice", dynamic_ncols=True)
     }
-    found = {lattice: np.stack(scales[:3]) for lattice, (scales, _) in made.items()}
-    thresholds = {f"{lattice}_threshold": np.int64(scales.threshold) for lattice, (scales, _) in made.items()}
-    np.savez_compressed(Path(flags.FLAGS.output), **found, **thresholds)
+    if flags.FLAGS.output:
+        found = {lattice: np.stack(scales[:3]) for lattice, (scales, _) in made.items()}
+        for lattice, (scales, _) in made.items():
+            found[f"{lattice}_threshold"] = np.int64(scales.threshold)
+        np.savez_compressed(Path(flags.FLAGS.output), **found)
     deviations = {
         lattice: rotation_deviation.of_table(lattice, scales) for lattice, (scales, _) in made.items()
     }
@@ -196,7 +201,9 @@ def _laws(made: dict) -> list[list[str]]:
                 "mean and deviation of log T": f"{mean:.5f}, {spread:.5f}",
                 "mean of T^2 / (n + 2)": f"{weights @ radii**2 / (norm.dimension + 2):.10f}",
                 "a zero of E T^s": f"{zero.real:.3f} + {zero.imag:.3f} i",
-                "negative mass of the exact solution": f"{negative:.0e}",
+                "negative mass of the exact solution": f"{negative:.0e}"
+                if negative > _NOISE
+                else f"below {_NOISE:.0e}",
                 "S from, to, in the table": f"{law.ends().min():.4f}, {law.ends().max():.4f}",
                 "mean of S, of S^2": f"{law.moment(1):.5f}, {law.moment(2):.5f}",
                 "probability of a ball": f"{scales.threshold / 2**32:.3e}",

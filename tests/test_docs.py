@@ -79,6 +79,7 @@ SHORT = {
     ],
     "experiments.figures.server": ["--size=2000", "--repeats=1"],
     "experiments.radius_law": ["--laws=gaussian:1"],
+    "experiments.rotation_tables": ["--lattices=A2"],
     "experiments.audit": ["--size=20000", "--trials=2000"],
     "experiments.benchmarks.wire": [
         "--size=2000",
