@@ -30,10 +30,14 @@ def count(n: int, d: int) -> int:
     return -(-d // n)
 
 
+def rows(x: jax.Array, n: int) -> jax.Array:
+    """Cuts a vector f32[d] into blocks: f32[blocks, n]."""
+    return jnp.pad(x, (0, -x.shape[0] % n)).reshape(-1, n)
+
+
 def split(x: jax.Array, n: int) -> list[jax.Array]:
     """Cuts a vector f32[d] into blocks: n arrays f32[blocks], one for each axis."""
-    blocks = count(n, x.shape[0])
-    padded = jnp.pad(x, (0, blocks * n - x.shape[0])).reshape(blocks, n)
+    padded = rows(x, n)
     return [padded[:, i] for i in range(n)]
 
 

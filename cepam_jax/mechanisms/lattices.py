@@ -1,4 +1,4 @@
-"""Lattices: nearest points, fundamental domains, and the numbers of their cells.
+"""Lattices: fundamental domains and the numbers of their cells; their nearest points are `nearest_points`.
 
 Vectors are lists of n arrays, one for each axis: every operation is elementwise over blocks, which is
 what XLA turns into fast code on every device.
@@ -10,17 +10,13 @@ therefore meets no tie that an encoder and a decoder could break differently.
 Source: Conway and Sloane: Sphere Packings, Lattices and Groups, chapters 4, 20 and 21.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from cepam_jax.errors import require_choice
+from cepam_jax.mechanisms import nearest_points
 from cepam_jax.mechanisms.arrays import Array, namespace
-
-_HEIGHT = np.float32(math.sqrt(3) / 2)  # of the hexagonal lattice's rows
 
 
 class Lattice(NamedTuple):
@@ -33,10 +29,10 @@ class Lattice(NamedTuple):
       inradius: radius of the largest Euclidean ball in the Voronoi cell.
       cross: radius of the largest cross-polytope {|x|_1 <= r} in the Voronoi cell.
       second_moment: mean square per coordinate of a uniform point of the Voronoi cell.
-      choose: n float arrays [k] -> int32[k], what the nearest lattice point of a block depends on besides
-        each axis by itself.
-      round: (n float arrays [k], choice int32[k]) -> n float arrays of integers that name the lattice point
-        of that choice. Axis by axis it takes few operations, so the choice may be calculated once for all.
+      nearest: n float arrays -> n float arrays of integers that name the nearest lattice point.
+      choose: n float arrays [k] -> int32[k], what that point depends on besides each axis by itself.
+      round: (n float arrays [k], choice int32[k]) -> the same integers. An axis by itself takes few
+        operations, so where the choice is calculated once for all axes this is faster than `nearest`.
       unit: length of one integer step along an axis.
       stretch: length of the fundamental box's first axis; the others have length 1.
       skew: whether axes are not orthogonal (A2), so that a coordinate depends on all integers.
@@ -52,6 +48,7 @@ class Lattice(NamedTuple):
     inradius: float
     cross: float
     second_moment: float
+    nearest: Callable[[list[Any]], list[Any]]
     choose: Callable[[list[Any]], Any]
     round: Callable[[list[Any], Any], list[Any]]
     unit: float = 1.0
@@ -60,10 +57,6 @@ class Lattice(NamedTuple):
     spacing: tuple[float, ...] = ()
     modulus: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
-
-    def nearest(self, y: list[Any]) -> list[Any]:
-        """The integers, n float arrays [k], that name the lattice points nearest to y, n float arrays [k]."""
-        return self.round(y, self.choose(y))
 
     def residue(self, axis: int, error: Array, before: dict[int, Any]) -> tuple[Any, Any]:
         """Which integers are possible on an axis, given those of the axes before it.
@@ -108,101 +101,7 @@ class Lattice(NamedTuple):
         """
         box = [self.stretch * box[0], *box[1:]]
         axes = [self.unit * m + u for m, u in zip(integers, box, strict=True)]
-        return [axes[0] + 0.5 * axes[1], _HEIGHT * axes[1]] if self.skew else axes
-
-
-def _round(y: list[Any], choice: Any = None) -> list[Any]:
-    """The point of Z^n nearest to y, n arrays [k]; there is nothing to choose."""
-    return [namespace(y[0]).round(a) for a in y]
-
-
-def _no_choice(y: list[Any]) -> Any:
-    """int32[k], zeros."""
-    return namespace(y[0]).zeros(y[0].shape, np.int32)
-
-
-def _checkerboard_choice(y: list[Any]) -> Any:
-    """Which axis of y, n arrays [k], is not rounded to its nearest integer: int32[k], n if all are.
-
-    The nearest point of D_n, the integer points with even sum, rounds all axes; if the sum is odd, the axis
-    with the largest error is rounded the other way, of equals the first.
-    """
-    xp = namespace(y[0])
-    points = _round(y)
-    errors = [xp.abs(a - p) for a, p in zip(y, points, strict=True)]
-    largest = functools.reduce(xp.maximum, errors)
-    axis = xp.full(y[0].shape, len(y), xp.int32)
-    for i in reversed(range(len(y))):
-        axis = xp.where(errors[i] == largest, np.int32(i), axis)
-    return xp.where(xp.mod(sum(points), 2) != 0, axis, np.int32(len(y)))
-
-
-def _checkerboard_point(y: list[Any], choice: Any) -> list[Any]:
-    """The integers nearest to y, n arrays [k], but for the axis that is chosen, int32[k].
-
-    The box [-1, 1] x [-1/2, 1/2]^(n-1) tiles space under D_n.
-    """
-    xp = namespace(y[0])
-    moved = []
-    for i, (a, point) in enumerate(zip(y, _round(y), strict=True)):
-        moved.append(point + xp.where(choice == i, xp.where(a - point >= 0, 1.0, -1.0), 0.0))
-    return moved
-
-
-def _squared_distance(y: list[Any], points: list[Any]) -> Any:
-    """Squared Euclidean distances [k] of n arrays [k] from n arrays [k]."""
-    return sum((a - p) * (a - p) for a, p in zip(y, points, strict=True))
-
-
-def _e8_choice(y: list[Any]) -> Any:
-    """The choice int32[k] that leads to the nearest point of E8, for y of 8 arrays [k].
-
-    E8 is D8 and D8 shifted by (1/2, ..., 1/2). The choice is that of `_checkerboard_choice` in the nearer of
-    the two, plus 16 in the second.
-    """
-    xp = namespace(y[0])
-    shifted = [a - 0.5 for a in y]
-    first, second = _checkerboard_choice(y), _checkerboard_choice(shifted)
-    whole = _checkerboard_point(y, first)
-    half = [p + 0.5 for p in _checkerboard_point(shifted, second)]
-    nearer = _squared_distance(y, whole) <= _squared_distance(y, half)
-    return xp.where(nearer, first, second + np.int32(16))
-
-
-def _e8_point(y: list[Any], choice: Any) -> list[Any]:
-    """The point of E8 of a choice int32[k], for y of 8 arrays [k], in units of one half.
-
-    The box of D8 covers space exactly twice under E8, so a uniform point of it is uniform modulo E8 as well.
-    """
-    xp = namespace(y[0])
-    shift = xp.where(choice >= 16, 0.5, 0.0).astype(y[0].dtype)
-    return [2 * (p + shift) for p in _checkerboard_point([a - shift for a in y], choice & np.int32(15))]
-
-
-def _hexagonal_choice(y: list[Any]) -> Any:
-    """1 where the nearest point of A2 lies in an odd row, else 0: int32[k] for y of 2 arrays [k].
-
-    A2 with minimal distance 1 consists of two rectangular lattices, one in the gaps of the other.
-    """
-    xp = namespace(y[0])
-    even, odd = (_in_rows(y, shift) for shift in (0.0, 0.5))
-    nearer = _squared_distance(y, [even[0], _HEIGHT * even[1]]) <= _squared_distance(
-        y, [odd[0], _HEIGHT * odd[1]]
-    )
-    return xp.where(nearer, np.int32(0), np.int32(1))
-
-
-def _in_rows(y: list[Any], shift: Any) -> list[Any]:
-    """The column [k] and row [k] of the point nearest to y in even rows (shift 0) or odd rows (shift 1/2)."""
-    xp = namespace(y[0])
-    return [xp.round(y[0] - shift) + shift, 2 * (xp.round(y[1] / (2 * _HEIGHT) - shift) + shift)]
-
-
-def _hexagonal_point(y: list[Any], choice: Any) -> list[Any]:
-    """The point of A2 nearest to y, 2 arrays [k], in the rows of a choice int32[k]."""
-    xp = namespace(y[0])
-    column, row = _in_rows(y, xp.where(choice == 1, 0.5, 0.0).astype(y[0].dtype))
-    return [xp.round(column - 0.5 * row), row]
+        return [axes[0] + 0.5 * axes[1], nearest_points.HEIGHT * axes[1]] if self.skew else axes
 
 
 def _cubic(n: int) -> Lattice:
@@ -214,8 +113,9 @@ def _cubic(n: int) -> Lattice:
         0.5,
         0.5,
         1 / 12,
-        _no_choice,
-        _round,
+        nearest_points.integers,
+        nearest_points.no_choice,
+        nearest_points.integers,
         spacing=(1.0,) * n,
         modulus=(1,) * n,
         order=tuple(range(n)),
@@ -231,8 +131,9 @@ LATTICES = {
         0.5,
         0.5,
         (5 / (36 * math.sqrt(3))) * math.sqrt(3) / 2,
-        _hexagonal_choice,
-        _hexagonal_point,
+        nearest_points.hexagonal,
+        nearest_points.hexagonal_choice,
+        nearest_points.hexagonal_point,
         skew=True,
         spacing=(1.0, math.sqrt(3) / 2),
         modulus=(1, 1),
@@ -245,8 +146,9 @@ LATTICES = {
         math.sqrt(0.5),
         1.0,
         0.0766032346 * math.sqrt(2),
-        _checkerboard_choice,
-        _checkerboard_point,
+        nearest_points.checkerboard,
+        nearest_points.checkerboard_choice,
+        nearest_points.checkerboard_point,
         stretch=2.0,
         spacing=(1.0, 1.0, 1.0, 2.0),
         modulus=(1, 1, 1, 2),
@@ -259,8 +161,9 @@ LATTICES = {
         math.sqrt(0.5),
         1.0,
         929 / 12960,
-        _e8_choice,
-        _e8_point,
+        nearest_points.e8,
+        nearest_points.e8_choice,
+        nearest_points.e8_point,
         unit=0.5,
         stretch=2.0,
         spacing=(0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0),

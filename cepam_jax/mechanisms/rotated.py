@@ -193,7 +193,7 @@ def _encode(
     valid = blocks.codable(axes, knob(knobs, "sigma"))
     width = known.factor * rotations.square(list(known.multiplier))  # conj(q) (q w) = |q|^2 w
     (unit,) = blocks.settled([jnp.where(valid, 1.0 / width, jnp.nan)])
-    turned = _Turned(jnp.stack(axes, 1), unit, known.multiplier)
+    turned = _Turned(blocks.rows(x, lat.dimension), unit, known.multiplier)
     room = inscribed.room_for(count, setting.table.threshold / 2**32)
     stream = counter.stream(keys.shared, DITHERS)
     index = inscribed.first_inside(inscribed.Search(lat, stream, turned.points_of, room), known.ball)

@@ -90,3 +90,18 @@ def test_the_dither_box_is_uniform_modulo_the_lattice(name):
     p = lattices.acceptance(lat, "gaussian")
     inside = (np.linalg.norm(reduced, axis=0) <= lat.inradius).mean()
     assert inside == pytest.approx(p, abs=6 * np.sqrt(p * (1 - p) / SAMPLES) + 1e-5)
+
+
+@pytest.mark.parametrize("name", lattices.LATTICES)
+def test_the_nearest_point_in_two_steps_is_the_same(name):
+    """Also of points half way between others, and by numpy."""
+    lat = lattices.LATTICES[name]
+    random = np.random.default_rng(2)
+    anywhere = random.normal(size=(lat.dimension, 20_000)) * 3
+    for y in (anywhere, np.round(4 * anywhere) / 4):
+        for kind in (np.float32, np.float64):
+            axes = list(y.astype(kind))
+            found = lat.round(axes, lat.choose(axes))
+            np.testing.assert_array_equal(found, lat.nearest(axes))
+        axes = [jnp.asarray(a, jnp.float32) for a in y]
+        np.testing.assert_array_equal(lat.round(axes, lat.choose(axes)), lat.nearest(axes))
