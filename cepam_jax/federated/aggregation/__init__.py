@@ -1,7 +1,29 @@
 """How the server combines decoded updates. See `base` for the contract."""
 
-from cepam_jax.federated.aggregation.base import AGGREGATORS, Aggregator, Facts, check
+from cepam_jax.federated.aggregation.base import (
+    AGGREGATORS,
+    Aggregator,
+    Facts,
+    Public,
+    Published,
+    check,
+    of_config,
+)
 from cepam_jax.federated.aggregation.median import median
+from cepam_jax.federated.aggregation.precise import precision
 from cepam_jax.federated.aggregation.weighted import examples, inverse_error, mean
 
-__all__ = ["AGGREGATORS", "Aggregator", "Facts", "check", "examples", "inverse_error", "mean", "median"]
+__all__ = [
+    "AGGREGATORS",
+    "Aggregator",
+    "Facts",
+    "Public",
+    "Published",
+    "check",
+    "examples",
+    "inverse_error",
+    "mean",
+    "median",
+    "of_config",
+    "precision",
+]
