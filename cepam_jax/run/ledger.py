@@ -1,4 +1,4 @@
-"""What the rounds of a run applied: the knobs of all clients and who was drawn, as the rounds reported it.
+"""What the rounds of a run applied: knobs and weights of all clients, who was drawn, as rounds reported it.
 
 The accountant reads this, never the configuration's text, so a rule that changes knobs is accounted for by
 what it did. In a work directory it is ledger.jsonl: a line for each stretch of rounds with equal knobs.
@@ -15,17 +15,20 @@ from cepam_jax.mechanisms import Knobs
 
 
 class Entry(NamedTuple):
-    """Consecutive rounds with the same knobs.
+    """Consecutive rounds with the same knobs and weights.
 
     Attributes:
       rounds: how many.
       knobs: of all clients, arrays [clients] or one number for all; None where a knob is not given.
       drawn: clients that took part, one tuple for each round; () where all did.
+      weights: of all clients up to a common factor, for aggregators that weigh them before the round: an
+        array [clients] or one number for all; None for others.
     """
 
     rounds: int
     knobs: Knobs
     drawn: tuple[tuple[int, ...], ...] = ()
+    weights: Any = None
 
 
 class Ledger(NamedTuple):
@@ -49,7 +52,8 @@ class Ledger(NamedTuple):
         for number in np.flatnonzero(report.ran):
             knobs = jax.tree.map(lambda a, n=number: _shortened(np.asarray(a)[n]), report.knobs)
             drawn = tuple(map(int, report.participants.client[number]))
-            entries.append(Entry(1, knobs, () if len(drawn) == clients else (drawn,)))
+            weights = None if report.weights is None else _shortened(np.asarray(report.weights)[number])
+            entries.append(Entry(1, knobs, () if len(drawn) == clients else (drawn,), weights))
         return Ledger((*self.entries[:-1], *_merged(entries)))
 
     def text(self) -> str:
@@ -60,7 +64,8 @@ class Ledger(NamedTuple):
                 name: _plain(value) for name, value in entry.knobs._asdict().items() if value is not None
             }
             drawn = {"drawn": list(map(list, entry.drawn))} if entry.drawn else {}
-            lines.append(json.dumps({"rounds": entry.rounds, "knobs": knobs, **drawn}) + "\n")
+            weights = {} if entry.weights is None else {"weights": _plain(entry.weights)}
+            lines.append(json.dumps({"rounds": entry.rounds, "knobs": knobs, **weights, **drawn}) + "\n")
         return "".join(lines)
 
 
@@ -70,7 +75,8 @@ def read(text: str) -> Ledger:
     for line in text.splitlines():
         found = json.loads(line)
         knobs = Knobs(**{name: np.asarray(value, np.float32) for name, value in found["knobs"].items()})
-        entries.append(Entry(found["rounds"], knobs, tuple(map(tuple, found.get("drawn", ())))))
+        weights = np.asarray(found["weights"], np.float32) if "weights" in found else None
+        entries.append(Entry(found["rounds"], knobs, tuple(map(tuple, found.get("drawn", ()))), weights))
     return Ledger(tuple(entries))
 
 
@@ -96,15 +102,15 @@ def _plain(value) -> Any:
 def _merged(entries) -> list[Entry]:
     merged: list[Entry] = []
     for entry in entries:
-        if merged and _equal(merged[-1].knobs, entry.knobs):
+        if merged and _equal((*merged[-1].knobs, merged[-1].weights), (*entry.knobs, entry.weights)):
             last = merged[-1]
-            merged[-1] = Entry(last.rounds + entry.rounds, last.knobs, last.drawn + entry.drawn)
+            merged[-1] = last._replace(rounds=last.rounds + entry.rounds, drawn=last.drawn + entry.drawn)
         else:
             merged.append(entry)
     return merged
 
 
-def _equal(a: Knobs, b: Knobs) -> bool:
+def _equal(a: tuple, b: tuple) -> bool:
     return all(
         (x is None) == (y is None) and (x is None or np.array_equal(x, y)) for x, y in zip(a, b, strict=True)
     )
