@@ -30,7 +30,7 @@ def variance(weights, tau, deviations):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_mean_has_less_variance(seed):
-    """Neither the plain mean nor that of any subset, for a known spread; and the weights are the formula's."""
+    """Neither the plain mean nor that of any subset, for a known spread; the weights are the formula's."""
     random = np.random.default_rng(seed)
     deviations, tau = 10 ** random.uniform(-3, 1, 6), 10 ** random.uniform(-3, 1)
     weights = weights_of(tau, deviations)
@@ -134,7 +134,7 @@ def test_the_estimate_goes_from_the_limit_towards_the_spread(tau, mean, noise):
     """Exact where updates fill the clip but for the pseudo-round's part, some 1 in 11 of what is left."""
     found, limit = estimates(tau, mean, noise)
     assert found[0] <= limit * (1 + 1e-6)
-    settled = np.sqrt((tau**2 + (limit**2 - tau**2) / 10.5))
+    settled = np.sqrt(tau**2 + (limit**2 - tau**2) / 10.5)
     assert found[-20:].mean() == pytest.approx(settled, rel=0.1)
     assert found[-20:].mean() >= 0.97 * tau
 
