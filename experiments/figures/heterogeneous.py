@@ -79,7 +79,9 @@ def order(config, label: int) -> np.ndarray:
     return np.argsort(-np.array(held), kind="stable")
 
 
-def federations(base, mixed: np.ndarray, count: int, label: int, seeds: int) -> dict[str, Compared]:
+def federations(
+    base, mixed: np.ndarray, count: int, label: int, seeds: int, taus: list[float]
+) -> dict[str, Compared]:
     """All rows, by the names of their directories.
 
     Args:
@@ -88,12 +90,21 @@ def federations(base, mixed: np.ndarray, count: int, label: int, seeds: int) -> 
       count: of strong clients.
       label: whose holders are strong; -1: any.
       seeds: runs of each.
+      taus: spreads between clients' updates that precision is also computed with, beside the estimate.
     """
     left_out = np.where(np.arange(len(mixed)) < count, LEFT_OUT * mixed, mixed)
     nothing = {"aggregator": "precision", "precision.tau": 1e-9}  # but for the noise, nothing counts
     kinds = {
         "mixed": ("equal weights", mixed, {}),
         "precision": ("by precision", mixed, {"aggregator": "precision"}),
+        **{
+            f"tau_{tau:g}": (
+                f"by precision, tau {tau:g}",
+                mixed,
+                {"aggregator": "precision", "precision.tau": tau},
+            )
+            for tau in taus
+        },
         "left_out": (f"{count} strong left out with their data", left_out, nothing),
         "all strong": ("all strong", np.full(len(mixed), mixed[0]), {}),
         "all weak": ("all weak", np.full(len(mixed), mixed[-1]), {}),
@@ -172,6 +183,7 @@ def define_flags():
     flags.DEFINE_integer(
         "private_label", -1, "Its holders are the strong clients; -1: the first clients are."
     )
+    flags.DEFINE_list("taus", [], "Known spreads that precision is also computed with, such as 0.1,0.3.")
     flags.DEFINE_integer("seeds", 5, "Runs of each federation.")
     flags.DEFINE_bool("progress", True, "Show progress bars.")
 
@@ -181,7 +193,7 @@ def main():
     base = with_variant(f.config, "cepam_gaussian", 1.0, 1.0)
     base.eval_every = base.rounds
     mixed, count = gammas(base, f.needs, f.strong, f.weak, f.share)
-    compared = federations(base, mixed, count, f.private_label, f.seeds)
+    compared = federations(base, mixed, count, f.private_label, f.seeds, [float(tau) for tau in f.taus])
     runs = {
         f"{place}/{seed}": config for place, of in compared.items() for seed, config in enumerate(of.configs)
     }
