@@ -18,7 +18,7 @@ def check(plan: Plan) -> None:
         raise ConfigError(
             f"the mechanism {plan.mechanism.about.name} does not clip updates, and the aggregator estimates "
             "the spread of the clients' updates, which nothing public limits then; give the spread "
-            "(config.precision.tau; in Python aggregator=precision(tau=...)), or clip updates"
+            "(config.precision.tau; in Python aggregator=federated.precision(tau=...)), or clip updates"
         )
 
 

@@ -14,6 +14,7 @@ And a federation that needs its strong clients, because they hold most examples 
   python -m experiments.figures.heterogeneous --config=configs/mnist.py --config.partition.kind=dirichlet --config.partition.alpha=0.3 --private_label=0 --workdir=/tmp/private_label
 """  # noqa: E501 - commands that can be copied
 
+import textwrap
 from typing import NamedTuple
 
 import ml_collections
@@ -149,23 +150,20 @@ def row(config, name, lines):
 
 def plot(rows):
     """Accuracy of every federation, and who is protected how well in it."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    names, x = (
-        [row["federation"].replace(" left", "\nleft").replace(" ", "\n", 1) for row in rows],
-        np.arange(len(rows)),
-    )
+    names, x = [textwrap.fill(row["federation"], 10) for row in rows], np.arange(len(rows))
     look = {"color": "black", "marker": "o", "linestyle": "none", "capsize": 3}
     left.errorbar(x, [row["accuracy"] for row in rows], [row["deviation"] for row in rows], **look)
     left.set(ylabel="test accuracy", ylim=(0, 1))
     for number, (adversary, shift) in enumerate((("decoded_updates", -0.1), ("released_model", 0.1))):
         for which, filled in (("first", "full"), ("last", "none")):
             values = [row[f"{adversary} {which}"] for row in rows]
-            client = "first client" if which == "first" else "last client"
+            client = "strongest client" if which == "first" else "weakest client"
             look = style(number) | {"linestyle": "none", "markersize": 7, "fillstyle": filled}
             right.plot(x + shift, values, label=f"{adversary.replace('_', ' ')}, {client}", **look)
     right.set(ylabel="epsilon of the whole run", yscale="log")
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     for axes in (left, right):
         axes.set_xticks(x, names, fontsize=8)
         axes.set_xlim(-0.5, len(rows) - 0.5)
