@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,3 +72,15 @@ def digests(folder: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+@contextlib.contextmanager
+def plain_path(folder: Path) -> Iterator[Path]:
+    """The folder by a name that orbax can handle: it takes brackets, stars and backslashes for patterns."""
+    if not re.search(r"[][*?\\{}]", str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="cepam_jax_") as temporary:
+        alias = Path(temporary, "workdir")
+        alias.symlink_to(folder, target_is_directory=True)
+        yield alias

@@ -37,7 +37,6 @@ from cepam_jax.federated import Control, Downlink, LocalUpdate, Plan, RoundRepor
 from cepam_jax.federated.rounds import initial_state, make_round
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import assembly, blame, devices, evaluation, guarantees, parts, precision
-from cepam_jax.run.account import Account
 from cepam_jax.run.assembly import Seeds
 from cepam_jax.run.ledger import Ledger, planned
 from cepam_jax.tasks.base import Model, Task, check_model
@@ -106,7 +105,7 @@ class Federation:
           wire: whether messages are packed into bytes and unpacked again.
           device_count: devices over which the clients of a round are spread; 0: all.
           seed: of all randomness but the partition's; or `Seeds`. Keep it as secret as the data.
-          ledger: of an earlier process.
+          ledger: of an earlier process, of the same parts.
           **training: other fields of `federated.LocalTraining`, such as sampling or example_clip.
 
         Raises:
@@ -135,7 +134,7 @@ class Federation:
                 seed=seed,
             )
         self._task, self._clients = task, clients
-        self._account = Account(ledger or Ledger(), self.plan.control, self._parts.arrays.knobs)
+        self._account = assembly.account_of(self._parts, Ledger() if ledger is None else ledger)
         self._round, self._start = jax.jit(make_round(self.plan)), jax.jit(self._initial)
         self._evaluate = jax.jit(evaluation.make_evaluate(task, _AT_A_TIME))
         self._evaluate_clients = jax.jit(evaluation.make_evaluate(task, _AT_A_TIME, "test"))
@@ -153,7 +152,7 @@ class Federation:
     @property
     def ledger(self) -> Ledger:
         """What the steps applied; a federation in another process is given it to go on."""
-        return self._account.ledger
+        return self._account.whole
 
     def _initial(self, key, model: Model | None, knobs: Knobs) -> State:
         model = self._task.initialize(key) if model is None else model
@@ -198,9 +197,9 @@ class Federation:
             after, report = self._round(state, self._parts.arrays)
             host = jax.tree.map(np.asarray, report)
             if not host.ran:
-                self._account.failed(state)
+                self._account.failed(state, host)
                 raise NonFiniteUpdateError(blame.of_parts(self.plan.mechanism, host, state, after))
-            self._account.released(state, after, host, self._clients.number)
+            self._account.released(state, after, host)
         return after, report
 
     def evaluate(self, state: State, examples: Mapping[str, Any]) -> dict[str, float]:
@@ -286,7 +285,7 @@ class Federation:
     def _ledger_of(self, planned_rounds: int) -> Ledger:
         rounds = parts.count("planned_rounds", planned_rounds, 2**31 - 1)
         if not rounds:
-            return self.ledger
+            return self._account.ledger
         with jax.enable_x64(False):
             return planned(self.plan.control, self._parts.arrays.knobs, rounds)
 

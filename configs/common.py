@@ -11,6 +11,7 @@ VARIANTS = {
     "fedavg": {"mechanism.name": "identity", "mechanism.clip": "none"},
     "cepam_gaussian": {},
     "cepam_laplace": {"mechanism.target": "laplace", "mechanism.clip": "l1"},
+    "cepam_rotated": {"mechanism.name": "rotated", "mechanism.lattice": "E8"},
     "split": {"mechanism.name": "split"},
     "sdq": {"mechanism.name": "sdq", "mechanism.clip": "none", "mechanism.rate": "bits"},
     "noise_gaussian": {"mechanism.name": "noise"},

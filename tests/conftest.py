@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-WITHOUT_PICTURE = ("server", "updates")
-WITH_CLAIMS = ("error_law", "scenario1", "scenario3", "gamma")
+WITHOUT_PICTURE = ("cell_coder", "server", "updates")
+WITH_CLAIMS = ("rotated", "error_law", "scenario1", "scenario3", "gamma", "convergence")
 
 
 def check_figure(name, folder):

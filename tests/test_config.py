@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from cepam_jax import models
+from cepam_jax import mechanisms, models
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, MissingExtraError
 from cepam_jax.extras import EXTRAS, need
@@ -98,6 +98,15 @@ def test_impossible_combinations():
         ({"mechanism.rotate": True, "mechanism.name": "clipped"}, "config.mechanism.granularity is 'tensor'"),
         ({"mechanism.quantize": "weights"}, "config.mechanism.clip is 'l2'; it must be 'none' where"),
         ({"local.update_kind": "gradient", "local.normalize": True}, "config.local.normalize is True"),
+        (
+            {"mechanism.name": "rotated"},
+            "config.mechanism.lattice is 'Z1'; it must be one of 'A2', 'D4', 'E8'",
+        ),
+        ({"mechanism.name": "split", "mechanism.quantizer": "rotated"}, "config.mechanism.lattice is 'Z1'"),
+        (
+            {"mechanism.name": "rotated", "mechanism.lattice": "E8", "mechanism.target": "laplace"},
+            "config.mechanism.target is 'laplace'; it must be 'gaussian' where",
+        ),
     ):
         config = mnist.get_config()
         config.update_from_flattened_dict(changes)
@@ -117,6 +126,20 @@ def test_impossible_combinations():
         del config.model
     with pytest.raises(ConfigError, match="config.model is missing"):
         validate(config)
+
+
+def test_rotated_cells_are_built_alone_and_in_split():
+    for changes, name, share in (
+        ({"name": "rotated", "lattice": "E8"}, "rotated-E8", None),
+        ({"name": "split", "quantizer": "rotated", "lattice": "D4"}, "split-0.5-rotated-D4", 0.5),
+        ({"name": "split", "lattice": "D4"}, "split-0.5-D4", 0.5),
+    ):
+        config = mnist.get_config()
+        config.update_from_flattened_dict({f"mechanism.{field}": value for field, value in changes.items()})
+        validate(config)
+        built = mechanisms.build(config.mechanism, ((3, 4), (5,)))
+        assert name in built.about.name and built.about.law == "gaussian"
+        assert (built.about.server is None) == (share is None)
 
 
 def test_what_is_registered_later_may_be_chosen(monkeypatch):

@@ -55,6 +55,7 @@ SHORT = {
     "experiments.compare": ["--config.data.name=digits", "--config.model=linear", "--seeds=1"],
     "experiments.figures.lattices": ["--size=2000", "--repeats=1"],
     "experiments.figures.mean_estimation": ["--repeats=2", "--draws=20"],
+    "experiments.figures.convergence": ["--smoke", "--rounds=10"],
     "experiments.figures.clipped": [
         "--config.data.name=digits",
         "--config.model=linear",
@@ -62,6 +63,8 @@ SHORT = {
         "--bits=2",
     ],
     "experiments.figures.rate": ["--size=2000", "--seeds=1", "--ratios=1"],
+    "experiments.figures.cell_coder": ["--smoke"],
+    "experiments.figures.rotated": ["--smoke", "--data=digits", "--rounds=2", "--seeds=1"],
     "experiments.figures.updates": ["--settings=digits mlp", "--gammas=30"],
     "experiments.figures.inversion": ["--data=digits", "--gammas=10"],
     "experiments.figures.privacy": [

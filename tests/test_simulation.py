@@ -279,12 +279,37 @@ def test_a_local_update_that_states_its_influence_has_a_guarantee():
 
 def test_statements_of_weights_must_be_true():
     rule = federated.Aggregator(
-        lambda examples, errors: 1 / (1 + errors.mean()), public_weights=lambda counts: np.ones(len(counts))
+        lambda examples, errors: examples, public_weights=lambda counts: np.ones(len(counts))
     )
     with pytest.raises(
         ConfigError, match="public_weights of the aggregator is .* it must be what `weigh` gives"
     ):
         federation(aggregator=rule)
+
+
+READS_ERRORS = {
+    "a function of them": lambda examples, errors: 1 / (1 + errors.mean()),
+    "beyond whatever is tried": lambda examples, errors: jnp.where(errors.max() < 1e-9, 1e6, 1.0),
+    "inside a compiled function": jax.jit(lambda examples, errors: examples + errors[0]),
+}
+
+
+@pytest.mark.parametrize("weigh", READS_ERRORS)
+@pytest.mark.parametrize("stated", ["public_weights", "post_processing"])
+def test_weights_that_read_errors_are_no_function_of_decoded_updates(weigh, stated):
+    rule = federated.Aggregator(READS_ERRORS[weigh])
+    federation(aggregator=rule)  # which states nothing, and has no guarantee
+    what = {"public_weights": lambda counts: np.ones(len(counts)), "post_processing": True}
+    with pytest.raises(ConfigError, match=f"the aggregator states {stated}, but its `weigh` reads errors"):
+        federation(aggregator=rule._replace(**{stated: what[stated]}))
+
+
+def test_weights_that_do_not_read_errors_may_be_post_processing():
+    weigh = jax.jit(lambda examples, errors: jnp.sqrt(examples) * jnp.ones_like(errors))
+    fed = federation(aggregator=federated.Aggregator(weigh, per_tensor=True, post_processing=True))
+    found = fed.epsilons(planned_rounds=1)
+    assert (found["released_model"] == found["decoded_updates"]).all()
+    assert np.isfinite(found["released_model"]).all()
 
 
 def test_steps_are_counted_as_often_as_they_are_taken():
@@ -345,14 +370,22 @@ def test_a_rule_that_is_steered_by_hand_leaves_no_guarantee():
     assert "a state came with 2 rounds that are not in" in skipped.privacy().splitlines()[0]
 
 
-def test_a_round_that_was_not_applied_is_not_counted():
+def test_a_round_that_was_not_applied_is_counted_for_what_was_sent():
     bad = federation(optimizer=optax.sgd(1e38), steps=3)
     state = bad.initialize()
     with pytest.raises(
         NonFiniteUpdateError, match="client 0 sent a NaN or infinite update in round 1: its local"
     ):
         bad.step(state)
-    assert bad.ledger.rounds == 0 and np.isfinite(state.params["Dense_0"]["kernel"]).all()
+    assert (bad.ledger.rounds, bad.ledger.applied, bad.ledger.failures) == (1, 0, 1)
+    once, text = bad.epsilons()["decoded_updates"].max(), bad.privacy()
+    straight = federation()
+    after(straight, 1)
+    assert once == straight.epsilons()["decoded_updates"].max()
+    assert "not covered: 1 rounds that failed and were not applied: their updates are counted" in text
+    assert (
+        "NaN or infinite" not in text.splitlines()[0] and np.isfinite(state.params["Dense_0"]["kernel"]).all()
+    )
     small = federation(mechanisms.additive("gaussian"), sigma=1e-9, clip=None)
     with pytest.raises(
         NonFiniteUpdateError, match="gaussian-noise.identity cannot code it: what it decodes to"
@@ -362,7 +395,15 @@ def test_a_round_that_was_not_applied_is_not_counted():
     fed = federation(control=rule)
     with pytest.raises(NonFiniteUpdateError, match="control rule set a knob in round 2 .* knob sigma is 0.0"):
         after(fed, 2)
-    assert fed.ledger.rounds == 1
+    assert fed.ledger.rounds == 1 and not fed.ledger.failures  # without a knob nothing decodes to a number
+    some = federation(
+        control=federated.Control(
+            lambda s, k, n: k._replace(sigma=k.sigma - 0.5 * n * jnp.array([0, 1.0, 0, 2.0]))
+        )
+    )
+    with pytest.raises(NonFiniteUpdateError, match="knob sigma is 0.0"):
+        after(some, 2)
+    assert some.ledger.failures == 1 and np.isfinite(some.epsilons()["decoded_updates"]).all()
     server = federation(server=optax.sgd(3e38), sigma=1e3)
     with pytest.raises(NonFiniteUpdateError, match="the global model became NaN or infinite in round 1"):
         after(server, 1)
@@ -374,7 +415,6 @@ def test_noise_of_a_round_that_failed_is_not_used_for_other_updates():
     state = after(fed, 1)
     with pytest.raises(NonFiniteUpdateError):
         fed.step(state)
-    assert "1 steps that failed and were not applied" in fed.privacy()
     assert np.isfinite(fed.epsilons()["released_model"]).all()
     with pytest.raises(NonFiniteUpdateError):
         fed.step(state._replace(params=jax.tree.map(lambda a: a + 1, state.params)))
@@ -426,6 +466,16 @@ def test_no_bound_holds_behind_a_step_that_does_not_state_that_it_keeps_it():
     )
     fed = federation(mechanisms.chain(mechanisms.clip("l2"), louder, mechanisms.lrsuq()))
     assert np.isinf(fed.epsilons(planned_rounds=1)["released_model"]).all()
+    lost = "released_model: no guarantee (the transform louder states no norm that it keeps: no bound"
+    assert lost in fed.privacy(planned_rounds=1)
+    nested = mechanisms.chain(louder, mechanisms.lrsuq())
+    outer = federation(mechanisms.chain(mechanisms.clip("l2"), nested))
+    assert "transform louder+lrsuq-gaussian-Z1 states no norm" in outer.privacy(planned_rounds=1)
+    for unclipped in (nested, mechanisms.chain(mechanisms.rotate(), mechanisms.lrsuq())):
+        text = federation(unclipped, clip=None).privacy(planned_rounds=1)
+        assert "released_model: no guarantee (updates are not clipped" in text
+    again = mechanisms.chain(mechanisms.clip("l2"), louder, mechanisms.clip("l2"), mechanisms.lrsuq())
+    assert "no guarantee" not in federation(again).privacy(planned_rounds=1).splitlines()[0]
     kept = louder._replace(forward=lambda keys, x, knobs: (x, None), inverse=None, keeps=("l2",))
     fed = federation(mechanisms.chain(mechanisms.clip("l2"), kept, mechanisms.lrsuq()))
     assert np.isfinite(fed.epsilons(planned_rounds=1)["released_model"]).all()
@@ -450,7 +500,7 @@ def test_weights_of_tensors_are_no_public_weights_of_clients():
 @pytest.mark.parametrize("changes", [{}, {"update_kind": "gradient"}, {"sampling": "shuffle"}])
 def test_examples_are_clipped_where_a_local_update_states_it(changes):
     settings = federated.LocalTraining(1, 8, example_clip=1.0, **changes)
-    with pytest.raises(ConfigError, match="example_clip is 1; it must be 0 unless update_kind is 'gradient'"):
+    with pytest.raises(ConfigError, match="example_clip is 1.0; it must be 0 unless update_kind is 'gradi"):
         federated.make_local_update(TASK, settings)
 
 
@@ -482,12 +532,12 @@ def test_example_level_guarantees():
     after(fed, 1)
     assert "example level, replace" in fed.privacy()
     for changes, message in (
-        ({"update_kind": "weights"}, "update_kind is 'weights'; it must be 'gradient' where example_clip"),
-        ({"sampling": "replacement"}, "sampling is 'replacement'; it must be 'shuffle'"),
+        ({"update_kind": "weights"}, "example_clip is 1.0; it must be 0 unless update_kind is 'gradient'"),
+        ({"sampling": "replacement"}, "example_clip is 1.0; it must be 0 .* and sampling is 'shuffle'"),
     ):
         with pytest.raises(ConfigError, match=message):
             federation(mechanisms.additive("gaussian"), **clipped | changes)
-    with pytest.raises(ConfigError, match="clip of the mechanism is 'l2'; it must be none"):
+    with pytest.raises(ConfigError, match="clip of the mechanism is 'l2'; it must be 'none' where exam"):
         federation(**clipped | {"clip": 1.0})
 
 
@@ -516,6 +566,8 @@ WRONG = [
     ({"optimizer": "adam"}, "optimizer is 'adam'; it must be an optax optimizer"),
     ({"steps": 0}, "steps is 0; it must be a whole number of at least 1"),
     ({"batch_size": 0}, "batch_size is 0; it must be an integer of at least 1"),
+    ({"steps": 2**27, "batch_size": 16}, "steps is 134217728; it must be below 2**31 / batch_size"),
+    ({"normalize": True, "update_kind": "gradient"}, "normalize is True; it must be False where update_kind"),
     ({"proximal": -1.0}, "proximal is -1.0"),
     ({"learning_rat": 0.1}, "argument of Federation is 'learning_rat'; it must be one of learning_rate"),
     ({"local": federated.LocalUpdate(lambda *a: None), "batch_size": 5}, "local= is given together with"),

@@ -86,7 +86,9 @@ def python(wheel, tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    tables = {f"cepam_jax/mechanisms/{name}.npz" for name in ("acceptance", "cell_scales")}
+    tables = {
+        f"cepam_jax/mechanisms/{name}.npz" for name in ("acceptance", "cell_scales", "rotation_components")
+    }
     assert {"cepam_jax/py.typed", "cepam_jax/simulation.py", *tables} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cepam_jax"}
 

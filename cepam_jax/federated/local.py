@@ -1,7 +1,7 @@
 """What one client does with its own examples: local training, or one gradient."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from cepam_jax import settings
-from cepam_jax.errors import ConfigError
+from cepam_jax.errors import require
 from cepam_jax.federated.local_steps import (
     SAMPLINGS,
     UPDATES,
@@ -34,10 +34,13 @@ __all__ = [
     "LocalUpdate",
     "Trained",
     "batch_of",
+    "check",
     "choose_batches",
     "influence_of",
     "make_local_update",
 ]
+
+Rule = tuple[bool, str, str]
 
 # Name -> function (learning rate, momentum) -> optax optimizer, for local steps.
 OPTIMIZERS: Registry = Registry("local optimizer")
@@ -74,36 +77,74 @@ settings.declare(
 )
 
 
+def rules(values: Mapping[str, Any], clip: str | None, name: Callable[[str], str]) -> Iterator[Rule]:
+    """What the settings of local training ask of each other.
+
+    Args:
+      values: fields of `LocalTraining` by name.
+      clip: the norm that the mechanism bounds, "none" or None.
+      name: field, or "clip" for the mechanism's clip -> what a message calls it.
+
+    Yields:
+      (whether it holds, the field or "clip", what is allowed).
+    """
+    kind, sampling = values["update_kind"], values["sampling"]
+    yield (
+        not values["normalize"] or kind == "weights",
+        "normalize",
+        f"False where {name('update_kind')} is 'gradient'",
+    )
+    yield (
+        not values["normalize"] or values["optimizer"] == "sgd",
+        "normalize",
+        f"False unless {name('optimizer')} is 'sgd': the weights of other optimizers' steps are not known",
+    )
+    yield (
+        values["steps"] * values["batch_size"] < 2**31,
+        "steps",
+        f"below 2**31 / {name('batch_size')} = {2**31 // values['batch_size']:,}",
+    )
+    clips = values["example_clip"] > 0
+    yield (
+        not clips or (kind, sampling) == ("gradient", "shuffle"),
+        "example_clip",
+        f"0 unless {name('update_kind')} is 'gradient' and {name('sampling')} is 'shuffle': after several "
+        "local steps one example may have moved every later gradient, and drawn anew it may come again",
+    )
+    yield (
+        not clips or clip in (None, "none"),
+        "clip",
+        f"'none' where {name('example_clip')} is positive: the examples are clipped",
+    )
+
+
+def check(training: LocalTraining, clip: str | None = None) -> LocalTraining:
+    """The settings, if they go together.
+
+    Args:
+      training: the settings.
+      clip: the norm that the mechanism bounds; None: it does not, or that is not known.
+
+    Raises:
+      ConfigError: names the field, its value and what is allowed.
+    """
+    values = {**training._asdict(), "clip": clip}
+    called = {"clip": "clip of the mechanism"}
+    for holds, field, allowed in rules(values, clip, lambda field: field):
+        require(holds, called.get(field, field), values[field], allowed)
+    return training
+
+
 @settings.rule
 def _rules(fields):
-    for name in ("local.steps_by_size", "local.normalize"):
-        yield (
-            not fields[name] or fields["local.update_kind"] == "weights",
-            name,
-            "False where config.local.update_kind is 'gradient'",
-        )
     yield (
-        fields["local.optimizer"] == "sgd" or not fields["local.normalize"],
-        "local.normalize",
-        "False unless config.local.optimizer is 'sgd': the weights of other optimizers' steps are not known",
+        not fields["local.steps_by_size"] or fields["local.update_kind"] == "weights",
+        "local.steps_by_size",
+        "False where config.local.update_kind is 'gradient'",
     )
-    yield (
-        fields["local.steps"] * fields["local.batch_size"] < 2**31,
-        "local.steps",
-        f"below 2**31 / config.local.batch_size = {2**31 // fields['local.batch_size']:,}",
-    )
-    clips = fields["local.example_clip"] > 0
-    yield (
-        not clips or (fields["local.update_kind"], fields["local.sampling"]) == ("gradient", "shuffle"),
-        "local.example_clip",
-        "0 unless config.local.update_kind is 'gradient' and config.local.sampling is 'shuffle': after "
-        "several local steps one example may have moved every later gradient",
-    )
-    yield (
-        not clips or fields["mechanism.clip"] == "none",
-        "mechanism.clip",
-        "'none' where config.local.example_clip is positive: the examples are clipped",
-    )
+    values = {name: fields[f"local.{name}"] for name in LocalTraining._fields}
+    for holds, field, allowed in rules(values, fields["mechanism.clip"], "config.local.{}".format):
+        yield holds, "mechanism.clip" if field == "clip" else f"local.{field}", allowed
 
 
 class Trained(NamedTuple):
@@ -205,11 +246,7 @@ def influence_of(training: LocalTraining) -> Influence:
     """
     if not training.example_clip:
         return Influence()
-    if (training.update_kind, training.sampling) != ("gradient", "shuffle"):
-        raise ConfigError(
-            f"example_clip is {training.example_clip:g}; it must be 0 unless update_kind is 'gradient' and "
-            f"sampling 'shuffle' (they are {training.update_kind!r} and {training.sampling!r})"
-        )
+    check(training)
     batch = training.steps * training.batch_size
 
     def bound(counts):

@@ -146,9 +146,14 @@ class About(NamedTuple):
       leaks: what is sent without noise, in words.
       summable: whether noises of clients add up in a sum of their decoded updates. They do if what comes
         after the noise is linear, or adds an error that is independent of what entered. Rounding is neither:
-        it may remove the noise of a client altogether.
+        it may remove the noise of a client altogether. A transform with an inverse, and one after the noise,
+        states it of itself: both its ways leave noise as it is, but for an orthogonal map.
       keeps: the norms in which two updates come no farther apart by what happens to them before that noise. A
         chain derives them from `Transform.keeps`.
+      unbounded_by: name of the step of a chain behind which no bound of a clip before it holds, because it
+        states no norm that it keeps; "" if there is none.
+      mixes: whether coordinates are mixed before they are quantized; what is sent is then all of the mixture,
+        whatever the weight that `encode` is given.
     """
 
     name: str
@@ -165,6 +170,8 @@ class About(NamedTuple):
     leaks: tuple[str, ...] = ()
     summable: bool = False
     keeps: tuple[str, ...] = ("l1", "l2")
+    unbounded_by: str = ""
+    mixes: bool = False
 
 
 class Code(NamedTuple):

@@ -61,8 +61,8 @@ def displacements(
       message: Message with symbols of whole blocks and an index.
 
     Returns:
-      n arrays f32[blocks], the error that zero would suffer; n arrays f32[blocks], the lattice vector from the
-      point that zero would get to the one that was sent, both in units of the lattice's scale; and
+      n arrays f32[blocks], the error that zero would suffer; n arrays f32[blocks], the lattice vector from
+      the point that zero would get to the one that was sent, both in units of the lattice's scale; and
       bool[blocks], which blocks cannot be coded, for which that vector is 0.
     """
     assert message.index is not None

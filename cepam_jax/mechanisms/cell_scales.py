@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from cepam_jax.errors import require_choice
+from cepam_jax.errors import ConfigError, require_choice
 from cepam_jax.mechanisms import latents
 from cepam_jax.mechanisms.arrays import ArrayT
 
@@ -60,13 +60,17 @@ def scale_table(lattice: str) -> ScaleTable:
       lattice: "A2", "D4" or "E8".
 
     Raises:
-      ConfigError: another lattice.
+      ConfigError: another lattice, or the table of another release.
     """
     require_choice("lattice", lattice, LATTICES)
     with resources.files("cepam_jax.mechanisms").joinpath("cell_scales.npz").open("rb") as file:
         stored = np.load(file)
         middle, slope, bend = stored[lattice]
-        return ScaleTable(middle, slope, bend, int(stored[f"{lattice}_threshold"]))
+        threshold = int(stored[f"{lattice}_threshold"])
+    if middle.shape != (4 * latents.OCTAVES << STEP_BITS,):
+        # With the table of another release errors would follow another law, without a sign of it.
+        raise ConfigError("cell_scales.npz belongs to another release of cepam_jax: install the package anew")
+    return ScaleTable(middle, slope, bend, threshold)
 
 
 def scales(word: ArrayT, spare: ArrayT, table: ScaleTable) -> tuple[ArrayT, ArrayT]:

@@ -75,6 +75,10 @@ def _checked(steps: Sequence[Any]) -> _Steps:
                 f"chain(...): {step.name} cannot follow {sparse}: it would mix what is not sent"
             )
         sparse = step.name if step.weight else sparse
+    if sparse and last.about.mixes:
+        raise ConfigError(
+            f"chain(...): {last.about.name} cannot follow {sparse}: it would mix what is not sent"
+        )
     return _Steps(tuple(transforms), last)
 
 
@@ -114,7 +118,8 @@ def _weight(
     """Which coordinates are sent, of the vector that the mechanism at the end receives.
 
     Steps that leave coordinates out keep the length of the vector, and none of them is followed by a step
-    that mixes coordinates. So the product of their masks is the mask of the whole.
+    that mixes coordinates. So the product of their masks is the mask of the whole. Behind a step that mixes
+    coordinates or changes their number a mask from outside means nothing: all of the mixture is sent.
 
     Args:
       steps: the steps of the chain.
@@ -129,6 +134,8 @@ def _weight(
     """
     lengths = _sizes(steps, d)
     for i, step in enumerate(steps.transforms):
+        if step.mixes or lengths[i + 1] != lengths[i]:
+            weight = None
         if step.weight:
             kept = step.weight(_key_of_step(shared, i), side.get(_side_name(i, step)), knobs, lengths[i])
             weight = kept if weight is None else weight * kept

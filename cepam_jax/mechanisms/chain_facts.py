@@ -14,6 +14,7 @@ class _Protection(NamedTuple):
     sensitivity: str | None
     summable: bool
     keeps: tuple[str, ...]
+    unbounded_by: str
 
 
 def _protection(transforms: Sequence[Transform], last: About) -> _Protection:
@@ -22,23 +23,34 @@ def _protection(transforms: Sequence[Transform], last: About) -> _Protection:
     The first private noise counts. A clip that comes later bounds nothing that this noise hides, and neither
     does one before a step that does not keep its norm.
     """
-    noise, norm, after_noise = None, None, []
+    noise, lost_by, undone, linear = None, "", True, True
+    norm: str | None = None
     keeps: tuple[str, ...] = ("l1", "l2")
     for step in transforms:
+        # What undoes a step up to the noise is done to the noise, too.
+        undone = undone and (noise is not None or step.inverse is None or step.about.summable)
         if noise is not None:
-            after_noise.append(step.about)
+            linear = linear and _leaves_noise(step)
         elif step.about.server:
             noise = step.about
         else:
-            norm = step.about.clip or _kept(norm, step.keeps)
+            before, norm = norm, step.about.clip or _kept(norm, step.keeps)
+            lost_by = "" if norm else step.name if before else lost_by
             keeps = tuple(name for name in keeps if name in step.keeps)
     if noise is None:
-        norm = last.sensitivity or _kept(norm, last.keeps)
+        before, norm = norm, last.sensitivity or _kept(norm, last.keeps)
+        lost_by = "" if norm else last.unbounded_by or (last.name if before else lost_by)
         keeps = tuple(name for name in keeps if name in last.keeps)
-        return _Protection(last.outsiders, last.server, norm, last.summable, keeps)
+        summable = undone and last.summable
+        return _Protection(last.outsiders, last.server, norm, summable, keeps, lost_by)
     # A law of its own is that of an error independent of x; a clip has none, but is not linear.
-    linear = all(about.law != "other" and about.clip is None for about in [*after_noise, last])
-    return _Protection(noise.outsiders, noise.server, norm, linear, keeps)
+    summable = undone and linear and last.law != "other" and last.clip is None
+    return _Protection(noise.outsiders, noise.server, norm, summable, keeps, lost_by)
+
+
+def _leaves_noise(step: Transform) -> bool:
+    """Whether a step after the noise leaves it in the sum of all clients: more noise does."""
+    return step.about.summable or (step.about.server is not None and step.inverse is None)
 
 
 def _kept(norm: str | None, keeps: tuple[str, ...]) -> str | None:
@@ -78,4 +90,6 @@ def about_of_chain(transforms: Sequence[Transform], last: About) -> About:
         leaks=tuple(leak for about in everything for leak in about.leaks),
         summable=protection.summable,
         keeps=protection.keeps,
+        unbounded_by=protection.unbounded_by,
+        mixes=last.mixes or any(step.mixes for step in transforms),
     )

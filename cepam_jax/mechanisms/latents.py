@@ -38,7 +38,7 @@ from cepam_jax.mechanisms.arrays import ArrayT, namespace
 TARGETS = ("gaussian", "laplace")
 _STEP_BITS = 8  # cells per octave: 2^8
 _CELLS = 1 << _STEP_BITS
-_OCTAVES = 33  # folded words run from 1/2 to 2^31
+OCTAVES = 33  # folded words run from 1/2 to 2^31
 _POSITIONS = 1 << 12  # positions inside a cell
 _SLOPE_BITS = 13
 _LOWEST = (np.float32(0.5).view(np.uint32) >> np.uint32(23)).astype(np.uint32)
@@ -86,7 +86,7 @@ def quantile(target: str, dimension: int, lower: np.ndarray, upper: np.ndarray) 
 @functools.lru_cache
 def radius_table(target: str, dimension: int) -> RadiusTable:
     """Builds the table for one target and one number of coordinates per block (0.03 s, once per process)."""
-    octave = np.arange(_OCTAVES)[:, None]
+    octave = np.arange(OCTAVES)[:, None]
     edges = 2.0 ** (octave - 1) * (1 + np.arange(_CELLS + 1) / _CELLS)  # folded word at the edges
     near = np.minimum(edges, 2.0**31) / 2.0**32
     sides = []
@@ -127,7 +127,7 @@ def cell(word: ArrayT, step_bits: int = _STEP_BITS) -> tuple[ArrayT, ArrayT]:
     index = (bits >> np.uint32(23 - step_bits)) - (_LOWEST << np.uint32(step_bits))
     position = (bits >> np.uint32(23 - step_bits - 12)) & np.uint32(_POSITIONS - 1)
     return (
-        index + high * np.uint32(_OCTAVES << step_bits),
+        index + high * np.uint32(OCTAVES << step_bits),
         position.astype(np.int32) - np.int32(_POSITIONS // 2),
     )
 

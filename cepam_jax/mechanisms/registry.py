@@ -51,6 +51,7 @@ def register(
     name: str,
     entry: Entry | Callable[[], Mechanism],
     instances: dict[str, Callable[[], Mechanism]] | None = None,
+    replace: bool = False,
 ) -> None:
     """Makes a mechanism known to configurations, law tests, tables and benchmarks.
 
@@ -58,14 +59,18 @@ def register(
       name: of `config.mechanism.name`.
       entry: how a configuration builds it; a factory without arguments if it has no settings.
       instances: name -> factory without arguments, for the law tests; by default the factory under `name`.
+      replace: whether another mechanism of that name gives way to this one.
+
+    Raises:
+      ConfigError: another mechanism has that name, and it is not said that it is to be replaced.
     """
     if not isinstance(entry, Entry):
         factory = entry
         instances = instances or {name: factory}
         entry = Entry(lambda settings, coder, shapes: factory())
-    CONFIGURABLE.register(name, entry)
-    for instance, factory in (instances or {}).items():
-        REGISTRY.register(instance, factory)
+    CONFIGURABLE.register(name, entry, replace)
+    for instance, make_instance in (instances or {}).items():
+        REGISTRY.register(instance, make_instance, replace)
 
 
 def make(name: str) -> Mechanism:

@@ -13,6 +13,10 @@ blocks", quantized as by RSUQ, with proposals 0, 1, 2, ... until the error lies 
 cell. Both sides know from the shared words which blocks these are. The law of the error is exact, up to f32
 arithmetic and the tables.
 
+The rotation of dithered cells is due to Kobus, Theis and Gündüz: Gaussian Channel Simulation with Rotated
+Dithered Quantization (arXiv 2407.12970), where the scale is fixed and the error comes near to Gaussian noise
+as the dimension grows. The random scale that makes it exact is derived in docs/rotated.md.
+
 The decoder's arithmetic is arranged so that every platform computes the same bits: see `rotations`.
 """
 

@@ -112,7 +112,7 @@ def rotate() -> Transform:
         inverse=_rotate_back,
         size=_power_of_two,
         mixes=True,
-        about=About("", "none", randomness=("shared",), local=False),
+        about=About("", "none", randomness=("shared",), local=False, summable=True),
         keeps=("l2",),
     )
 

@@ -6,13 +6,17 @@ hide another update with the same noise, and the difference of the two lacks it.
 step that was released, and remembers by checksums which states were used, so that neither is taken for less.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.federated.control import Control
 from cepam_jax.mechanisms import Knobs
+from cepam_jax.run import provenance
 from cepam_jax.run.ledger import Ledger
+from cepam_jax.run.provenance import Parts
 
 Mark = tuple[int, int]
 
@@ -24,16 +28,25 @@ class Account:
       ledger: what the rounds applied, each step counted as often as it was taken.
     """
 
-    def __init__(self, ledger: Ledger, rule: Control, knobs: Knobs):
+    def __init__(self, ledger: Ledger, rule: Control, knobs: Knobs, parts: Parts, names: Sequence[str]):
         """Begins to count.
 
         Args:
           ledger: that of an earlier process, or an empty one.
           rule: that sets the knobs.
           knobs: of all clients at the start.
+          parts: of the federation.
+          names: knobs that the mechanism needs.
+
+        Raises:
+          ConfigError: the ledger is that of other parts.
         """
-        self.ledger = ledger
-        self._earlier = self._next = ledger.rounds  # rounds of earlier processes; the next that none has run
+        provenance.check(ledger, parts)
+        provenance.check_draws(ledger, parts)
+        self.ledger = ledger._replace(refused=(), exposes=(), reached=None)
+        self._before, self._parts, self._names = ledger, parts, tuple(names)
+        # Rounds of earlier processes; the next that none has run.
+        self._earlier = self._next = ledger.applied if ledger.reached is None else ledger.reached
         self._rule, self._knobs = rule, knobs
         self._rule_states = [rule.initialize(knobs) if rule.initialize else None]
         self._rounds: dict[int, Mark] = {}  # rounds done -> mark of the state that the next one began from
@@ -41,7 +54,6 @@ class Account:
         self._made: set[Mark] = set()
         self._reused: set[int] = set()
         self._steered: set[int] = set()
-        self._failed = 0
         self._missing = 0
         self._foreign = 0
 
@@ -49,13 +61,12 @@ class Account:
         """Notes a state that the federation itself made."""
         self._made.add(mark(state))
 
-    def released(self, state, after, report, clients: int) -> None:
+    def released(self, state, after, report) -> None:
         """Counts a step that was applied.
 
         Args:
           state, after: States before and after the step.
           report: its RoundReport on the host.
-          clients: of the federation.
         """
         number, before, result = int(state.round), mark(state), mark(after)
         self._used(number, before)
@@ -66,7 +77,7 @@ class Account:
         self._next = max(self._next, number + 1)
         if not self._rule.adaptive and not self._as_planned(number, report.knobs):
             self._steered.add(number)
-        self.ledger = self.ledger.add(jax.tree.map(lambda a: np.asarray(a)[None], report), clients)
+        self.ledger = self.ledger.add(_block(report), self._parts.clients, self._parts)
 
     def _as_planned(self, number: int, applied: Knobs) -> bool:
         """Whether a round applied what its rule plans, which it does unless its state was changed by hand."""
@@ -80,10 +91,21 @@ class Account:
         pairs = zip(jax.tree.leaves(expected), jax.tree.leaves(applied), strict=True)
         return all(np.allclose(one, other, rtol=1e-4) for one, other in pairs)
 
-    def failed(self, state) -> None:
-        """Notes a step that was not applied: its updates may have been decoded, with its round's noise."""
+    def failed(self, state, report) -> None:
+        """Counts a step that was not applied: its updates were sent, with its round's noise.
+
+        Args:
+          state: that it began from.
+          report: its RoundReport on the host.
+        """
         self._used(int(state.round), mark(state))
-        self._failed += 1
+        clients, names = self._parts.clients, self._names
+        self.ledger = self.ledger.add_failure(_block(report), clients, names, self._parts)
+
+    @property
+    def whole(self) -> Ledger:
+        """The ledger with all that a federation in another process must know of it."""
+        return self.ledger._replace(refused=self.refused, exposes=self.exposes, reached=self._next)
 
     def _used(self, number: int, before: Mark) -> None:
         """Notes from which state the noise of a round was used."""
@@ -94,7 +116,13 @@ class Account:
     @property
     def refused(self) -> tuple[str, ...]:
         """Why the ledger does not cover what was released; empty if it does."""
-        reasons = []
+        reasons = list(self._before.refused)
+        unsigned = sum(entry.rounds for entry in self.ledger.entries if entry.made_by is None)
+        if unsigned:
+            reasons.append(
+                f"{unsigned} rounds of the ledger do not say which parts made them, like those of earlier "
+                "releases: what they released is not known"
+            )
         if self._reused:
             reasons.append(
                 f"round {_named(self._reused)} was run from different states with the same noise, which "
@@ -115,18 +143,18 @@ class Account:
     @property
     def exposes(self) -> tuple[str, ...]:
         """What reached the rounds from outside, in words."""
-        found = []
+        found = list(self._before.exposes)
         if self._foreign:
             found.append(
                 f"{self._foreign} of the states that rounds began from were not made by this federation: "
                 "what they hold beyond what its rounds released"
             )
-        if self._failed:
-            found.append(
-                f"{self._failed} steps that failed and were not applied: the updates that were decoded "
-                "before the failure was found, which whoever sees decoded updates saw, and that they failed"
-            )
         return tuple(found)
+
+
+def _block(report):
+    """The report of a step as that of a block of one round."""
+    return jax.tree.map(lambda a: np.asarray(a)[None], report)
 
 
 def _named(numbers: set[int]) -> str:

@@ -10,8 +10,9 @@ from cepam_jax.errors import require
 from cepam_jax.federated import ClientArrays, Downlink, LocalTraining, Plan, constant, shared_key
 from cepam_jax.federated.spread import CLIENTS
 from cepam_jax.mechanisms import Knobs
-from cepam_jax.run import devices, guarantees, parts
+from cepam_jax.run import devices, guarantees, parts, provenance, uncovered
 from cepam_jax.run.account import Account
+from cepam_jax.run.ledger import Ledger
 from cepam_jax.tasks.base import Model, Task, check_model
 
 
@@ -87,9 +88,7 @@ def assemble(
         update = parts.check_own_local(local, given)
     per_round = parts.count("participants", participants, clients.number) or clients.number
     present = devices.count(parts.count("device_count", device_count, len(jax.devices())))
-    share = -(-per_round // present)
-    at_once = parts.count("together", together, 2**31 - 1)
-    at_once = at_once or (1 if jax.default_backend() == "cpu" else share)
+    asked = parts.count("together", together, 2**31 - 1)
     plan = Plan(
         local_update=update,
         mechanism=built,
@@ -97,7 +96,7 @@ def assemble(
         server=parts.server_of(server),
         segments=tuple(leaf.size for leaf in leaves),
         per_round=per_round,
-        per_chunk=min(at_once, share),
+        per_chunk=devices.at_once(asked, per_round, present),
         control=parts.check_control(constant() if control is None else control, each, built.about.knobs),
         task=task,
         downlink=parts.check_kind("downlink", downlink, Downlink | None, "a federated.Downlink"),
@@ -135,7 +134,17 @@ def _seeds(seed: Any) -> Seeds:
     return seeds
 
 
-def facts_of(built: Assembled, account: Account, relation: str) -> guarantees.Facts:
+def account_of(built: Assembled, ledger: Ledger) -> Account:
+    """The account of a federation that goes on from a ledger.
+
+    Raises:
+      ConfigError: the ledger is that of other parts.
+    """
+    plan, made_by = built.plan, provenance.parts_of(facts_of(built, None, "add_remove"))
+    return Account(ledger, plan.control, built.arrays.knobs, made_by, plan.mechanism.about.knobs)
+
+
+def facts_of(built: Assembled, account: Account | None, relation: str) -> guarantees.Facts:
     """What the parts state about privacy, and what the account says of how their rounds were used."""
     plan, counts, clip = built.plan, np.asarray(built.arrays.counts), built.arrays.knobs.clip
     return guarantees.Facts(
@@ -150,7 +159,7 @@ def facts_of(built: Assembled, account: Account, relation: str) -> guarantees.Fa
         remembers=built.remembers,
         masked=plan.mechanism.code.weight is not None,
         hidden=built.hidden,
-        exposes=(*account.exposes, *built.exposes),
-        refused=account.refused,
-        always=parts.ALWAYS,
+        exposes=(*(account.exposes if account else ()), *built.exposes),
+        refused=account.refused if account else (),
+        always=uncovered.IN_PYTHON,
     )

@@ -11,12 +11,13 @@ import numpy as np
 from cepam_jax import federated, mechanisms
 from cepam_jax.data import partition
 from cepam_jax.data.examples import Examples, number_of
-from cepam_jax.errors import DatasetError
+from cepam_jax.errors import ConfigError, DatasetError
 from cepam_jax.federated import aggregation, control, local, rounds, server
 from cepam_jax.models import MODELS
 from cepam_jax.run import evaluation
-from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout
+from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout, at_once
 from cepam_jax.run.evaluation import HeldOut
+from cepam_jax.run.provenance import noises_of
 from cepam_jax.settings import FIELDS
 from cepam_jax.tasks.base import TASKS, Model, Task, check_model
 
@@ -122,24 +123,49 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
     """
     leaves = jax.tree.leaves((model.params, model.statistics))
     per_round = config.clients_per_round or config.num_clients
-    share = -(-per_round // (mesh.devices.size if mesh else 1))  # of one device
-    per_chunk = config.clients_per_chunk or (1 if backend == "cpu" else share)
+    present = mesh.devices.size if mesh else 1
+    mechanism = mechanisms.build(config.mechanism, tuple(leaf.shape for leaf in leaves))
+    _check_about(mechanism.about, about_of(config))
     return federated.Plan(
         local_update=local.make_local_update(task, training_of(config)),
-        mechanism=mechanisms.build(config.mechanism, tuple(leaf.shape for leaf in leaves)),
+        mechanism=mechanism,
         aggregator=aggregation.of_config(config),
         server=server.OPTIMIZERS[config.server.optimizer](
             config.server.learning_rate, config.server.momentum
         ),
         segments=tuple(leaf.size for leaf in leaves),
         per_round=per_round,
-        per_chunk=min(per_chunk, share),
+        per_chunk=at_once(config.clients_per_chunk, per_round, present, backend),
         control=control_of(config),
         task=task,
         quantize=config.mechanism.quantize,
         wire=config.wire,
         mesh=mesh,
     )
+
+
+def about_of(config) -> mechanisms.About:
+    """What the mechanism states of itself, whatever the shapes of updates."""
+    return mechanisms.build(config.mechanism, ((1,),)).about
+
+
+def _check_about(found: mechanisms.About, stated: mechanisms.About) -> None:
+    """Checks that the accountant, which knows no shapes, reads what is true of the updates that are sent.
+
+    Raises:
+      ConfigError: a mechanism states other facts for other shapes, and which.
+    """
+
+    def plain(about):
+        return about._asdict() | dict(zip(("outsiders", "server"), noises_of(about), strict=True))
+
+    pairs = zip(plain(found).items(), plain(stated).values(), strict=True)
+    wrong = [f"{name} is {one!r}, and {other!r}" for (name, one), other in pairs if one != other]
+    if wrong:
+        raise ConfigError(
+            f"the mechanism {found.name} states other facts for these updates than for one number: "
+            f"{'; '.join(wrong)}. What is accounted for must not depend on the shapes of updates"
+        )
 
 
 def training_of(config) -> local.LocalTraining:

@@ -2,11 +2,11 @@
 
   checkpoints/<round>/default/       the state, as orbax writes it
   checkpoints/<round>/metrics.jsonl  the lines of the run up to this round
-  checkpoints/<round>/ledger.jsonl   what its rounds applied, for the accountant
-  checkpoints/<round>/record.json    the configuration, digests of files and state, and one of the record
+  checkpoints/<round>/record.json    the configuration, how far ledger.jsonl of the run goes, digests of files
+                                     and state, and one of the record
 
 A directory of the first release has no lines and no record: its states are taken as they are. One of 0.1 has
-no ledger, and its states lack the fields that came later.
+no ledger, and its states lack the fields that came later; after it, each checkpoint had a copy of the ledger.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +27,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cepam_jax.errors import CheckpointDamagedError
-from cepam_jax.files import digests, naming, set_aside, sync, write
+from cepam_jax.files import digests, naming, plain_path, set_aside, sync, write
+from cepam_jax.run.ledger_file import Mark
 
 KEPT = 2  # the newest, and one more in case that one is damaged
 _STATE, _LINES, _LEDGER, _RECORD = "default", "metrics.jsonl", "ledger.jsonl", "record.json"
+_EMPTY = Mark()
 _FIRST_RELEASE = "_CHECKPOINT_METADATA"  # stands beside the state where the first release wrote it
 
 
@@ -43,14 +44,15 @@ class Checkpoint(NamedTuple):
       state: host arrays, in the structure of the template.
       lines: text of metrics.jsonl up to this round.
       damaged: (round, what is wrong) of every newer checkpoint, newest first.
-      ledger: text of ledger.jsonl up to this round; None where none was written.
+      ledger: how far ledger.jsonl goes up to this round, or its text in a checkpoint that has a copy; None
+        where none was written.
     """
 
     round: int
     state: Any
     lines: str
     damaged: tuple[tuple[int, str], ...] = ()
-    ledger: str | None = None
+    ledger: Mark | str | None = None
 
 
 class Checkpoints:
@@ -125,7 +127,7 @@ class Checkpoints:
         """Renames the checkpoint of a round, which is damaged; returns where it is now."""
         return set_aside(self._directory / str(number), f"damaged_{number}")
 
-    def save(self, number: int, state: Any, config: dict, lines: str, ledger: str = "") -> None:
+    def save(self, number: int, state: Any, config: dict, lines: str, ledger: Mark = _EMPTY) -> None:
         """Writes the checkpoint of a round, and removes those before the last two.
 
         Args:
@@ -133,7 +135,7 @@ class Checkpoints:
           state: host arrays.
           config: nested dictionary of plain values.
           lines: text of metrics.jsonl up to this round.
-          ledger: text of ledger.jsonl up to this round.
+          ledger: how far ledger.jsonl goes up to this round.
 
         Raises:
           OSError: it could not be written; earlier checkpoints are as before.
@@ -145,7 +147,7 @@ class Checkpoints:
         _remove(unfinished)
         unfinished.mkdir()
         try:
-            with _quiet(), naming(unfinished), _plain_path(unfinished) as path:
+            with _quiet(), naming(unfinished), plain_path(unfinished) as path:
                 _orbax().save(path / _STATE, args=ocp.args.StandardSave(state))
         except OSError:
             raise
@@ -155,8 +157,8 @@ class Checkpoints:
                 f"the checkpoint of round {number} cannot be written to {unfinished}: {why}"
             ) from error
         write(unfinished / _LINES, lines)
-        write(unfinished / _LEDGER, ledger)
         record = {"round": number, "config": config, "state": digest(state), "files": digests(unfinished)}
+        record["ledger"] = ledger._asdict()
         record["record"] = _sha256(_canonical(record))
         write(unfinished / _RECORD, json.dumps(record, indent=2) + "\n")
         os.replace(unfinished, self._directory / str(number))
@@ -202,7 +204,10 @@ class Checkpoints:
                     what = "was altered" if name in found else "is lost"
                     raise CheckpointDamagedError(f"its {name} {what}")
             lines = (folder / _LINES).read_text()
-            ledger = (folder / _LEDGER).read_text() if _LEDGER in record["files"] else None
+            if "ledger" in record:
+                ledger = Mark(**record["ledger"])._replace(refused=tuple(record["ledger"]["refused"]))
+            elif _LEDGER in record["files"]:
+                ledger = (folder / _LEDGER).read_text()
         state = self._state(number, template)
         if record is not None and digest(state) != record["state"]:
             raise CheckpointDamagedError("its state is not what was saved")
@@ -213,7 +218,7 @@ class Checkpoints:
     def _state(self, number, template):
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)._asdict()
         try:
-            with _plain_path(self._directory / str(number)) as path:
+            with plain_path(self._directory / str(number)) as path:
                 # A field of a later release is not in an older state; where it is empty, none is missed.
                 saved = set(_orbax().metadata(path / _STATE).item_metadata)
                 asked = {name: part for name, part in shapes.items() if part is not None or name in saved}
@@ -268,18 +273,6 @@ def _last_clause(error: Exception) -> str:
     """What tensorstore says at the end, behind the long names of all files concerned."""
     first = (str(error).splitlines() or [""])[0]
     return re.split(r" \[\w+=", first)[0].rsplit(": ", 1)[-1] or type(error).__name__
-
-
-@contextlib.contextmanager
-def _plain_path(folder: Path) -> Iterator[Path]:
-    """The folder by a name that orbax can handle: it takes brackets, stars and backslashes for patterns."""
-    if not re.search(r"[][*?\\{}]", str(folder)):
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="cepam_jax_") as temporary:
-        alias = Path(temporary, "workdir")
-        alias.symlink_to(folder, target_is_directory=True)
-        yield alias
 
 
 def digest(state: Any) -> str:

@@ -82,6 +82,19 @@ def count(wanted: int) -> int:
     return wanted or present
 
 
+def at_once(asked: int, number: int, present: int, backend: str = "") -> int:
+    """How many of a number of clients, or of runs, train at the same time on each device.
+
+    Args:
+      asked: what was asked for; 0: one on a CPU, all of the device's share elsewhere.
+      number: of clients or runs together.
+      present: devices over which they are spread.
+      backend: of JAX; by default the one in use.
+    """
+    share = -(-number // present)  # of one device
+    return min(asked or (1 if (backend or jax.default_backend()) == "cpu" else share), share)
+
+
 def is_main() -> bool:
     """Whether this is the process that writes files and shows progress."""
     return jax.process_index() == 0
@@ -111,6 +124,18 @@ def put(tree: Any, mesh: Mesh | None, axis: str | None = None) -> Any:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(place, tree)
+
+
+def broadcast_text(text: str) -> str:
+    """What text process 0 holds, in every process."""
+    if jax.process_count() == 1:
+        return text
+    data = np.frombuffer(text.encode(), np.uint8)
+    length = int(broadcast(np.uint32([data.size]))[0])
+    words = np.zeros(-(-length // 4), np.uint32)
+    if is_main():
+        words.view(np.uint8)[:length] = data
+    return broadcast(words).view(np.uint8)[:length].tobytes().decode() if length else ""
 
 
 def broadcast(tree: Any) -> Any:

@@ -10,21 +10,8 @@ from cepam_jax.federated import aggregation as rules
 from cepam_jax.federated import local
 from cepam_jax.federated.control import Control
 from cepam_jax.federated.local import Influence
-from cepam_jax.run import build, phases, precision
+from cepam_jax.run import build, phases, precision, provenance, uncovered
 from cepam_jax.run.ledger import Ledger, planned
-
-# What no epsilon here accounts for, in every run.
-ALWAYS = (
-    "the messages on the wire: even without the shared key their integers, scales and lengths tell more than "
-    "a decoded update does; encrypt the link",
-    "metrics.jsonl and what is printed while training: losses, norms and signals of private updates, without "
-    "noise; they are for whoever may see the data",
-    "the mean and deviation of all training pixels, by which images are normalized, computed without noise",
-    "other runs on the same data: each reveals as much again, and runs with equal seeds share their noise, "
-    "which their difference lacks",
-    "the seeds: 32-bit numbers, in config.json; whoever knows or guesses them has all noise; ledger.jsonl "
-    "says who was drawn",
-)
 
 
 class Facts(NamedTuple):
@@ -59,7 +46,7 @@ class Facts(NamedTuple):
     hidden: bool = True
     exposes: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
-    always: tuple[str, ...] = ALWAYS
+    always: tuple[str, ...] = uncovered.IN_A_RUN
 
 
 def facts_of(config, counts) -> Facts:
@@ -82,7 +69,7 @@ def facts_of(config, counts) -> Facts:
         exposes.append("weights in place of updates: nothing bounds them")
     exposes += mechanisms.registry.CONFIGURABLE[settings.name].exposes(settings)
     return Facts(
-        about=mechanisms.build(settings, ((1,),)).about,
+        about=build.about_of(config),
         aggregator=rules.of_config(config),
         influence=influence,
         control=build.control_of(config),
@@ -122,10 +109,17 @@ def plan(config, rounds: int) -> Ledger:
 
 
 def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
-    """The accountant's federation: the parts' statements and the noise that the rounds applied."""
+    """The accountant's federation: the parts' statements and the noise that the rounds applied.
+
+    Raises:
+      ConfigError: the aggregator's weights are not those that it states, or the ledger is of other parts.
+    """
     about, rule, influence = facts.about, facts.aggregator, facts.influence or Influence()
     clients, counts = len(facts.counts), np.asarray(facts.counts)
     example = influence.unit == "example"
+    rules.check_weights(rule, counts)
+    if any(entry.made_by is not None for entry in ledger.entries):
+        provenance.check(ledger, provenance.parts_of(facts))
     if rule.public_weights:
         aggregation, weights = "weighted_sum", rule.public_weights(counts)
     elif rule.weights and (rule.initialize is None or rule.least_ratios):
@@ -153,8 +147,11 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         summable=about.summable,
         hidden=facts.hidden,
         fresh=not facts.remembers,
-        refused=tuple(_refused(facts)),
-        not_covered=(*about.leaks, *rule.exposes, *influence.exposes, *facts.exposes, *facts.always),
+        refused=(*ledger.refused, *_refused(facts)),
+        not_covered=(
+            *(*about.leaks, *rule.exposes, *influence.exposes, *facts.exposes, *ledger.exposes),
+            *(*uncovered.of_failures(ledger.failures), *facts.always),
+        ),
         unit=influence.unit,
     )
 
@@ -175,6 +172,11 @@ def _refused(facts: Facts):
         )
     if facts.influence is None:
         return
+    if facts.about.unbounded_by and facts.influence.bound is None and not facts.about.leaks:
+        yield (
+            f"the transform {facts.about.unbounded_by} states no norm that it keeps: no bound of a clip "
+            "before it holds behind it"
+        )
     bounded = facts.influence.bound is not None
     if facts.remembers and (bounded or facts.influence.unit == "example"):
         yield (
@@ -201,8 +203,7 @@ def report_text(
       coordinates: of an update, for the size of what 32-bit words leave out; 0: not known.
     """
     federation = federation_of(config, counts, rounds, ledger)
-    about = mechanisms.build(config.mechanism, ((1,),)).about
-    return precision.report(about, federation, config.privacy.delta, coordinates)
+    return precision.report(build.about_of(config), federation, config.privacy.delta, coordinates)
 
 
 def epsilons(config, counts, ledger: Ledger) -> dict:

@@ -20,19 +20,6 @@ from cepam_jax.mechanisms import knobs as knob_values
 from cepam_jax.settings import FIELDS
 from cepam_jax.tasks.base import Task
 
-# What no epsilon of a federation in Python accounts for, whatever its parts.
-ALWAYS = (
-    "the messages on the wire: even without the shared key their integers, scales and lengths tell more than "
-    "a decoded update does; encrypt the link",
-    "reports of step(), evaluate_clients() and metrics of training examples: losses, norms and signals of "
-    "private updates, without noise; they are for whoever may see the data",
-    "other federations and runs on the same data: each reveals as much again, and those with equal seeds "
-    "share their noise, which their difference lacks",
-    "the seeds: 32-bit numbers; whoever knows or guesses them has all noise; the ledger says who was drawn",
-    "Python code that is handed over: parts are taken at their word, and a function that reads the clients' "
-    "data by other ways than its arguments is not seen",
-)
-
 Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
 
 
@@ -99,16 +86,7 @@ def local_training(
     for name, value in training._asdict().items():
         field = FIELDS[f"local.{name}"]
         require(field.test(value), name, value, field.words())
-    gradient = training.update_kind == "gradient"
-    if training.normalize and gradient:
-        raise ConfigError("normalize is True; it must be False where update_kind is 'gradient'")
-    if training.example_clip:
-        require(gradient, "update_kind", training.update_kind, "'gradient' where example_clip is positive")
-        shuffled = training.sampling == "shuffle"
-        require(shuffled, "sampling", training.sampling, "'shuffle' where example_clip is positive")
-        clips = mechanism.about.clip
-        require(clips is None, "clip of the mechanism", clips, "none where example_clip is positive")
-    return training
+    return local.check(training, mechanism.about.clip)
 
 
 def local_update(task: Task, training: LocalTraining, optimizer: Optimizer | None) -> LocalUpdate:
@@ -152,18 +130,7 @@ def aggregator_of(rule, counts) -> Aggregator:
     if isinstance(rule, str):
         rule = aggregation.AGGREGATORS.get_or_raise(rule)
     aggregation.check(rule)
-    if rule.public_weights is None:
-        return rule
-    stated = np.asarray(rule.public_weights(np.asarray(counts)), np.float64)
-    shape = (len(counts),)
-    require(stated.shape == shape, "shape of public_weights", stated.shape, f"{shape}, one per client")
-    # Errors of every size, another for each client: stated weights do not depend on them.
-    errors = jnp.geomspace(1e-6, 1e3, len(counts), dtype=jnp.float32)[:, None]
-    for each in (errors, errors[::-1]):
-        weights = jax.vmap(lambda *of: jnp.mean(rule.weigh(*of)))(jnp.asarray(counts, jnp.float32), each)
-        found = np.asarray(weights, np.float64)
-        same = np.allclose(found / found[0], stated / stated[0], rtol=1e-4)
-        require(same, "public_weights of the aggregator", stated.tolist(), "what `weigh` gives, always")
+    aggregation.check_weights(rule, counts)
     return rule
 
 

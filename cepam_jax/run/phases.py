@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax import privacy
+from cepam_jax.errors import ConfigError
 from cepam_jax.federated import facts as public_facts
 from cepam_jax.run.ledger import Entry, Ledger
 
@@ -47,6 +48,8 @@ def of_ledger(facts: Facts, ledger: Ledger) -> tuple[privacy.Phase, ...]:
 def _weights(facts: Facts, entry: Entry) -> np.ndarray | None:
     """f64[clients], weights that follow from a round's knobs: as applied, or as planned before the run."""
     rule = facts.aggregator
+    if entry.weights is not None and rule.weights is None:
+        raise ConfigError("the ledger was made by other parts than these: its rounds weighed clients")
     if rule.weights is None or rule.initialize is not None:
         return None
     weights = entry.weights

@@ -10,16 +10,19 @@ import numpy as np
 from cepam_jax import files
 from cepam_jax.data import partition
 from cepam_jax.data.examples import number_of
-from cepam_jax.errors import CheckpointMismatchError
+from cepam_jax.errors import CheckpointMismatchError, ConfigError
+from cepam_jax.federated.aggregation import AGGREGATORS, check_weights
 from cepam_jax.run import checkpoints, guarantees, ledger
 from cepam_jax.run.build import open_fields
 from cepam_jax.run.claims import check_claim
-from cepam_jax.run.devices import broadcast, is_main
+from cepam_jax.run.devices import broadcast, broadcast_text, is_main
 from cepam_jax.run.ledger import Ledger
+from cepam_jax.run.ledger_file import LedgerFile, Mark
 from cepam_jax.run.lines import evaluated, progress_text, summarize
 from cepam_jax.run.locks import Lock
 from cepam_jax.run.metrics import MetricsFile, lines_up_to, parse
 from cepam_jax.run.progress import say
+from cepam_jax.run.provenance import check, check_draws, parts_of
 from cepam_jax.run.writers import WRITERS
 
 __all__ = ["Record", "evaluated", "progress_text", "say", "summarize"]
@@ -62,7 +65,10 @@ class Record:
         self.last = guarantees.rounds_within_budget(config, split.counts)
         self.state, self.lines, self.ledger, self.task = initial, [], Ledger(), task
         self._asked, self._warned, self._tests = asked, False, number_of(data.test)
-        self._store = self._file = self._lock = self._writer = None
+        facts = guarantees.facts_of(config, split.counts)
+        check_weights(facts.aggregator, split.counts)  # before anything is written
+        self._parts, self._knobs = parts_of(facts), facts.about.knobs
+        self._store = self._file = self._lock = self._writer = self._ledger_file = None
         if is_main():
             workdir.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(workdir)
@@ -72,6 +78,9 @@ class Record:
                 self.close()
                 raise
         self.state = broadcast(self.state)
+        self.ledger = ledger.read(broadcast_text(self.ledger.text()))
+        tried = self._ledger_file.tried if self._ledger_file else None
+        self._tried = int(broadcast(np.int32([-1 if tried is None else tried]))[0])
 
     def _restore(self, data, initial):
         """Checks everything before anything is written; then mends, says what, and goes on."""
@@ -88,13 +97,12 @@ class Record:
                 + (f" of {config.rounds} (its privacy budget)" if self.last < config.rounds else "")
                 + f". Ask for at least {seen}, or use another --workdir; nothing was changed."
             )
+        self._ledger_file = LedgerFile(workdir / "ledger.jsonl")
+        past = "" if found is None else self._past(found)
         claimed = (workdir / "config.json").exists()
         self._store.clean()
         if found is not None:
-            self.state = found.state
-            # A checkpoint of the first release holds no ledger: its rounds followed the plan.
-            without = found.ledger is None
-            self.ledger = guarantees.plan(config, found.round) if without else ledger.read(found.ledger)
+            self.state, self.ledger = found.state, ledger.read(past)
             for number, why in found.damaged:
                 aside = self._store.set_aside(number)
                 mended.append(
@@ -107,9 +115,12 @@ class Record:
         if self.last:
             sent = jax.tree.leaves((initial.params, initial.statistics))
             coordinates = sum(leaf.size for leaf in sent)
-            text = guarantees.report_text(config, self.split.counts, self.last, coordinates)
+            book = self.ledger
+            if self.open:  # what is planned, but for reasons that no plan mends
+                book = guarantees.plan(config, self.last)._replace(refused=book.refused)
+            text = guarantees.report_text(config, self.split.counts, coordinates=coordinates, ledger=book)
         files.write(workdir / "privacy.txt", text + "\n")
-        files.write(workdir / "ledger.jsonl", self.ledger.text())
+        mended.append(self._ledger_file.resume(past))
         self._file = MetricsFile(path)
         lines = found.lines if found else ""  # the untrained model is evaluated again: it may be another
         if found is None:
@@ -120,6 +131,35 @@ class Record:
             self._writer = WRITERS.get_or_raise(config.writer)(workdir, self.done)
         for what in filter(None, mended):
             say(f"{workdir}: {what}")
+
+    def _past(self, found) -> str:
+        """What the rounds up to a checkpoint applied, as lines of ledger.jsonl.
+
+        Raises:
+          CheckpointMismatchError: other parts than those of now made them.
+        """
+        text, refused = found.ledger, ()
+        if isinstance(text, Mark):
+            mark, text = text, self._ledger_file.up_to(text)
+            if text is None:
+                self._ledger_file.damaged, refused = True, self._lost(mark)
+        if text is None:  # as after the first release: rounds followed the plan
+            text = guarantees.plan(self.config, found.round)._replace(refused=refused).text()
+        past = ledger.read(text)
+        try:
+            check(past, self._parts)
+            check_draws(past, self._parts)
+        except ConfigError as error:
+            raise CheckpointMismatchError(f"{self.workdir} cannot be continued: {error}") from error
+        return text
+
+    def _lost(self, mark) -> tuple[str, ...]:
+        """Why rounds whose ledger is lost have no guarantee: what an own rule applied is not known."""
+        own = [] if self.config.control == "schedule" else [f"config.control = {self.config.control!r}"]
+        if self.config.aggregator != "precision" and AGGREGATORS[self.config.aggregator].weights:
+            own.append(f"config.aggregator = {self.config.aggregator!r}")
+        lost = "ledger.jsonl was lost or altered, and what {} applied is not known"
+        return (*mark.refused, *map(lost.format, own))
 
     def _begin_again(self, path, before, claimed) -> str:
         """Keeps the lines of a run without checkpoints, if there are any that took training; says so."""
@@ -165,7 +205,9 @@ class Record:
         if self._lock:
             self._lock.check()
         self.state = state
-        self.ledger = self.ledger.add(report, self.config.num_clients)
+        block = Ledger().add(report, self.config.num_clients, self._parts)
+        refused = self._passed()
+        self.ledger = self.ledger.joined(block.entries)._replace(refused=self.ledger.refused + refused)
         line = {
             "round": self.done,
             **evaluated(self.task, evaluation, self._tests),
@@ -174,14 +216,41 @@ class Record:
         }
         self._add(line)
         if self._store:
-            applied = self.ledger.text()
-            files.write(self.workdir / "ledger.jsonl", applied)
-            self._store.save(self.done, state, self._asked, self._file.text, applied)
+            self._ledger_file.append(block.entries, refused)
+            self._store.save(self.done, state, self._asked, self._file.text, self._ledger_file.mark)
             if not self.open:
                 self._report_what_ran(coordinates)
 
+    def _passed(self) -> tuple[str, ...]:
+        """Why nothing is guaranteed where a round failed when it ran before, and now does not."""
+        tried, passed = self._tried, 0 <= self._tried < self.done
+        if not passed:
+            return ()
+        self._tried = -1
+        return (
+            f"round {tried + 1} failed before and was run again with another result: both were sent with the "
+            "same noise, which their difference lacks",
+        )
+
+    def failed(self, report, failure: Exception, coordinates: int) -> None:
+        """Notes a block that met an update that was not finite: what was sent in it counts, nothing is saved.
+
+        Args:
+          report: of `evaluation.make_block`, on the host; the first round that did not run is the failed one.
+          failure: why there are no results.
+          coordinates: d of one update.
+        """
+        self.failure = failure
+        clients, by = self.config.num_clients, self._parts
+        block = Ledger().add(report, clients, by).add_failure(report, clients, self._knobs, by)
+        self.ledger = self.ledger.joined(block.entries)
+        if self._store:
+            self._lock.check()
+            self._ledger_file.append(block.entries)
+            self._report_what_ran(coordinates)
+
     def _report_what_ran(self, coordinates):
-        """privacy.txt says what the rounds applied, once all are done."""
+        """privacy.txt says what the rounds applied, once no more follow."""
         text = guarantees.report_text(
             self.config, self.split.counts, coordinates=coordinates, ledger=self.ledger
         )

@@ -130,9 +130,8 @@ def _train_groups(configs, workdirs, progress, labels, together, keep_failures):
         if len(mine) == 1:
             layout = Layout(CLIENTS, present)
         else:
-            share = -(-len(mine) // min(present, len(mine)))
-            at_once = together or (1 if jax.default_backend() == "cpu" else share)
-            layout = Layout(RUNS, min(present, len(mine)), min(at_once, share))
+            spread = min(present, len(mine))
+            layout = Layout(RUNS, spread, devices.at_once(together or 0, len(mine), spread))
         name = labels[numbers[0]] if labels else ""
         if labels and len(numbers) > 1:
             name += f" to {labels[numbers[-1]]}"
@@ -283,7 +282,8 @@ def _note(record, state, report, evaluation, coordinates, seconds):
         with saving():
             record.add(state, report, evaluation, coordinates, seconds)
         return
-    record.failure = NonFiniteUpdateError(blame.explanation(record, state))
+    with saving():
+        record.failed(report, NonFiniteUpdateError(blame.explanation(record, state)), coordinates)
 
 
 def _progress(records) -> str:

@@ -51,9 +51,10 @@ def words_per_coordinate(mechanism) -> float:
         return 2.0  # a call gives two: the layer and the dither
     pairs = (n + 1) // 2
     accepted = 1.0
-    if code.layer != "cell":
+    if code.layer not in ("cell", "rotated"):
         accepted = lattices.acceptance(lattices.lattice(code.lattice), code.layer)
-    return (2 * (code.streams[0] is not None) + 2 * pairs / accepted) / n
+    turns = 2 * -(-n // 4) if code.mixed else 0  # half a word for each axis
+    return (2 * (code.streams[0] is not None) + turns + 2 * pairs / accepted) / n
 
 
 def ceilings(size):
@@ -86,7 +87,11 @@ def define_flags():
     flags.DEFINE_list("sizes", ["100000", "1000000", "10000000"], "Coordinates.")
     flags.DEFINE_list(
         "mechanisms",
-        [name for name in mechanisms.REGISTRY if name.startswith("lrsuq")],
+        [
+            name
+            for name in mechanisms.REGISTRY
+            if mechanisms.make(name).about.name.startswith(("lrsuq", "rotated-"))
+        ],
         "Names of the registry.",
     )
     flags.DEFINE_integer("repeats", 9, "Rounds; the median counts.")

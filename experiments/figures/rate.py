@@ -133,7 +133,7 @@ def plot(rows):
 def define_flags():
     output.define_workdir()
     flags.DEFINE_integer("size", 1_000_000, "Coordinates.")
-    flags.DEFINE_integer("seeds", 8, "Messages over which Z1 is averaged.")
+    flags.DEFINE_integer("seeds", 4, "Messages over which Z1 is averaged.")
     flags.DEFINE_list("ratios", ["0.01", "0.03", "0.1", "0.3", "1", "3", "10", "30"], "Values of s / sigma.")
 
 

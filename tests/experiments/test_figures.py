@@ -20,6 +20,7 @@ from experiments import output, paired, tables
 from experiments.figures import __main__ as reports
 from experiments.figures import (
     clipped,
+    convergence,
     error_law,
     gamma,
     lattices,
@@ -308,6 +309,36 @@ def test_scenario_3_counts_every_comparison_and_can_leave_out_the_seeds_that_ask
     (fresh,) = scenario3.claims_of("made up", rows(noisy), first=3)
     assert "12 bounds" in every.why and "6 seeds" in every.measured and every.verdict == "not decided"
     assert "+0.00 ± 0.06" in fresh.measured and "3 seeds, from seed 3 on" in fresh.measured
+
+
+def made_up_gaps(exponents, over, seeds=8):
+    """Rows of the convergence figure whose gaps follow powers of gamma + t, `over` times their bound."""
+    random, rounds = np.random.default_rng(0), np.unique(np.geomspace(1, 1000, 30).round())
+    rows = []
+    for setting, exponent in zip(convergence.SETTINGS, exponents, strict=True):
+        bound = (30 + rounds * setting.local_steps) ** exponent
+        noise = np.exp(random.normal(0, 0.03, (seeds, len(rounds))))
+        row = {"label": setting.label, "local_steps": setting.local_steps, "offset": 30.0}
+        rows.append(
+            row | {"round": rounds.tolist(), "bound": bound.tolist(), "measured": over * bound * noise}
+        )
+    sigmas = np.array([0.1, 0.2, 0.4])
+    floor = sigmas[:, None] ** 2 * np.exp(random.normal(0, 0.01, (3, seeds)))
+    return rows, {"sigma": sigmas, "measured": 0.5 * floor, "bound": sigmas**2}
+
+
+@pytest.mark.parametrize(
+    ("fall", "trap", "over", "expected"),
+    [
+        (-1.0, 1.0, 0.5, ["holds"] * 4),
+        (-1.3, 1.0, 1.5, ["does not hold", "holds", "does not hold", "holds"]),
+        (-1.0, -1.0, 0.5, ["holds", "holds", "holds", "does not hold"]),
+    ],
+)
+def test_convergence_reads_the_exponents_and_the_bound(fall, trap, over, expected):
+    exponents = [fall] * (len(convergence.SETTINGS) - 1) + [trap]
+    claims = convergence.claims_of(*made_up_gaps(exponents, over))
+    assert [claim.verdict for claim in claims] == expected
 
 
 def test_runs_of_one_seed_are_not_counted_twice():

@@ -28,6 +28,7 @@ VARIANTS += (
     "rotated_k_level",
     "_kl",
 )
+QUICK = ("rotated_e8",)  # though its name ends like a variant's
 
 
 def param(name, *rest, group="", slow=False):
@@ -42,7 +43,7 @@ def param(name, *rest, group="", slow=False):
       slow: leave the test out of the quick ones, as those of `VARIANTS`.
     """
     marks = [pytest.mark.xdist_group(f"{name} {group}".strip())]
-    if slow or name.endswith(VARIANTS):
+    if slow or (name.endswith(VARIANTS) and name not in QUICK):
         marks.append(pytest.mark.slow)
     return pytest.param(name, *rest, marks=marks)
 

@@ -210,3 +210,11 @@ def test_the_script_makes_the_packages_table(lattice):
 def test_other_lattices_are_named():
     with pytest.raises(ConfigError, match="lattice is 'Z1'; it must be one of 'A2', 'D4', 'E8'"):
         cell_scales.scale_table("Z1")
+
+
+def test_the_table_of_another_release_is_refused(monkeypatch):
+    """Its numbers would be taken from wrong cells: noise of another law, and nobody would see it."""
+    cell_scales.scale_table.cache_clear()
+    monkeypatch.setattr(cell_scales, "STEP_BITS", 5)
+    with pytest.raises(ConfigError, match="another release"):
+        cell_scales.scale_table("E8")

@@ -35,7 +35,9 @@ def put(value):
     return x
 
 
-@pytest.mark.parametrize("name", [programs.param(name) for name in ["lrsuq_gaussian_z2", "sketched"]])
+@pytest.mark.parametrize(
+    "name", [programs.param(name) for name in ["lrsuq_gaussian_z2", "rotated_e8", "sketched"]]
+)
 def test_jit_changes_nothing(name):
     mechanism = mechanisms.make(name)
     x = updates(SHORT)
@@ -70,7 +72,7 @@ def test_vmap_over_clients_equals_a_loop(name):
         decoded = mechanism.decode(keys.shared, message, own)
         bits = mechanism.bits(keys.shared, message, own)
         mine = jax.tree.map(lambda a, k=k: a[k], together)
-        if name.startswith("lrsuq"):
+        if name.startswith(("lrsuq", *ROTATED_CELLS)):
             np.testing.assert_array_equal(mine[0].symbols, message.symbols)
             np.testing.assert_array_equal(mine[1], decoded)
         # Sums over the update (norms, means, transforms) may be rounded in another order. So may x over a
@@ -105,7 +107,8 @@ def test_short_updates(name):
 
 
 @pytest.mark.parametrize(
-    "name", [programs.param(name) for name in ["lrsuq_gaussian_d4", "noise_laplace_sdq", "sdq_e8"]]
+    "name",
+    [programs.param(name) for name in ["lrsuq_gaussian_d4", "noise_laplace_sdq", "rotated_e8", "sdq_e8"]],
 )
 def test_an_update_of_less_than_a_block(name):
     check_short(name, 3)
@@ -164,9 +167,12 @@ def test_an_invalid_update_stays_invalid(name, bad):
         assert not np.isfinite(x_hat[BAD]) and np.isfinite(x_hat[others]).all()
 
 
+ROTATED_CELLS = ("rotated_a2", "rotated_d4", "rotated_e8")
+
+
 def largest(name):
     """Largest |x| that is coded, where sigma and step are 0.1; None: any number is."""
-    if name.startswith(("lrsuq", "noise", "rounding", "sdq")) and name != "sdq_d4_bits":
+    if name.startswith(("lrsuq", "noise", "rounding", "sdq", *ROTATED_CELLS)) and name != "sdq_d4_bits":
         # A rate by sigma means cells of sqrt(12) sigma.
         return 0.1 * RANGE * (12**0.5 if name == "sdq_z1_sigma" else 1)
     smaller = {  # of the two parts of the error, in units of sigma = step
@@ -174,6 +180,7 @@ def largest(name):
         "jopeq_laplace_z2": (1 - 1 / 12) ** 0.5,
         "split_z1": 0.5**0.5,
         "split_d4": 0.2**0.5,
+        "split_rotated_e8": 0.5**0.5,
     }
     return 0.1 * RANGE * smaller[name] if name in smaller else None
 
@@ -181,7 +188,17 @@ def largest(name):
 LIMITED = [programs.param(n) for n in NAMES if largest(n)]
 
 
-MEASURED = ("binary", "clipped", "k_level", "qsgd", "rotated", "sketched", "sdq_d4_bits")  # their own range
+# These have a range of their own.
+MEASURED = (
+    "binary",
+    "clipped",
+    "k_level",
+    "qsgd",
+    "rotated_binary",
+    "rotated_k_level",
+    "sketched",
+    "sdq_d4_bits",
+)
 AS_THEY_ARE = ("identity", "masked", "top_k")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cepam_jax import mechanisms
+from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import Knobs, transforms
 
 
@@ -76,3 +77,29 @@ def test_a_mask_costs_what_is_sent():
     sent = int((mechanism.decode(keys.shared, message, knobs) > 0).sum())
     assert sent == pytest.approx(10_000, abs=6 * np.sqrt(9000))
     assert float(mechanism.bits(keys.shared, message, knobs)) == 32 * sent
+
+
+@pytest.mark.parametrize("d", [5, 8])
+@pytest.mark.parametrize("last", [mechanisms.lrsuq, mechanisms.k_level, mechanisms.sdq])
+def test_behind_a_rotation_a_weight_from_outside_means_nothing(d, last):
+    """A shape error where d is no power of two, and weights of other coordinates where it is."""
+    mechanism = mechanisms.chain(mechanisms.rotate(), last())
+    keys = mechanisms.Keys(jax.random.key(1), jax.random.key(2))
+    knobs, x = Knobs(sigma=0.1, levels=4, step=0.1), jax.random.normal(jax.random.key(0), (d,))
+    weight = jnp.zeros(d).at[0].set(1.0)
+    whole, given = (mechanism.encode(keys, x, knobs, one) for one in (None, weight))
+    jax.tree.map(np.testing.assert_array_equal, whole, given)
+    bits = [float(mechanism.bits(keys.shared, whole, knobs, one)) for one in (None, weight)]
+    assert bits[0] == bits[1] > 0
+    before = mechanisms.chain(mechanisms.clip("l2"), last())  # nothing is mixed: what is not sent is free
+    knobs = knobs._replace(clip=100.0)
+    message = before.encode(keys, x, knobs, weight)
+    assert before.bits(keys.shared, message, knobs, weight) < before.bits(keys.shared, message, knobs)
+
+
+def test_what_is_not_sent_is_not_mixed_by_a_chain_inside_a_chain_either():
+    inner = mechanisms.chain(mechanisms.rotate(), mechanisms.lrsuq())
+    assert inner.about.mixes and not mechanisms.lrsuq().about.mixes
+    with pytest.raises(ConfigError, match="rotate.lrsuq\\S* cannot follow mask"):
+        mechanisms.chain(mechanisms.random_mask(), inner)
+    mechanisms.chain(mechanisms.clip("l2"), inner)

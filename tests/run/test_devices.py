@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from run import spread_digits
 
 from cepam_jax import mechanisms
 from cepam_jax.data import sources
-from cepam_jax.run import build
+from cepam_jax.run import build, training
 from cepam_jax.run.checkpoints import Checkpoints
 from cepam_jax.run.metrics import read_lines
+from configs import digits
 
 TIMES = ("seconds", "seconds_per_round")
 
@@ -108,6 +110,40 @@ def test_two_processes_train_one_federation_and_resume(tmp_path, root):
     for a, b in zip(two, one, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=2e-3)
     assert json.loads((tmp_path / "two/config.json").read_text())["rounds"] == 4
+
+
+RESUMED = """
+import json, sys
+from cepam_jax.run import runtime, training
+from configs import digits
+workdir, port, number = sys.argv[1:]
+runtime.start(distributed=True, coordinator="127.0.0.1:" + port, num_processes=2, process_id=int(number))
+config = digits.get_config("cepam_gaussian")
+config.update_from_flattened_dict({"model": "linear", "rounds": 4, "eval_every": 2, "clients_per_round": 7})
+line = training.train(config, workdir, progress=False)[-1]
+print("FOUND", json.dumps([line["round"], line["epsilon"]]))
+"""
+
+
+def test_both_processes_count_the_rounds_before_they_resumed(tmp_path, root):
+    """All but process 0 counted the rounds since then alone."""
+    config = digits.get_config("cepam_gaussian")
+    config.update_from_flattened_dict(
+        {"model": "linear", "rounds": 2, "eval_every": 2, "clients_per_round": 7}
+    )
+    training.train(config, tmp_path, progress=False)
+    port = free_port()
+    both = [run("-c", RESUMED, tmp_path, port, n, root=root, JAX_PLATFORMS="cpu") for n in range(2)]
+    try:
+        texts = [process.communicate(timeout=200)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    found = [re.search("FOUND (.*)", text) for text in texts]
+    assert all(found), texts
+    first, second = (json.loads(match[1]) for match in found)
+    assert first == second and first[0] == 4
+    assert first[1] == read_lines(tmp_path / "metrics.jsonl")[-1]["epsilon"]
 
 
 @pytest.mark.parametrize(

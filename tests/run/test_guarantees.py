@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import AGGREGATORS, Aggregator, ClientArrays, shared_key
 from cepam_jax.federated.state import client_keys
+from cepam_jax.mechanisms.chain import chain
+from cepam_jax.mechanisms.noise import scaled_noise
+from cepam_jax.mechanisms.registry import CONFIGURABLE, Entry
 from cepam_jax.privacy import arithmetic, releases
 from cepam_jax.run import guarantees
 from cepam_jax.run.config import validate
@@ -159,6 +163,32 @@ def test_an_aggregator_that_states_nothing_has_no_guarantee(monkeypatch):
     found = planned(config, np.full(30, 47), 4)
     summed = planned(config_of(num_clients=30), np.full(30, 47), 4)["released_model"]
     assert found["released_model"] == found["decoded_updates"] > 3 * summed
+
+
+FALSE = {
+    "public_weights of the aggregator is": Aggregator(
+        lambda examples, errors: examples**2, public_weights=lambda counts: np.ones(len(counts))
+    ),
+    "states public_weights, but its `weigh` reads errors": Aggregator(
+        lambda examples, errors: jnp.where(errors.max() < 1e-9, 1e6, 1.0),
+        public_weights=lambda counts: np.ones(len(counts)),
+    ),
+    "states post_processing, but its `weigh` reads errors": Aggregator(
+        lambda examples, errors: errors.max(), post_processing=True
+    ),
+}
+
+
+@pytest.mark.parametrize("text", FALSE)
+def test_a_plugin_that_states_other_weights_than_it_gives_is_refused(text, monkeypatch, tmp_path):
+    """Only federations in Python were looked at: the epsilon of a plain mean was printed."""
+    monkeypatch.setitem(AGGREGATORS, "false", FALSE[text])
+    config = config_of(aggregator="false", **{"partition.kind": "quantity"})
+    with pytest.raises(ConfigError, match=text):
+        train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=text):
+        guarantees.report_text(config, np.arange(1, 11))
 
 
 @pytest.mark.parametrize(
@@ -327,3 +357,17 @@ def test_no_key_is_used_twice():
     # Run 2 has the training seed of run 1, run 3 its shared seed: 3 x 3 kinds of keys less 3 repeated.
     distinct = {tuple(w) for run in words for kind in run for w in kind.tolist()}
     assert len(distinct) == 6 * 2000
+
+
+def test_noise_that_depends_on_the_shapes_of_updates_is_refused(monkeypatch, tmp_path):
+    """The accountant read what the mechanism states for one number: for 650 it added a 25th of that noise."""
+
+    def build(settings, coder, shapes):
+        d = sum(math.prod(shape) for shape in shapes)
+        noise = scaled_noise("gaussian", lambda knobs: knobs.sigma / math.sqrt(d), ("sigma",), "shrinking")
+        return chain(noise, mechanisms.identity())
+
+    monkeypatch.setitem(CONFIGURABLE, "shrinking", Entry(build))
+    config = config_of(**{"mechanism.name": "shrinking"})
+    with pytest.raises(ConfigError, match="clip_l2.shrinking.identity states other facts .* outsiders is"):
+        train(config, tmp_path, progress=False)

@@ -67,7 +67,7 @@ def as_of_0_1(workdir, config):
     )
     (step / "metrics.jsonl").write_text(found.lines)
     record |= {"files": files.digests(step), "state": checkpoints.digest(state)}
-    record.pop("record")
+    record.pop("record"), record.pop("ledger")
     record["record"] = checkpoints._sha256(checkpoints._canonical(record))
     (step / "record.json").write_text(json.dumps(record))
 
@@ -93,6 +93,39 @@ def test_a_state_of_fewer_fields_is_continued_to_the_bit(changes, tmp_path, caps
     states = [newest(tmp_path / name, small(**changes)).state for name in ("old", "whole")]
     assert int(states[0].round) == 4
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def with_copies(workdir):
+    """Makes of each checkpoint what releases before this one wrote: a copy of the ledger, without parts."""
+    whole = (workdir / "ledger.jsonl").read_text().splitlines(keepends=True)
+    old = [line for line in whole if '"rounds"' in line]
+    for step in (workdir / "checkpoints").iterdir():
+        record = json.loads((step / "record.json").read_text())
+        (step / "record.json").unlink()
+        (step / "ledger.jsonl").write_text("".join(old[: record["ledger"]["lines"] - 1]))
+        record |= {"files": files.digests(step)}
+        record.pop("record"), record.pop("ledger")
+        record["record"] = checkpoints._sha256(checkpoints._canonical(record))
+        (step / "record.json").write_text(json.dumps(record))
+    (workdir / "ledger.jsonl").write_text("".join(old))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_checkpoint_with_a_copy_of_the_ledger_is_continued(damaged, tmp_path, capsys):
+    changes = {"clients_per_round": 2, "eval_every": 1, "schedule.knob": "gamma", "schedule.end": 2.0}
+    whole = training.train(small(rounds=4, **changes), tmp_path / "whole", progress=False)
+    shutil.copytree(tmp_path / "whole", tmp_path / "old")
+    shutil.rmtree(tmp_path / "old/checkpoints/4")
+    with_copies(tmp_path / "old")
+    if damaged:  # the copy is what counts, as it was
+        (tmp_path / "old/ledger.jsonl").write_text("[]")
+    lines = training.train(small(rounds=4, **changes), tmp_path / "old", progress=False)
+    assert timeless(lines) == timeless(whole) and not capsys.readouterr().err
+    books = [ledger.read((tmp_path / name / "ledger.jsonl").read_text()) for name in ("old", "whole")]
+    assert [entry.made_by is None for entry in books[0].entries] == [True, True, True, False]
+    assert [e.drawn for e in books[0].entries] == [e.drawn for e in books[1].entries]
+    assert (tmp_path / "old/privacy.txt").read_text() == (tmp_path / "whole/privacy.txt").read_text()
+    assert not (tmp_path / "old/checkpoints/4/ledger.jsonl").exists()
 
 
 def test_a_recorded_run_is_continued(tmp_path, capsys):

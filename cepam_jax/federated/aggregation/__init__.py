@@ -6,9 +6,9 @@ from cepam_jax.federated.aggregation.base import (
     Facts,
     Public,
     Published,
-    check,
     of_config,
 )
+from cepam_jax.federated.aggregation.checks import check, check_weights
 from cepam_jax.federated.aggregation.median import median
 from cepam_jax.federated.aggregation.precise import precision
 from cepam_jax.federated.aggregation.weighted import examples, inverse_error, mean
@@ -20,6 +20,7 @@ __all__ = [
     "Public",
     "Published",
     "check",
+    "check_weights",
     "examples",
     "inverse_error",
     "mean",

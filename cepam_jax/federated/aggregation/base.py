@@ -26,7 +26,6 @@ import jax
 import numpy as np
 
 from cepam_jax import settings
-from cepam_jax.errors import ConfigError
 from cepam_jax.registry import Registry
 
 
@@ -130,39 +129,6 @@ AGGREGATORS: Registry = Registry("aggregator")
 settings.declare(
     "", {"aggregator": settings.choice("mean", "How the server combines decoded updates.", AGGREGATORS)}
 )
-
-
-def check(rule: Aggregator) -> Aggregator:
-    """The rule, if it keeps the contract.
-
-    Raises:
-      ConfigError: says what does not fit.
-    """
-    if not isinstance(rule, Aggregator):
-        raise ConfigError(f"the aggregator is {rule!r}; it must be a federated.Aggregator")
-    if sum(way is not None for way in (rule.weigh, rule.weights, rule.combine)) != 1:
-        raise ConfigError(
-            "an aggregator has either `weigh` or `weights` (it streams) or `combine` (it gathers)"
-        )
-    if rule.coordinatewise and (rule.combine is None or rule.initialize is not None):
-        raise ConfigError("a coordinatewise aggregator has `combine` and no state")
-    if rule.initialize is not None and rule.weigh is not None:
-        raise ConfigError("an aggregator that streams has no state, unless it has `weights`")
-    with_state = rule.weights is not None and rule.initialize is not None
-    if (rule.observe is not None) != with_state or (rule.least_ratios is not None and not with_state):
-        raise ConfigError(
-            "an aggregator has `observe`, and perhaps `least_ratios`, if it has `weights` and a state"
-        )
-    if rule.per_tensor and rule.weigh is None:
-        raise ConfigError("an aggregator that weighs tensor by tensor has `weigh`")
-    if rule.public_weights is not None and rule.weigh is None:
-        raise ConfigError("an aggregator that states public weights is a weighted sum: it has `weigh`")
-    if rule.public_weights is not None and rule.per_tensor:
-        raise ConfigError(
-            "an aggregator that weighs tensor by tensor states no public weights: those are one number for "
-            "each client, and a client's part in one tensor may be larger than in all"
-        )
-    return rule
 
 
 def of_config(config) -> Aggregator:

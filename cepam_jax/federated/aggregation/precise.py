@@ -97,11 +97,11 @@ def precision(tau: float = 0.0) -> Aggregator:
     require(field.test(tau), "tau of precision", tau, field.words())
     if tau:
         return Aggregator(
-            weights=functools.partial(_known, float(tau)), configure=_of_config, exposes=_EXPOSES
+            weights=functools.partial(known_spread, float(tau)), configure=_of_config, exposes=_EXPOSES
         )
     return Aggregator(
         weights=_estimated,
-        initialize=lambda d: jnp.ones(2, jnp.float32),
+        initialize=_pseudo_round,
         observe=_observe,
         least_ratios=least_ratios,
         needs_clip=True,
@@ -130,9 +130,15 @@ def relative_weights(tau, deviation):
     return jnp.square(ratio)
 
 
-def _known(tau: float, state, public: Public):
+def known_spread(tau: float, state, public: Public):
+    """The weights of a round for a known spread; a ledger keeps this name with tau."""
     del state
     return relative_weights(jnp.float32(tau), public.deviation)
+
+
+def _pseudo_round(d: int):
+    del d
+    return jnp.ones(2, jnp.float32)
 
 
 def _estimated(state, public: Public):

@@ -1,0 +1,42 @@
+"""What no epsilon accounts for, whatever the parts, in words: of configured runs and in Python."""
+
+_WIRE = (
+    "the messages on the wire: even without the shared key their integers, scales and lengths tell more than "
+    "a decoded update does; encrypt the link"
+)
+_SHARED = (
+    "each reveals as much again, and those with equal seeds share their noise, which their difference lacks"
+)
+_SEEDS = "whoever knows or guesses them has all noise"
+_FOR_WHOM = (
+    "losses, norms and signals of private updates, without noise; they are for whoever may see the data"
+)
+
+IN_A_RUN = (
+    _WIRE,
+    f"metrics.jsonl and what is printed while training: {_FOR_WHOM}",
+    "the mean and deviation of all training pixels, by which images are normalized, computed without noise",
+    f"other runs on the same data: {_SHARED}",
+    f"the seeds: 32-bit numbers, in config.json; {_SEEDS}; ledger.jsonl says who was drawn",
+)
+
+IN_PYTHON = (
+    _WIRE,
+    f"reports of step(), evaluate_clients() and metrics of training examples: {_FOR_WHOM}",
+    f"other federations and runs on the same data: {_SHARED}",
+    f"the seeds: 32-bit numbers; {_SEEDS}; the ledger says who was drawn",
+    "the model that training begins with, its frozen parameters too, if they were computed from the clients' "
+    "data",
+    "Python code that is handed over: parts are taken at their word, and a function that reads the clients' "
+    "data by other ways than its arguments is not seen",
+)
+
+
+def of_failures(rounds: int) -> tuple[str, ...]:
+    """What rounds that failed betray beyond their updates, which a ledger counts; () where none failed."""
+    if not rounds:
+        return ()
+    return (
+        f"{rounds} rounds that failed and were not applied: their updates are counted, but not what the "
+        "failure tells without noise: that an update, what was decoded or the model was not finite, whose",
+    )
