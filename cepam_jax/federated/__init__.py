@@ -4,7 +4,7 @@ from cepam_jax.extras import need
 
 need("cepam_jax.federated", "train", "flax", "optax")
 
-from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, Facts
+from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, Facts, Public, Published, precision
 from cepam_jax.federated.control import CONTROLS, Control, Released, constant, scheduled
 from cepam_jax.federated.downlink import Downlink, compressed
 from cepam_jax.federated.local import Influence, LocalTraining, LocalUpdate, Trained, make_local_update
@@ -24,6 +24,8 @@ __all__ = [
     "LocalTraining",
     "LocalUpdate",
     "Plan",
+    "Public",
+    "Published",
     "Released",
     "Report",
     "RoundReport",
@@ -34,6 +36,7 @@ __all__ = [
     "initial_state",
     "make_local_update",
     "make_round",
+    "precision",
     "scheduled",
     "shared_key",
 ]

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import aggregation, participation
+from cepam_jax.federated import aggregation, facts, participation
 from cepam_jax.federated.control import Released
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.spread import Arrived, over_participants
@@ -48,6 +48,7 @@ _DOWNLINK = np.uint32(2**32 - 2)  # where a key is for the broadcast, in place o
 def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, RoundReport]]:
     """Builds (State, ClientArrays) -> (State, RoundReport)."""
     aggregation.check(plan.aggregator)
+    facts.check(plan)
 
     def run_round(state: State, arrays: ClientArrays) -> tuple[State, RoundReport]:
         draw = participation.round_key(arrays.training_key, state.round)
@@ -56,10 +57,13 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
         sent_model, downlink, downlink_bits = broadcast(plan, state, arrays)
         slots, mask = _slots(plan, clients)
         model = _unraveled(state, sent_model) if plan.downlink else state.model
-        arrived = over_participants(plan, state, arrays, knobs, slots, mask, sent_model, model)
+        weights = weigh(plan, state, arrays, knobs)
+        arrived = over_participants(plan, state, arrays, knobs, slots, mask, sent_model, model, weights)
+        arrived = observe(plan, state, arrays, knobs, weights, arrived)
         after = step(plan, state, arrived, knobs, slots)._replace(downlink=downlink)
         after = after._replace(control=control(plan, state, after, arrived))
-        return _if_valid(state, after, arrived, knobs, downlink_bits)
+        kept, report = _if_valid(state, after, arrived, knobs, downlink_bits)
+        return kept, report._replace(weights=weights)
 
     return run_round
 
@@ -74,6 +78,24 @@ def broadcast(plan: Plan, state: State, arrays: ClientArrays):
         *(jax.random.fold_in(jax.random.fold_in(key, state.round), _DOWNLINK) for key in (shared, training))
     )
     return plan.downlink.send(state.downlink, model, keys)
+
+
+def weigh(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs):
+    """f32[clients], for rules that weigh all clients before the round by what is public; else None."""
+    if plan.aggregator.weights is None:
+        return None
+    return plan.aggregator.weights(state.aggregator, facts.public(plan, arrays.counts, knobs))
+
+
+def observe(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, weights, arrived) -> Arrived:
+    """What arrived, with the state of a rule that learns from the released aggregate."""
+    if plan.aggregator.observe is None:
+        return arrived
+    known, clients = facts.public(plan, arrays.counts, knobs), arrived.report.client
+    published = aggregation.Published(
+        arrived.aggregate, weights[clients], known.deviation[clients], known.limit
+    )
+    return arrived._replace(aggregator=plan.aggregator.observe(state.aggregator, published))
 
 
 def step(plan: Plan, state: State, arrived: Arrived, knobs: Knobs, slots) -> State:

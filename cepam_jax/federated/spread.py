@@ -83,7 +83,15 @@ class Arrived(NamedTuple):
 
 
 def over_participants(
-    plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, slots, mask, sent_model, model
+    plan: Plan,
+    state: State,
+    arrays: ClientArrays,
+    knobs: Knobs,
+    slots,
+    mask,
+    sent_model,
+    model,
+    weights=None,
 ) -> Arrived:
     """Trains, sends and combines all participants of a round.
 
@@ -95,29 +103,30 @@ def over_participants(
       mask: f32, the same shape, 0 where a slot was filled up.
       sent_model: f32[d], the global model as clients received it.
       model: the same as a tasks.Model.
+      weights: f32[clients], for rules that weigh all clients before the round; else None.
     """
 
-    def here(state, arrays, knobs, slots, mask, sent_model, model):
-        return _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model)
+    def here(state, arrays, knobs, slots, mask, sent_model, model, weights):
+        return _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model, weights)
 
     if plan.mesh is not None:
         cut = P(None, CLIENTS)
         here = jax.shard_map(
             here,
             mesh=plan.mesh,
-            in_specs=(P(), P(), P(), cut, cut, P(), P()),
+            in_specs=(P(), P(), P(), cut, cut, P(), P(), P()),
             out_specs=Arrived._make([*[P()] * 5, cut, cut]),
             check_vma=False,  # it asks for casts in every loop of every mechanism, to find nothing
         )
-    return here(state, arrays, knobs, slots, mask, sent_model, model)
+    return here(state, arrays, knobs, slots, mask, sent_model, model, weights)
 
 
-def _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model) -> Arrived:
+def _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model, weights) -> Arrived:
     """One device's participants, int32[chunks, per_chunk], and what all devices make of them together."""
-    context = (plan, state, arrays, knobs, sent_model, model)
+    context = (plan, state, arrays, knobs, sent_model, model, weights)
     tensors = len(plan.segments) if plan.aggregator.per_tensor else None
     start = Sums(
-        jnp.zeros_like(sent_model) if plan.aggregator.weigh else jnp.zeros(0, jnp.float32),
+        jnp.zeros_like(sent_model) if plan.aggregator.streams else jnp.zeros(0, jnp.float32),
         jnp.zeros(() if tensors is None else (tensors,), jnp.float32),
         jnp.float32(0),
         jnp.int32(VALID),
@@ -127,7 +136,7 @@ def _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model) -> Ar
         code = jax.lax.pmin(sums.code, CLIENTS)
         sums = jax.lax.psum(sums._replace(code=jnp.int32(0)), CLIENTS)._replace(code=code)
     report = jax.tree.map(lambda a: _in_order(plan, a), kept.report)
-    if plan.aggregator.weigh:
+    if plan.aggregator.streams:
         aggregate = sums.update / per_coordinate(plan, sums.weight)
         step_weight = sums.steps / jnp.mean(sums.weight)
         rule = state.aggregator
@@ -165,7 +174,7 @@ def _added(a: Sums, b: Sums) -> Sums:
 
 def _train(context, client):
     """Trained of one participant; its update holds what earlier messages lost."""
-    plan, state, arrays, _, _, model = context
+    plan, state, arrays, _, _, model, _ = context
     key, _ = client_keys(arrays, state.round, client)
     local = jax.tree.map(lambda a: a[client], state.local)
     trained = plan.local_update.run(model, arrays, client, key, local, state.round)
@@ -176,13 +185,16 @@ def _train(context, client):
 
 def _send(context, client, mask, trained) -> tuple[Sums, Kept]:
     """What one participant adds to the sums, and what is kept of it."""
-    plan, state, arrays, knobs, sent_model, _ = context
+    plan, state, arrays, knobs, sent_model, _, weights = context
     sent: Sent = uplink.send(plan, state, arrays, knobs, client, trained, sent_model)
     if plan.aggregator.combine:
         sums = Sums(jnp.zeros(0, jnp.float32), mask, mask * sent.step_weight, sent.code)
         return sums, Kept(sent.report, sent.lost, sent.local, sent.decoded)
-    count = arrays.counts[client].astype(jnp.float32)
-    weight = mask * plan.aggregator.weigh(count, sent.errors)
+    if weights is None:
+        count = arrays.counts[client].astype(jnp.float32)
+        weight = mask * plan.aggregator.weigh(count, sent.errors)
+    else:
+        weight = mask * weights[client]
     update = per_coordinate(plan, weight) * sent.decoded
     sums = Sums(update, weight, jnp.mean(weight) * sent.step_weight, sent.code)
     return sums, Kept(sent.report._replace(weight=jnp.mean(weight)), sent.lost, sent.local, None)

@@ -104,12 +104,15 @@ class RoundReport(NamedTuple):
       participants: Report, leading axis [participants].
       knobs: Knobs of all clients as they were applied, leading axis [clients]: what the accountant reads.
       downlink_bits: f32[], ideal code length of what the server sent to each participant.
+      weights: f32[clients], up to a common factor, of a rule that weighs all clients before the round; None
+        for other rules.
     """
 
     ran: jax.Array
     participants: Report
     knobs: Knobs
     downlink_bits: jax.Array
+    weights: jax.Array | None = None
 
 
 def client_keys(arrays: ClientArrays, round_number, client) -> tuple[jax.Array, Keys]:

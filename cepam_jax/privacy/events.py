@@ -27,6 +27,10 @@ has none. The rules:
   noise may remove it), and noise that is independent from round to round: where clients remember what was
   lost of an update, and with it minus its noise, only their own noise counts. Sums of Laplace noises are not
   Laplace; a client then counts on its own noise alone.
+- Public weights may differ from round to round. Where they follow from a round's knobs, a round is counted
+  with its own. Where earlier results set them, each round is counted with the least noise that any weights
+  may leave a client (`Phase.least_ratios`): a bound given whatever was released before, which adaptive
+  composition asks for (the same, theorem 3.2), and which the weights found in a ledger are not.
 - A memory (what a client keeps of an update that was not sent whole, for the next round) is added before the
   clip, so a client without an update still sends what it remembers, clipped: as far as 2 C_k from what it
   sends with one, under either relation.
@@ -50,6 +54,7 @@ from typing import NamedTuple
 import dp_accounting
 import numpy as np
 
+from cepam_jax.privacy import noise_sums
 from cepam_jax.privacy.federation import Federation, Phase, bounds, check, reach
 from cepam_jax.privacy.releases import (
     Multipliers,
@@ -171,7 +176,8 @@ def server(federation: Federation) -> list[Guarantee]:
 def released_model(federation: Federation) -> list[Guarantee]:
     """Guarantees against those who see the models alone.
 
-    Where the noise of all participants adds up, z_k = sqrt(sum_j w_j^2 sigma_j^2) / (w_k C_k).
+    Where the noise of all participants adds up, z_k = sqrt(sum_j w_j^2 sigma_j^2) / (w_k C_k): see
+    `noise_sums`.
 
     Args:
       federation: the facts that guarantees depend on.
@@ -188,34 +194,12 @@ def released_model(federation: Federation) -> list[Guarantee]:
     reason = _missing(law, federation, "whoever sees the model")
     if reason:
         return _none(reason, federation)
-    weights = np.asarray(federation.weights, np.float64)
-    of_phase = []
-    for phase in federation.phases:
-        spread = np.square(weights * np.asarray(phase.outsiders, np.float64))
-        total = _noise_of_participants(spread, federation)
-        of_phase.append((phase.rounds, np.sqrt(total) / (weights * bounds(federation, phase))))
+    of_phase = [(phase.rounds, noise_sums.multipliers(federation, phase)) for phase in federation.phases]
     basis = "the noise of all participants"
+    if any(phase.least_ratios for phase in federation.phases):
+        basis += ", whatever weights earlier results led to"
     hidden = federation.hidden and _exchangeable(federation) and federation.sampling == "fixed"
     return _guarantees(federation, law, of_phase, basis, hidden)
-
-
-def _noise_of_participants(spread: np.ndarray, federation: Federation) -> np.ndarray:
-    """For each client the least variance of the weighted noise in a round in which it takes part.
-
-    Args:
-      spread: f64[clients], w_j^2 sigma_j^2.
-      federation: under fixed-size sampling the others that are drawn may be those with the least noise.
-
-    Returns:
-      f64[clients].
-    """
-    if federation.sampling == "all":
-        return np.full(spread.shape, spread.sum())
-    others, ranks = federation.per_round - 1, np.argsort(np.argsort(spread, kind="stable"), kind="stable")
-    least = np.sort(spread)
-    # Without itself: a client among the quietest makes room for the next one.
-    with_itself, next_one = least[:others].sum(), least[min(others, len(least) - 1)]
-    return spread + np.where(ranks < others, with_itself - spread + next_one, with_itself)
 
 
 def _exchangeable(federation: Federation) -> bool:
@@ -226,7 +210,10 @@ def _exchangeable(federation: Federation) -> bool:
         return np.ptp(np.asarray(values, np.float64)) == 0
 
     same_rounds = all(
-        alike(phase.outsiders) and alike(bounds(federation, phase)) for phase in federation.phases
+        alike(phase.outsiders)
+        and alike(bounds(federation, phase))
+        and (phase.weights is None or alike(phase.weights))
+        for phase in federation.phases
     )
     same = alike(federation.clip) and alike(federation.weights) and same_rounds
     return bool(federation.unit == "client" and same)

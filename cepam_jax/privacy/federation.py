@@ -1,5 +1,6 @@
 """What a guarantee depends on: the facts of a federation, checked field by field."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,12 +26,19 @@ class Phase(NamedTuple):
         of the update.
       server: f64[clients], standard deviation of the private noise alone.
       clip: f64[clients], the bounds of these rounds; None: those of the federation.
+      weights: f64[clients], the weights of these rounds, up to a common factor; None: those of the
+        federation. They are public and follow from nothing that was released.
+      least_ratios: where earlier results set the weights of these rounds: (deviations f64[clients], that of
+        client k) -> f64[clients], the least w_j / w_k that any results may lead to; at most 1 for equal
+        deviations. Then no weights are read.
     """
 
     rounds: int
     outsiders: np.ndarray
     server: np.ndarray
     clip: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    least_ratios: Callable[[np.ndarray, float], np.ndarray] | None = None
 
 
 class Federation(NamedTuple):
@@ -105,6 +113,8 @@ def check(federation: Federation) -> None:
         _check_numbers("outsiders of a phase", phase.outsiders, clients, positive=False)
         _check_numbers("server of a phase", phase.server, clients, positive=False)
         _check_numbers("clip of a phase", bounds(federation, phase), clients, positive=True)
+        if phase.weights is not None:
+            _check_numbers("weights of a phase", phase.weights, clients, positive=False)
     if federation.sampling != "all":
         inside = 0 < federation.per_round <= clients
         require(inside, "per_round", federation.per_round, f"above 0 and at most {clients}, the clients")

@@ -129,7 +129,7 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
     return federated.Plan(
         local_update=local.make_local_update(task, training_of(config)),
         mechanism=mechanism,
-        aggregator=aggregation.AGGREGATORS[config.aggregator],
+        aggregator=aggregation.of_config(config),
         server=server.OPTIMIZERS[config.server.optimizer](
             config.server.learning_rate, config.server.momentum
         ),

@@ -6,11 +6,11 @@ import numpy as np
 
 from cepam_jax import mechanisms, privacy
 from cepam_jax.errors import ConfigError
+from cepam_jax.federated import aggregation as rules
 from cepam_jax.federated import local
-from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, check_weights
 from cepam_jax.federated.control import Control
 from cepam_jax.federated.local import Influence
-from cepam_jax.run import build, precision, provenance, uncovered
+from cepam_jax.run import build, phases, precision, provenance, uncovered
 from cepam_jax.run.ledger import Ledger, planned
 
 
@@ -34,7 +34,7 @@ class Facts(NamedTuple):
     """
 
     about: mechanisms.About
-    aggregator: Aggregator
+    aggregator: rules.Aggregator
     influence: Influence | None
     control: Control
     counts: np.ndarray
@@ -70,7 +70,7 @@ def facts_of(config, counts) -> Facts:
     exposes += mechanisms.registry.CONFIGURABLE[settings.name].exposes(settings)
     return Facts(
         about=build.about_of(config),
-        aggregator=AGGREGATORS[config.aggregator],
+        aggregator=rules.of_config(config),
         influence=influence,
         control=build.control_of(config),
         counts=counts,
@@ -117,11 +117,16 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
     about, rule, influence = facts.about, facts.aggregator, facts.influence or Influence()
     clients, counts = len(facts.counts), np.asarray(facts.counts)
     example = influence.unit == "example"
-    check_weights(rule, counts)
+    rules.check_weights(rule, counts)
     if any(entry.made_by is not None for entry in ledger.entries):
         provenance.check(ledger, provenance.parts_of(facts))
     if rule.public_weights:
         aggregation, weights = "weighted_sum", rule.public_weights(counts)
+    elif rule.weights and (rule.initialize is None or rule.least_ratios):
+        aggregation, weights = "weighted_sum", np.ones(clients)  # each phase says its own
+    elif rule.weights:
+        # Results set them, nothing bounds them: but they follow from decoded updates and public facts.
+        aggregation, weights = "function", np.ones(clients)
     else:
         aggregation, weights = "function" if rule.post_processing else "unstated", np.ones(clients)
     bounded = influence.bound is not None
@@ -131,7 +136,7 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         # What local training bounds it bounds in its own norm, whatever the mechanism clips in.
         norm=influence.norm if bounded else about.sensitivity,
         clip=influence.bound(counts) if bounded else facts.clip,
-        phases=_phases(facts, ledger),
+        phases=phases.of_ledger(facts, ledger),
         weights=weights,
         # A batch is filled up with another example where one is missing: at example level all is replacement.
         relation="replace" if example else facts.relation,
@@ -149,44 +154,6 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         ),
         unit=influence.unit,
     )
-
-
-def _phases(facts: Facts, ledger: Ledger) -> tuple[privacy.Phase, ...]:
-    """The noise that every client added and what bounded its update; equal rounds are one phase.
-
-    Bounds are kept beside the noise: under a sum, a client counts on the noises of others as they are, while
-    its own bound is what moved.
-    """
-    phases: list[privacy.Phase] = []
-    for entry in ledger.entries:
-        applied = facts.clip if entry.knobs.clip is None else entry.knobs.clip
-        bounds = np.broadcast_to(np.asarray(applied, np.float64), facts.clip.shape)
-        stated = facts.influence is not None and facts.influence.bound is not None
-        # A bound as 32 bits hold it is the one that was set.
-        same = stated or np.all(np.isclose(facts.clip, bounds, rtol=1e-6, atol=0))
-        noises = (_deviation(facts, entry.knobs, of) for of in (facts.about.outsiders, facts.about.server))
-        phase = privacy.Phase(entry.rounds, *noises, None if same else bounds)
-        if phases and _alike(phases[-1], phase):
-            phases[-1] = phases[-1]._replace(rounds=phases[-1].rounds + phase.rounds)
-        else:
-            phases.append(phase)
-    return tuple(phases)
-
-
-def _alike(a: privacy.Phase, b: privacy.Phase) -> bool:
-    """Whether noise and bounds are the same."""
-    if (a.clip is None) != (b.clip is None):
-        return False
-    pairs = [(a.outsiders, b.outsiders), (a.server, b.server)]
-    return all(np.array_equal(*pair) for pair in [*pairs, *([] if a.clip is None else [(a.clip, b.clip)])])
-
-
-def _deviation(facts, knobs, noise) -> np.ndarray:
-    """Standard deviation of one kind of noise, f64[clients]; zeros where there is none."""
-    shape = facts.clip.shape
-    if noise is None:
-        return np.zeros(shape)
-    return np.broadcast_to(np.asarray(noise.deviation(knobs), np.float64), shape)
 
 
 def _refused(facts: Facts):

@@ -1,4 +1,4 @@
-"""What the rounds of a run applied: the knobs of all clients and who was drawn, as the rounds reported it.
+"""What the rounds of a run applied: knobs and weights of all clients, who was drawn, as rounds reported it.
 
 The accountant reads this, never the configuration's text, so a rule that changes knobs is accounted for by
 what it did. In a work directory it is ledger.jsonl: a line for each stretch of rounds with equal knobs, and
@@ -21,7 +21,7 @@ from cepam_jax.run.provenance import Parts, parts_from
 
 
 class Entry(NamedTuple):
-    """Consecutive rounds with the same knobs.
+    """Consecutive rounds with the same knobs and weights.
 
     Attributes:
       rounds: how many.
@@ -29,6 +29,8 @@ class Entry(NamedTuple):
       drawn: clients that took part, one tuple for each round; () where all did.
       made_by: the parts; None for rounds that are planned, and in ledgers of earlier releases.
       failed: whether they were not applied: clients sent their updates, and something was not finite.
+      weights: of all clients up to a common factor, for aggregators that weigh them before the round: an
+        array [clients] or one number for all; None for others.
     """
 
     rounds: int
@@ -36,6 +38,7 @@ class Entry(NamedTuple):
     drawn: tuple[tuple[int, ...], ...] = ()
     made_by: Parts | None = None
     failed: bool = False
+    weights: Any = None
 
 
 class Ledger(NamedTuple):
@@ -78,24 +81,28 @@ class Ledger(NamedTuple):
         """
         found = []
         for number in np.flatnonzero(report.ran):
-            knobs, drawn = _applied(report, number, clients)
-            found.append(Entry(1, knobs, drawn, made_by))
+            knobs, drawn, weights = _applied(report, number, clients)
+            found.append(Entry(1, knobs, drawn, made_by, weights=weights))
         return self.joined(found)
 
     def add_failure(self, report, clients: int, names: Sequence[str], made_by: Parts | None) -> "Ledger":
         """The ledger with the round of a block that failed, behind those that were applied.
 
         What clients with valid knobs sent in it is released like any other update. With a knob that is not
-        allowed nothing decodes to a number, whatever the data.
+        allowed nothing decodes to a number, whatever the data; weights that such a knob had part in, or that
+        are no numbers, are left out, and those count that the rule gives for the knobs that are noted.
 
         Args:
           report, clients, made_by: as for `add`.
           names: knobs that the mechanism needs.
         """
         number = int(np.sum(report.ran))
-        knobs, drawn = _applied(report, number, clients)
+        knobs, drawn, weights = _applied(report, number, clients)
         known = _valid(knobs, [name for name in names if name != "scale"], clients)
-        return self if known is None else self.joined([Entry(1, known, drawn, made_by, failed=True)])
+        if known is None:
+            return self
+        whole = weights is not None and _same(knobs, known) and np.all(np.isfinite(weights))
+        return self.joined([Entry(1, known, drawn, made_by, True, weights if whole else None)])
 
     def joined(self, entries: Iterable[Entry]) -> "Ledger":
         """The ledger with more entries; equal neighbours are one."""
@@ -124,7 +131,8 @@ def lines(entries: Iterable[Entry], known: Parts | None) -> str:
         knobs = {name: _plain(value) for name, value in entry.knobs._asdict().items() if value is not None}
         drawn = {"drawn": list(map(list, entry.drawn))} if entry.drawn else {}
         failed = {"failed": True} if entry.failed else {}
-        found.append({"rounds": entry.rounds, "knobs": knobs, **drawn, **failed})
+        weights = {} if entry.weights is None else {"weights": _plain(entry.weights)}
+        found.append({"rounds": entry.rounds, "knobs": knobs, **weights, **drawn, **failed})
     return "".join(json.dumps(line) + "\n" for line in found)
 
 
@@ -156,7 +164,8 @@ def read(text: str) -> Ledger:
 def _entry(found: dict[str, Any], parts: Parts | None) -> Entry:
     knobs = Knobs(**{name: np.asarray(value, np.float32) for name, value in found["knobs"].items()})
     drawn = tuple(map(tuple, found.get("drawn", ())))
-    return Entry(int(found["rounds"]), knobs, drawn, parts, bool(found.get("failed", False)))
+    weights = np.asarray(found["weights"], np.float32) if "weights" in found else None
+    return Entry(int(found["rounds"]), knobs, drawn, parts, bool(found.get("failed", False)), weights)
 
 
 def planned(rule: control.Control, knobs: Knobs, rounds: int) -> Ledger:
@@ -168,11 +177,12 @@ def planned(rule: control.Control, knobs: Knobs, rounds: int) -> Ledger:
     return Ledger(tuple(_merged(Entry(1, one) for one in plan)))
 
 
-def _applied(report, number: int, clients: int) -> tuple[Knobs, tuple[tuple[int, ...], ...]]:
-    """Knobs of a round, and who was drawn."""
+def _applied(report, number: int, clients: int) -> tuple[Knobs, tuple[tuple[int, ...], ...], Any]:
+    """Knobs of a round, who was drawn, and the weights of all clients."""
     knobs = jax.tree.map(lambda a: _shortened(np.asarray(a)[number]), report.knobs)
     drawn = tuple(map(int, report.participants.client[number]))
-    return knobs, () if len(drawn) == clients else (drawn,)
+    weights = None if report.weights is None else _shortened(np.asarray(report.weights)[number])
+    return knobs, () if len(drawn) == clients else (drawn,), weights
 
 
 def _valid(knobs: Knobs, names: list[str], clients: int) -> Knobs | None:
@@ -222,6 +232,11 @@ def _merged(entries: Iterable[Entry]) -> list[Entry]:
 
 def _alike(a: Entry, b: Entry) -> bool:
     """Whether entries are one stretch of rounds."""
-    pairs: Iterator = zip(a.knobs, b.knobs, strict=True)
-    same = all((x is None) == (y is None) and (x is None or np.array_equal(x, y)) for x, y in pairs)
+    same = _same((*a.knobs, a.weights), (*b.knobs, b.weights))
     return same and a.failed == b.failed and (a.made_by is b.made_by or a.made_by == b.made_by)
+
+
+def _same(a: Iterable, b: Iterable) -> bool:
+    """Whether arrays, some of them None, are equal."""
+    pairs: Iterator = zip(a, b, strict=True)
+    return all((x is None) == (y is None) and (x is None or np.array_equal(x, y)) for x, y in pairs)

@@ -1,5 +1,6 @@
 """Which parts made the rounds of a ledger, as far as a guarantee depends on them."""
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ class Parts(NamedTuple):
       mechanism: its name.
       noise: against outsiders and against the server, as `noises_of` says.
       clipped: the norm that the mechanism bounds.
-      aggregator: its name.
+      aggregator: its name, with its settings where it has any.
       aggregation: "weighted sum", "post-processing", or what it is in words.
       weights: of a weighted sum, one for each client, or one number for all.
       unit: "client" or "example"; None where local training states nothing.
@@ -131,7 +132,8 @@ def check_draws(ledger: "Ledger", parts: Parts) -> None:
     """
     whole = range(parts.clients)
     for number, entry in enumerate(ledger.entries):
-        sizes = {np.size(value) for value in entry.knobs if value is not None} - {1, parts.clients}
+        given = [value for value in (*entry.knobs, entry.weights) if value is not None]
+        sizes = {np.size(value) for value in given} - {1, parts.clients}
         if sizes:
             raise ConfigError(
                 f"the ledger was made by other parts than these: knobs of {max(sizes)} clients, not of "
@@ -172,9 +174,16 @@ def _rounded(value: float) -> float:
 
 def _name_of(rule: Aggregator) -> str:
     """The name under which a rule is registered, else that of its function."""
-    registered = [name for name, known in AGGREGATORS.items() if known is rule]
-    function = rule.weigh or rule.combine
-    return registered[0] if registered else getattr(function, "__qualname__", repr(function))
+    registered = [name for name, known in AGGREGATORS.items() if known == rule]
+    return registered[0] if registered else _described(rule.weigh or rule.weights or rule.combine)
+
+
+def _described(function: Any) -> str:
+    """The name of a function, and the values that it was given before, the same in every process."""
+    if isinstance(function, functools.partial):
+        values = [*map(repr, function.args), *(f"{n}={v!r}" for n, v in sorted(function.keywords.items()))]
+        return f"{_described(function.func)}({', '.join(values)})"
+    return getattr(function, "__qualname__", repr(function))
 
 
 def _kind_of(rule: Aggregator) -> str:
@@ -182,4 +191,8 @@ def _kind_of(rule: Aggregator) -> str:
         return "nothing guaranteed"
     if rule.public_weights:
         return "weighted sum"
+    if rule.weights and rule.initialize is None:
+        return "weighted sum by knobs"
+    if rule.weights:
+        return "weighted sum within bounds" if rule.least_ratios else "post-processing"
     return "post-processing" if rule.post_processing else "not stated"

@@ -11,7 +11,7 @@ from cepam_jax import files
 from cepam_jax.data import partition
 from cepam_jax.data.examples import number_of
 from cepam_jax.errors import CheckpointMismatchError, ConfigError
-from cepam_jax.federated.aggregation import check_weights
+from cepam_jax.federated.aggregation import AGGREGATORS, check_weights
 from cepam_jax.run import checkpoints, guarantees, ledger
 from cepam_jax.run.build import open_fields
 from cepam_jax.run.claims import check_claim
@@ -155,10 +155,11 @@ class Record:
 
     def _lost(self, mark) -> tuple[str, ...]:
         """Why rounds whose ledger is lost have no guarantee: what an own rule applied is not known."""
-        if self.config.control == "schedule":
-            return mark.refused
-        rule = f"config.control = {self.config.control!r}"
-        return (*mark.refused, f"ledger.jsonl was lost or altered, and what {rule} applied is not known")
+        own = [] if self.config.control == "schedule" else [f"config.control = {self.config.control!r}"]
+        if self.config.aggregator != "precision" and AGGREGATORS[self.config.aggregator].weights:
+            own.append(f"config.aggregator = {self.config.aggregator!r}")
+        lost = "ledger.jsonl was lost or altered, and what {} applied is not known"
+        return (*mark.refused, *map(lost.format, own))
 
     def _begin_again(self, path, before, claimed) -> str:
         """Keeps the lines of a run without checkpoints, if there are any that took training; says so."""

@@ -10,7 +10,7 @@ from federated.test_rounds import WEIGHTS as HAND_WEIGHTS
 
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import aggregation, spread
-from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, Facts
+from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, Facts, Public
 from cepam_jax.federated.state import client_keys
 
 
@@ -20,6 +20,10 @@ def aggregate(rule, updates, counts, errors):
     if rule.combine:
         facts = Facts(jnp.arange(n), jnp.asarray(counts, jnp.float32))
         return np.asarray(rule.combine(rule.initialize(d) if rule.initialize else None, updates, facts)[0])
+    if rule.weights:
+        public = Public(jnp.asarray(counts), jnp.asarray(errors).mean(1), jnp.float32(0.1))
+        weights = np.asarray(rule.weights(rule.initialize(d) if rule.initialize else None, public))[:, None]
+        return (weights * updates).sum(0) / weights.sum()
     weights = np.stack([np.broadcast_to(rule.weigh(c, e), (2,)) for c, e in zip(counts, errors, strict=True)])
     across = np.repeat(weights, d // 2, axis=1)
     return (across * updates).sum(0) / across.sum(0)
@@ -122,6 +126,9 @@ def test_an_invalid_update_reaches_no_gathering_rule():
         (Aggregator(), "either `weigh`"),
         (AGGREGATORS["median"]._replace(weigh=lambda n, e: 1.0), "either `weigh`"),
         (AGGREGATORS["median"]._replace(initialize=lambda d: 0), "no state"),
+        (AGGREGATORS["precision"]._replace(observe=None), "has `observe`"),
+        (AGGREGATORS["precision"]._replace(initialize=None), "`weights` and a state"),
+        (AGGREGATORS["mean"]._replace(weights=lambda state, public: public.examples), "`weigh` or `weights`"),
         (AGGREGATORS["mean"]._replace(initialize=lambda d: 0), "streams has no state"),
         (AGGREGATORS["mean"]._replace(coordinatewise=True), "coordinatewise aggregator has `combine`"),
         (AGGREGATORS["median"]._replace(per_tensor=True), "has `weigh`"),

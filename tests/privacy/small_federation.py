@@ -14,11 +14,11 @@ import optax
 
 from cepam_jax import mechanisms
 from cepam_jax.federated import (
-    AGGREGATORS,
     ClientArrays,
     LocalUpdate,
     Plan,
     Trained,
+    aggregation,
     initial_state,
     make_round,
 )
@@ -42,7 +42,7 @@ def _run(config, counts, markers: float, d: int):
     plan = Plan(
         local_update=LocalUpdate(_chosen),
         mechanism=mechanism,
-        aggregator=AGGREGATORS[config.aggregator],
+        aggregator=aggregation.of_config(config),
         server=optax.sgd(1.0),
         segments=(d,),
         per_round=config.clients_per_round or clients,

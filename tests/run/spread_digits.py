@@ -19,6 +19,14 @@ CASES = {
     "memory": ("top_k", {"wire": True}),
     "median": ("cepam_gaussian", {"aggregator": "median", "clients_per_round": 9}),
     "nearest": ("cepam_gaussian", {"aggregator": "nearest", "clients_per_round": 9}),
+    "precision": (
+        "cepam_gaussian",
+        {
+            "aggregator": "precision",
+            "num_clients": 9,
+            "mechanism.per_client.gamma": (3.0, 10.0, *[300.0] * 7),
+        },
+    ),
     "weights": ("clipped", {"aggregator": "inverse_error", "partition.kind": "dirichlet"}),
 }
 

@@ -1,18 +1,30 @@
 """How the server combines decoded updates. See `base` for the contract."""
 
-from cepam_jax.federated.aggregation.base import AGGREGATORS, Aggregator, Facts
+from cepam_jax.federated.aggregation.base import (
+    AGGREGATORS,
+    Aggregator,
+    Facts,
+    Public,
+    Published,
+    of_config,
+)
 from cepam_jax.federated.aggregation.checks import check, check_weights
 from cepam_jax.federated.aggregation.median import median
+from cepam_jax.federated.aggregation.precise import precision
 from cepam_jax.federated.aggregation.weighted import examples, inverse_error, mean
 
 __all__ = [
     "AGGREGATORS",
     "Aggregator",
     "Facts",
+    "Public",
+    "Published",
     "check",
     "check_weights",
     "examples",
     "inverse_error",
     "mean",
     "median",
+    "of_config",
+    "precision",
 ]

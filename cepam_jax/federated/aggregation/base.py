@@ -2,10 +2,11 @@
 
 There are two kinds. A rule that streams gives a weight to each client, or to each tensor of each client; the
 round adds up weight * update chunk by chunk and divides by the sum of the weights, so that no more than a
-chunk of updates exists at a time. A rule that gathers, such as a median, sees all decoded updates of a round
-at once:
+chunk of updates exists at a time. It weighs a client when its update arrives, or all clients before the
+round from what is public. A rule that gathers, such as a median, sees all decoded updates of a round at once:
 
   streaming   weigh(examples, errors) -> weight          memory: a chunk of updates
+              weights(state, Public) -> weights          the same
   gathering   combine(state, updates, facts) -> (aggregate, state)
                                                           memory: participants x d floats; with several
                                                           devices and a coordinatewise rule, that divided by
@@ -40,8 +41,40 @@ class Facts(NamedTuple):
     examples: jax.Array
 
 
+class Public(NamedTuple):
+    """What is public of all clients before a round: all that `Aggregator.weights` may read but its state.
+
+    Attributes:
+      examples: f32[clients], how many examples each has.
+      deviation: f32[clients], standard deviation per coordinate of each client's noise against outsiders in
+        this round, in units of the update; 0 for mechanisms without noise.
+      limit: f32[], the largest mean square of a coordinate of an update that the clips allow, averaged over
+        the clients: mean C^2 / d; infinity where the mechanism does not clip.
+    """
+
+    examples: jax.Array
+    deviation: jax.Array
+    limit: jax.Array
+
+
+class Published(NamedTuple):
+    """What a round has made public: all that `Aggregator.observe` may read but its state.
+
+    Attributes:
+      aggregate: f32[d], the released aggregate.
+      weights: f32[participants], what the participants were weighed by.
+      deviation: f32[participants], of their noise, as of `Public`.
+      limit: f32[], as of `Public`.
+    """
+
+    aggregate: jax.Array
+    weights: jax.Array
+    deviation: jax.Array
+    limit: jax.Array
+
+
 class Aggregator(NamedTuple):
-    """A rule; it has either `weigh` or `combine`.
+    """A rule; it has one of `weigh`, `weights` and `combine`.
 
     Attributes:
       weigh: (examples of the client f32[], mean squared error of each of its tensors f32[tensors]) ->
@@ -55,6 +88,14 @@ class Aggregator(NamedTuple):
       initialize: d -> state; None: the rule has none.
       public_weights: for a weighted sum of decoded updates whose weights everybody may know: numbers of
         examples int[clients] -> f64[clients], the weights up to a common factor. None for other rules.
+      weights: (state, Public) -> f32[clients], the weights of a round up to a common factor, not negative and
+        not all zero. They are public. The state is None for a rule that has none; then the weights follow
+        from the facts of the round alone.
+      observe: (state, Published) -> state, after each round; for rules with `weights` and a state.
+      least_ratios: for a rule with `weights` and a state: (deviations f64[clients], deviation of one client
+        f64) -> f64[clients], the least w_j / w_k that any state may lead to, for each j and that client k.
+      needs_clip: whether it needs a limit to the updates' norms, a clip of the mechanism.
+      configure: config -> the rule with the settings of a configuration; None: it has no settings.
       post_processing: whether the result follows from decoded updates and public facts alone, for a rule that
         is no such sum. Weights that follow from errors do not: an error is a function of the update itself.
       refused: why nothing can be guaranteed, for a rule that states neither.
@@ -67,9 +108,19 @@ class Aggregator(NamedTuple):
     coordinatewise: bool = False
     initialize: Callable[[int], Any] | None = None
     public_weights: Callable[[np.ndarray], np.ndarray] | None = None
+    weights: Callable[[Any, Public], jax.Array] | None = None
+    observe: Callable[[Any, Published], Any] | None = None
+    least_ratios: Callable[[np.ndarray, float], np.ndarray] | None = None
+    needs_clip: bool = False
+    configure: Callable[[Any], "Aggregator"] | None = None
     post_processing: bool = False
     refused: str = ""
     exposes: tuple[str, ...] = ()
+
+    @property
+    def streams(self) -> bool:
+        """Whether a weighted sum is all that it needs of the updates."""
+        return self.combine is None
 
 
 # Name -> Aggregator: the choices of config.aggregator.
@@ -78,3 +129,9 @@ AGGREGATORS: Registry = Registry("aggregator")
 settings.declare(
     "", {"aggregator": settings.choice("mean", "How the server combines decoded updates.", AGGREGATORS)}
 )
+
+
+def of_config(config) -> Aggregator:
+    """The rule that a configuration names, with its settings."""
+    rule = AGGREGATORS.get_or_raise(config.aggregator)
+    return rule.configure(config) if isinstance(rule, Aggregator) and rule.configure else rule

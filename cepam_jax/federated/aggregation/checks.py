@@ -21,12 +21,19 @@ def check(rule: Aggregator) -> Aggregator:
     """
     if not isinstance(rule, Aggregator):
         raise ConfigError(f"the aggregator is {rule!r}; it must be a federated.Aggregator")
-    if (rule.weigh is None) == (rule.combine is None):
-        raise ConfigError("an aggregator has either `weigh` (it streams) or `combine` (it gathers)")
+    if sum(way is not None for way in (rule.weigh, rule.weights, rule.combine)) != 1:
+        raise ConfigError(
+            "an aggregator has either `weigh` or `weights` (it streams) or `combine` (it gathers)"
+        )
     if rule.coordinatewise and (rule.combine is None or rule.initialize is not None):
         raise ConfigError("a coordinatewise aggregator has `combine` and no state")
-    if rule.initialize is not None and rule.combine is None:
-        raise ConfigError("an aggregator that streams has no state")
+    if rule.initialize is not None and rule.weigh is not None:
+        raise ConfigError("an aggregator that streams has no state, unless it has `weights`")
+    with_state = rule.weights is not None and rule.initialize is not None
+    if (rule.observe is not None) != with_state or (rule.least_ratios is not None and not with_state):
+        raise ConfigError(
+            "an aggregator has `observe`, and perhaps `least_ratios`, if it has `weights` and a state"
+        )
     if rule.per_tensor and rule.weigh is None:
         raise ConfigError("an aggregator that weighs tensor by tensor has `weigh`")
     if rule.public_weights is not None and rule.weigh is None:
