@@ -223,7 +223,7 @@ def test_what_differs_is_named():
 
     broken("truncated: 5 bytes do not hold its header", data[:5])
     broken("not a message: they begin with b'PK'", b"PK" + data[2:])
-    broken("format version 2; this program reads 1", data[:2] + bytes([0x20]) + data[3:])
+    broken("format version 3; this program reads 2", data[:2] + bytes([0x30]) + data[3:])
     broken("corrupt or truncated", data[:-4])
     broken("corrupt or truncated", data[:-1] + bytes([data[-1] ^ 1]))
     broken("has 21 coordinates .expected: 22", length=22)
