@@ -110,7 +110,7 @@ def block_bits(
             index,
             acceptance_probability(lat, layer),
         )
-    integers, error = _zero_at(setting, index, ids)
+    integers, error = zero_at(lat, stream, index, ids)
     same, other = _predict(setting, error, deviation)
     symbols, sent = _rows(jnp.asarray(message.symbols), len(ids), n)
     listed = (sent & (symbols == blocks.INVALID)).any(0)
@@ -121,17 +121,18 @@ def block_bits(
     at_zero |= listed
     bits += jnp.where(at_zero, -jnp.log2(jnp.maximum(same, acceptance.LEAST)), jnp.maximum(elsewhere, 0.0))
     if weight is not None:
-        bits *= jnp.pad(weight > 0, (0, -d % n)).reshape(-1, n).any(1)
+        bits *= blocks.rows(weight > 0, n).any(1)
     return jnp.sum(bits + jnp.where(listed, LISTED_BITS * sent.sum(0, dtype=jnp.float32), 0.0))
 
 
-def _zero_at(
-    setting: _Setting, proposal: Array | np.uint32, ids: jax.Array
+def zero_at(
+    lat: Lattice, stream: counter.Words, proposal: Array | np.uint32, ids: jax.Array
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """What a proposal would do to blocks of zeros.
 
     Args:
-      setting: lattice and stream of the dithers.
+      lat: lattice of n dimensions.
+      stream: stream of the dithers, from `counter.stream`.
       proposal: uint32[] or uint32[k], number of the proposal.
       ids: uint32[k], numbers of the blocks.
 
@@ -139,9 +140,8 @@ def _zero_at(
       The integers that name the nearest lattice point, and the error of zero in units of the lattice's scale:
       n arrays f32[k] each.
     """
-    lat = setting.lat
     origin = [jnp.zeros(ids.shape, jnp.float32)] * lat.dimension
-    dither = lat.point(origin, blocks.boxes(lat, setting.stream, proposal, ids))
+    dither = lat.point(origin, blocks.boxes(lat, stream, proposal, ids))
     integers = lat.nearest([-v for v in dither])
     point = lat.point(integers, [jnp.float32(0)] * lat.dimension)
     return integers, [p + v for p, v in zip(point, dither, strict=True)]
@@ -156,7 +156,7 @@ def _predict(setting: _Setting, error: list[jax.Array], deviation: jax.Array) ->
 
 def _rejected_cost(setting: _Setting, proposal: jax.Array, ids: jax.Array, deviation: jax.Array) -> jax.Array:
     """f32[k], bits that say that a proposal was rejected, for the blocks `ids` uint32[k]."""
-    _, error = _zero_at(setting, proposal, ids)
+    _, error = zero_at(setting.lat, setting.stream, proposal, ids)
     same, other = _predict(setting, error, deviation)
     return -jnp.log2(jnp.maximum(1 - same - other, acceptance.LEAST))
 

@@ -11,16 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cepam_jax.mechanisms import blocks, cell_law, counter
+from cepam_jax.mechanisms import acceptance, blocks, cell_law, counter
 from cepam_jax.mechanisms.base import Message
-from cepam_jax.mechanisms.block_bits import LISTED_BITS
-from cepam_jax.mechanisms.lattices import Lattice
-from cepam_jax.mechanisms.lattices import acceptance as acceptance_probability
-
-
-def most_tries(lat: Lattice) -> int:
-    """Number of proposals after which a ball block counts as an exception (probability e^-40)."""
-    return math.ceil(40 / acceptance_probability(lat, "rotated")) + 1
+from cepam_jax.mechanisms.block_bits import LISTED_BITS, zero_at
+from cepam_jax.mechanisms.lattices import Lattice, most_tries
 
 
 def block_bits(
@@ -46,7 +40,7 @@ def block_bits(
     """
     error, vector, listed = displacements(lat, stream, message)
     bits = -log_probability(lat.name, family, error, vector, scale) / np.float32(math.log(2))
-    bits += jnp.where(ball, np.float32(math.log2(most_tries(lat))), 0.0)
+    bits += jnp.where(ball, np.float32(math.log2(most_tries(lat, "rotated"))), 0.0)
     return bits + jnp.where(listed, np.float32(LISTED_BITS * lat.dimension), 0.0)
 
 
@@ -70,12 +64,10 @@ def displacements(
     ids = jnp.arange(index.shape[0], dtype=jnp.uint32)
     symbols = jnp.asarray(message.symbols).reshape(-1, lat.dimension).T
     listed = (symbols == blocks.INVALID).any(0)
-    origin = [jnp.zeros(ids.shape, jnp.float32)] * lat.dimension
-    dither = lat.point(origin, blocks.boxes(lat, stream, index, ids))
-    zero = lat.nearest([-v for v in dither])
-    error = [p + v for p, v in zip(lat.point(zero, origin), dither, strict=True)]
+    zero, error = zero_at(lat, stream, index, ids)
     # Differences in int32 keep the parity of large numbers.
     moved = [jnp.where(listed, 0, m - z.astype(jnp.int32)) for m, z in zip(symbols, zero, strict=True)]
+    origin = [jnp.zeros(ids.shape, jnp.float32)] * lat.dimension
     return error, lat.point([m.astype(jnp.float32) for m in moved], origin), listed
 
 
@@ -102,6 +94,6 @@ def log_probability(
     stays, leaves = cell_law.stay(grid, log_others, v, tau)
     farther = sum(a * (0.5 * a + e) for a, e in zip(vector, error, strict=True))
     at_zero = sum(abs(a) for a in vector) == 0
-    elsewhere = jnp.log(jnp.maximum(leaves, cell_law.LEAST)) - log_others - farther / v
-    of_component = jnp.where(at_zero, jnp.log(jnp.maximum(stays, cell_law.LEAST)), elsewhere)
+    elsewhere = jnp.log(jnp.maximum(leaves, acceptance.LEAST)) - log_others - farther / v
+    of_component = jnp.where(at_zero, jnp.log(jnp.maximum(stays, acceptance.LEAST)), elsewhere)
     return jax.nn.logsumexp(of_component + jnp.log(jnp.float32(weights))[:, None], axis=0)

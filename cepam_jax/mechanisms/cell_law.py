@@ -38,7 +38,6 @@ from cepam_jax.errors import require_choice
 from cepam_jax.mechanisms import exact, lattices
 from cepam_jax.mechanisms.arrays import ArrayT, namespace
 
-LEAST = 2.0**-20  # least probability that a coder assumes
 # Smallest variance: a Gaussian that is narrower has weights beyond the range of float32.
 _LEAST_VARIANCE = 0.0065
 _MOST_TAU = 1e15  # its square is a float32

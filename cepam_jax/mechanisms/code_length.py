@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.errors import require, require_choice
-from cepam_jax.mechanisms import cell_law, exact
+from cepam_jax.mechanisms import blocks, cell_law, exact
 from cepam_jax.mechanisms.base import Knobs
 
 SCALES_PER_OCTAVE = 8  # a scale off by 4 % costs less than 0.1 % of the bits
@@ -66,7 +66,7 @@ def resolved_of_blocks(coding: str) -> str:
 
 def _block_norms(x: jax.Array, block: int) -> jax.Array:
     """Root mean square f32[d] of each coordinate's block of x f32[d]."""
-    rows = jnp.pad(x, (0, -x.shape[0] % block)).reshape(-1, block)
+    rows = blocks.rows(x, block)
     largest = jnp.maximum(jnp.max(jnp.abs(rows), axis=1), jnp.finfo(jnp.float32).tiny)
     norms = largest * jnp.sqrt(jnp.mean(jnp.square(rows / largest[:, None]), axis=1))
     return jnp.repeat(norms, block)[: x.shape[0]]

@@ -12,11 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cepam_jax.mechanisms import blocks, counter
+from cepam_jax.mechanisms import counter, rsuq
 from cepam_jax.mechanisms.lattices import Lattice
 
-# Points whose integers have an absolute sum of this or more are accepted without a test: see `rsuq`.
-_FAR = 2.0**21
 _ROW = 256  # blocks that are looked through together
 
 
@@ -95,13 +93,4 @@ def _inside(search: Search, proposal: jax.Array, ids: jax.Array, points: list[ja
     Returns:
       bool[k].
     """
-    lat = search.lat
-    zero = [jnp.float32(0)] * lat.dimension
-    dither = lat.point(zero, blocks.boxes(lat, search.stream, proposal, ids))
-    moved = [y - v for y, v in zip(points, dither, strict=True)]
-    integers = lat.nearest(moved)
-    errors = [q - y for q, y in zip(lat.point(integers, zero), moved, strict=True)]
-    size = sum((e * e for e in errors[1:]), errors[0] * errors[0])
-    far = sum((abs(q) for q in integers[1:]), abs(integers[0]))
-    # NaN would be rejected forever, and so would what f32 has no room for.
-    return (size <= np.float32(lat.inradius**2)) | ~(far < _FAR)
+    return rsuq.propose(search.lat, "gaussian", search.stream, proposal, ids, points)[0]

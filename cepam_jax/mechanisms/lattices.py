@@ -190,3 +190,8 @@ def acceptance(lat: Lattice, target: str) -> float:
     if target != "laplace":
         return math.pi ** (n / 2) / math.gamma(n / 2 + 1) * lat.inradius**n / lat.volume
     return (2 * lat.cross) ** n / math.factorial(n) / lat.volume
+
+
+def most_tries(lat: Lattice, target: str) -> int:
+    """Number of proposals after which a block counts as an exception, which has the probability e^-40."""
+    return math.ceil(40 / acceptance(lat, target)) + 1

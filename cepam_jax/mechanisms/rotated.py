@@ -236,6 +236,5 @@ def _bits(
     stream = counter.stream(shared, DITHERS)
     bits = cell_bits.block_bits(lat, scales.family, stream, message, scale / width, ball)
     if weight is not None:
-        sent = jnp.pad(weight > 0, (0, -d % lat.dimension)).reshape(-1, lat.dimension)
-        bits = jnp.where(sent.any(1), bits, 0)
+        bits = jnp.where(blocks.rows(weight > 0, lat.dimension).any(1), bits, 0)
     return jnp.sum(bits) + scales.bits(d)

@@ -131,10 +131,10 @@ def proposals(lat: lattices.Lattice, target: str, shared: jax.Array) -> Callable
       (proposal number, blocks uint32[k], n arrays f32[k] of coordinates in units of the lattice's scale)
       -> (accepted bool[k], n arrays int32[k]).
     """
-    return partial(_propose, lat, target, counter.stream(shared, _DITHERS))
+    return partial(propose, lat, target, counter.stream(shared, _DITHERS))
 
 
-def _propose(
+def propose(
     lat: lattices.Lattice,
     target: str,
     stream: counter.Words,
@@ -142,7 +142,19 @@ def _propose(
     ids: jax.Array,
     points: Sequence[jax.Array],
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """Quantizes blocks with the dithers of one proposal, and tests whether their errors lie in the layer."""
+    """Quantizes blocks with the dithers of one proposal, and tests whether their errors lie in the layer.
+
+    Args:
+      lat: lattice of n dimensions.
+      target: "gaussian" (the layer is a ball) or "laplace" (a cross-polytope).
+      stream: stream of the dithers, from `counter.stream`.
+      proposal: uint32[] or uint32[k], number of the proposal.
+      ids: uint32[k], numbers of the blocks.
+      points: n arrays f32[k], the blocks in units of the lattice's scale.
+
+    Returns:
+      bool[k], whether the proposal is accepted, and n arrays int32[k], the symbols.
+    """
     zero = [jnp.float32(0)] * lat.dimension
     dither = lat.point(zero, blocks.boxes(lat, stream, proposal, ids))
     moved = [y - v for y, v in zip(points, dither, strict=True)]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cepam_jax.mechanisms import cell_bits, cell_law, cell_scales, counter, exact, lattices
+from cepam_jax.mechanisms import cell_law, cell_scales, counter, exact, lattices
 from cepam_jax.wire import cosets, integers, symbols
 from cepam_jax.wire.coder import Coder
 
@@ -97,11 +97,10 @@ def code(
       int64[k, n] symbols, int64[k] accepted proposals.
     """
     lat = model.lattice
-    table = cell_scales.scale_table(lat.name)
-    scale, ball = cell_scales.scales(*counter.words(model.stream(0), 0, ids), table)
+    scale, ball = scales(lat, model.stream(0), ids)
     accepted = np.zeros(len(ids), np.int64)
-    at = np.flatnonzero(ball)
-    accepted[at] = coder.uniform(cell_bits.most_tries(lat), len(at), None if index is None else index[at])
+    at, tries = np.flatnonzero(ball), lattices.most_tries(lat, model.code.layer)
+    accepted[at] = coder.uniform(tries, len(at), None if index is None else index[at])
     point, error = symbols.zero_at(model, accepted, ids)
     first = ids.astype(np.int64) * lat.dimension  # the coordinate whose segment the block belongs to
     of_block = model.scale[first] / (scale.astype(np.float64) * model.width)
@@ -119,10 +118,9 @@ def code(
     return coded, accepted
 
 
-def may_reject(lat: lattices.Lattice, layers: counter.Words, count: int) -> np.ndarray:
-    """Which of `count` blocks are ball blocks, bool[count]; `layers` is the stream of the scales."""
-    words = counter.words(layers, 0, np.arange(count, dtype=np.uint32))
-    return cell_scales.scales(*words, cell_scales.scale_table(lat.name))[1]
+def scales(lat: lattices.Lattice, layers: counter.Words, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scales f32[k] of blocks uint32[k] in units of sigma, and which are ball blocks; from their stream."""
+    return cell_scales.scales(*counter.words(layers, 0, ids), cell_scales.scale_table(lat.name))
 
 
 class _Moved:

@@ -16,7 +16,7 @@ from cepam_jax.errors import WireError
 from cepam_jax.mechanisms import acceptance, counter, lattices
 from cepam_jax.mechanisms.base import Code, Message
 from cepam_jax.mechanisms.blocks import INVALID
-from cepam_jax.wire import cells, deviations, symbols
+from cepam_jax.wire import cells, deviations
 from cepam_jax.wire.context import Context
 from cepam_jax.wire.side import Cursor
 
@@ -97,7 +97,8 @@ def split(
             rejects = None
             if code.layer == "rotated":
                 assert index is not None and code.streams[0] is not None
-                rejects = cells.may_reject(lat, counter.stream(context.key, code.streams[0]), len(index))
+                ids = np.arange(len(index), dtype=np.uint32)
+                _, rejects = cells.scales(lat, counter.stream(context.key, code.streams[0]), ids)
             listed, forced, bad_index = _of_blocks(values, index, lat, code, sent, block, rejects)
     if not listed.any() and not bad_index.any():
         if sent is not None:
@@ -148,7 +149,7 @@ def _of_blocks(
     wrong = ~deviations.is_lattice_point(lat, rows, exists) | (rows == INVALID).any(1)
     bad_index = np.zeros(0, bool)
     if index is not None:
-        bad_index = index >= symbols.most_tries(code)
+        bad_index = index >= lattices.most_tries(lat, code.layer)
         if rejects is not None:
             bad_index |= (index > 0) & ~rejects
         wrong |= bad_index

@@ -64,11 +64,6 @@ def coordinate_scales(scales: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
     return np.repeat(np.asarray(values, np.float64), lengths)
 
 
-def most_tries(code: Code) -> int:
-    """Number of proposals after which a block counts as an exception, which has the probability e^-40."""
-    return int(np.ceil(40 / lattices.acceptance(lattices.LATTICES[code.lattice], code.layer))) + 1
-
-
 def chunks(first: int, last: int, n: int) -> list[tuple[int, int]]:
     """Which blocks are coded together: blocks `first` to `last - 1`, of n coordinates each, in ranges.
 
@@ -200,7 +195,7 @@ def dependent(
     deviation = scales[0] * code_length.DEVIATION[family]
     integer, error = np.zeros((n, count)), np.zeros((n, count))
     accepted, at_zero = np.zeros(count, np.int64), np.zeros(count, bool)
-    active, proposal, limit = np.arange(count), 0, most_tries(model.code) if model.layered else 1
+    active, proposal, limit = np.arange(count), 0, lattices.most_tries(lat, layer) if model.layered else 1
     while active.size:
         if proposal > limit:
             raise WireError("the message's body is not one that a coder wrote (a block accepts nothing)")
