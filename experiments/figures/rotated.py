@@ -13,6 +13,7 @@ all seeds.
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from cepam_jax.errors import require
 from experiments import cli, output
@@ -89,6 +90,9 @@ def plot(by_data):
                 **style(number),
             )
         axes.set(xscale="log", xlabel="bits per coordinate sent to the server", ylabel=f"accuracy, {data}")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda bits, place: f"{bits:g}")
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure
