@@ -30,19 +30,22 @@ UNSTATED = (
 def stated(facts: Facts) -> bool:
     """Whether a rule that reads results says what it spends at most."""
     known = facts.start is not None and facts.start.sigma is not None
-    return facts.control.adaptive and facts.control.budget is not None and known
+    return facts.control.adaptive and _usable(facts.control.budget) and known
+
+
+def _usable(budget: float | None) -> bool:
+    return budget is not None and bool(np.isfinite(budget)) and budget > 0
 
 
 def refused(facts: Facts, ledger: Ledger) -> str:
     """Why a rule that reads results has no guarantee; "" where it has one, or reads none."""
     if not facts.control.adaptive:
         return ""
-    if not stated(facts):
-        return UNSTATED
     budget = facts.control.budget
-    assert budget is not None
-    if not (np.isfinite(budget) and budget > 0):
+    if budget is not None and not _usable(budget):
         return f"the budget of the rule that sets the knobs is {budget}, and must be positive and finite"
+    if budget is None or not stated(facts):
+        return UNSTATED
     if not _proportional(facts):
         return (
             f"the noise of {facts.about.name} is not proportional to sigma, and a budget in rounds at the "
