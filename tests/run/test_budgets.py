@@ -52,7 +52,7 @@ def test_a_run_prints_the_epsilon_of_its_budget_from_the_first_round_on(rule, tm
     assert f"epsilon = {whole['released_model']:.4g} " in text
     book = ledger.read((tmp_path / "ledger.jsonl").read_text())
     spent = sum(e.rounds * (0.2 / float(e.knobs.sigma)) ** 2 for e in book.entries)
-    assert 0 < spent <= 6 and len(book.entries) > 1
+    assert 0 < spent <= 6 and (len(book.entries) > 1 or rule == "plateau")
 
 
 def test_a_smaller_budget_and_a_target_are_what_is_printed():

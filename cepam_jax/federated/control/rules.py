@@ -89,9 +89,18 @@ def power(released: Released) -> jax.Array:
 
 
 class _Plateau(NamedTuple):
-    """f over an even spread's; running power now and of the last `hold` rounds; rounds since a change."""
+    """State of `plateau`.
+
+    Attributes:
+      factor: f32[], gamma over that of the first round.
+      unit: f32[], f^2 of the first round; 0 before it.
+      running: f32[], running power.
+      past: f32[hold], that after the last rounds, the oldest first.
+      since: int32[], rounds since gamma changed.
+    """
 
     factor: jax.Array
+    unit: jax.Array
     running: jax.Array
     past: jax.Array
     since: jax.Array
@@ -113,27 +122,30 @@ def plateau(
     """
     _check("plateau", first=first, growth=growth)
     hold = max(1, round(rounds / 10))
-    even = float(budget or rounds) / rounds
 
     def initialize() -> _Plateau:
-        return _Plateau(jnp.float32(first), jnp.float32(0), jnp.zeros(hold, jnp.float32), jnp.int32(0))
+        none = jnp.float32(0)
+        return _Plateau(jnp.float32(1), none, none, jnp.zeros(hold, jnp.float32), jnp.int32(0))
 
     def wanted(state: _Plateau, purse: Purse) -> jax.Array:
-        return jnp.square(state.factor) * np.float32(even)
+        begun = state.unit > 0
+        return jnp.where(begun, jnp.square(state.factor) * state.unit, np.float32(first**2) * purse.even)
 
     def observe(state: _Plateau, square: jax.Array, released: Released) -> _Plateau:
-        del square
-        begun = state.running > 0
-        running = jnp.where(
-            begun, FORGETTING * state.running + (1 - FORGETTING) * power(released), power(released)
-        )
-        since = state.since + 1
+        begun, since = state.unit > 0, state.since + 1
+        running = jnp.where(begun, _mean(state.running, power(released)), power(released))
         stalled = (since > hold) & (running >= state.past[0])
+        factor = jnp.where(stalled, jnp.minimum(state.factor * np.float32(growth), 1e6), state.factor)
         past = jnp.append(state.past[1:], running)
-        factor = jnp.where(stalled, jnp.minimum(state.factor * np.float32(growth), 1e4), state.factor)
-        return _Plateau(factor, running, past, jnp.where(stalled, 0, since))
+        unit = jnp.where(begun, state.unit, square)
+        return _Plateau(factor, unit, running, past, jnp.where(stalled, 0, since))
 
     return filtered(Spender(wanted, initialize, observe), rounds, budget, **limits)
+
+
+def _mean(before: jax.Array, now: jax.Array) -> jax.Array:
+    """The running mean with one round more."""
+    return FORGETTING * before + (1 - FORGETTING) * now
 
 
 class _Ratio(NamedTuple):
@@ -154,19 +166,19 @@ def signal_to_noise(
       ratio: power over noise; 0: that of the first round.
     """
     _check("signal_to_noise", first=first, ratio=ratio)
-    even = float(budget or rounds) / rounds
 
     def initialize() -> _Ratio:
         return _Ratio(jnp.float32(0), jnp.float32(0))
 
     def wanted(state: _Ratio, purse: Purse) -> jax.Array:
         known = state.running > 0
-        return jnp.where(known, state.kept / jnp.where(known, state.running, 1), np.float32(first**2 * even))
+        later = state.kept / jnp.where(known, state.running, 1)
+        return jnp.where(known, later, np.float32(first**2) * purse.even)
 
     def observe(state: _Ratio, square: jax.Array, released: Released) -> _Ratio:
         found = power(released)
         known = state.running > 0
-        running = jnp.where(known, FORGETTING * state.running + (1 - FORGETTING) * found, found)
+        running = jnp.where(known, _mean(state.running, found), found)
         at_one = square * released.noise  # of the noise at f = 1, the same in every round
         kept = ratio * at_one if ratio else jnp.where(known, state.kept, square * found)
         return _Ratio(running, kept)
