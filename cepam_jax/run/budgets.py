@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cepam_jax.run.guarantees import Facts
 
 _SAME = 1e-5  # relative difference of factors that 32 bits make of one
-_SCALES = 2.0 ** np.arange(-12, 13, 4)
+_SCALES = 2.0 ** np.arange(-6, 7, 3)  # of sigma, where its noise is looked at
 
 UNSTATED = (
     "the rule that sets the knobs reads earlier results and states no budget: the noise of a round is chosen "

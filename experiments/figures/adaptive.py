@@ -43,10 +43,9 @@ LOOSE = 100.0  # times the rounds: a budget of noise that nothing reaches before
 SMOKE = {
     "data": ["digits"],
     "seeds": 2,
-    "rounds": 4,
-    "lengths": ["2", "4"],
+    "lengths": ["3"],
     "partitions": ["iid"],
-    "epsilon": 1000.0,
+    "budgets": ["epsilon"],
 }
 
 

@@ -79,11 +79,13 @@ class Spender(NamedTuple):
       wanted: (state, Purse) -> f32[], the f^2 that the next round is to have. Anything may be asked for.
       initialize: () -> state.
       observe: (state, f^2 of the round f32[], Released) -> state.
+      needs_noise: whether it reads `Released.noise`.
     """
 
     wanted: Callable[[Any, Purse], jax.Array]
     initialize: Callable[[], Any]
     observe: Callable[[Any, jax.Array, Released], Any]
+    needs_noise: bool = True
 
 
 class Filtered(NamedTuple):
@@ -139,7 +141,7 @@ def filtered(
         initialize=rule.initialize,
         observe=rule.observe,
         budget=budget,
-        needs_noise=True,
+        needs_noise=spender.needs_noise,
         sized=lambda d: filtered(spender, rounds, budget, bits, least, d),
     )
 
