@@ -85,6 +85,15 @@ def test_a_spender_may_ask_for_anything(wanted):
         assert factors[0] ** 2 == pytest.approx(0.01, rel=1e-4) and (np.diff(factors) > 0).all()
 
 
+def test_no_round_goes_without_where_shares_are_less_than_a_unit():
+    """A million rounds, and a spender that wants nothing: a unit is left for each."""
+    nothing = filters.Spender(lambda state, purse: jnp.float32(0), lambda: (), lambda s, square, r: s)
+    rule = control.filtered(nothing, 10**6, least=1e-8)
+    state = rule.initialize(START)
+    assert np.isfinite(rule.knobs(state, START, 0).sigma).all()
+    assert int(state.left - rule.observe(state, released(0, 1, 1)).left) == 1
+
+
 def test_a_filter_that_did_not_hold_would_be_seen():
     """The twin of the property: the same rules without the even share exceed it at once."""
     free = run(control.signal_to_noise(40), *adversary("falling", 40), 40)
@@ -197,7 +206,7 @@ def test_the_budget_of_bits_is_kept_by_the_rate_model():
 
 
 def test_the_table_of_rates_is_that_of_the_theory():
-    for ratio in (2.0**-6, 0.11, 0.9, 5.0, 100.0):
+    for ratio in (2.0**-13, 2.0**-6, 0.11, 0.9, 5.0, 100.0):
         assert float(filters._bits_of_ratio(ratio)) == pytest.approx(rate.layered_limit(ratio), rel=0.01)
         assert float(filters._ratio_of_bits(filters._bits_of_ratio(ratio))) == pytest.approx(ratio, rel=1e-4)
 

@@ -33,7 +33,7 @@ from cepam_jax.mechanisms import Knobs
 from cepam_jax.theory import rate
 
 UNITS = 2**30  # that a budget is divided into
-MARGIN = 2.0**-20  # of the budget that is not spent: a round's sigma is off by a few 2^-24 in 32 bits
+MARGIN = 2.0**-18  # of the budget that is not spent: a round's sigma is off by some 2^-22 in 32 bits
 _OCTAVES = np.arange(-10.0, 10.5, 0.5)  # of s / sigma, where the rate is tabulated
 
 settings.declare(
@@ -128,7 +128,7 @@ def filtered(
       ConfigError: a number is out of range.
     """
     whole = isinstance(rounds, (int, np.integer)) and not isinstance(rounds, bool) and rounds >= 1
-    require(whole and rounds <= 2**20, "rounds", rounds, f"a whole number from 1 to {2**20}")
+    require(whole and rounds <= 10**6, "rounds", rounds, "a whole number from 1 to 1000000")
     budget = float(budget or rounds)
     fields = {"budget": ("filter.rounds", budget), "bits": ("filter.bits", bits)}
     fields["least"] = ("filter.least", least)
@@ -195,6 +195,7 @@ class _Filter(NamedTuple):
         # Not a number: as little as may be.
         wanted = jnp.where(wanted >= self.least * most, jnp.minimum(wanted, most), self.least * most)
         units = jnp.minimum(jnp.floor(wanted / each).astype(jnp.int32), even)
+        units = jnp.where(most >= each, jnp.maximum(units, jnp.minimum(even, 1)), units)
         square = jnp.where(units > 0, units * each, jnp.float32(jnp.nan))
         if not self.bits:
             return square, units, jnp.int32(0)
@@ -219,10 +220,12 @@ def _rates() -> np.ndarray:
 
 
 def _bits_of_ratio(ratio: jax.Array) -> jax.Array:
-    """Bits per coordinate of scalar LRSUQ at s / sigma, by the table."""
-    return jnp.exp2(jnp.interp(jnp.log2(ratio), _OCTAVES, _rates()))
+    """Bits per coordinate of scalar LRSUQ at s / sigma, by the table; below it they are proportional."""
+    bits = jnp.exp2(jnp.interp(jnp.log2(ratio), _OCTAVES, _rates()))
+    return bits * jnp.minimum(1, ratio / np.float32(2 ** _OCTAVES[0]))
 
 
 def _ratio_of_bits(bits: jax.Array) -> jax.Array:
-    """The inverse of `_bits_of_ratio`."""
-    return jnp.exp2(jnp.interp(jnp.log2(bits), _rates(), _OCTAVES))
+    """The inverse of `_bits_of_ratio`; at most the end of the table."""
+    ratio = jnp.exp2(jnp.interp(jnp.log2(bits), _rates(), _OCTAVES))
+    return ratio * jnp.minimum(1, bits / np.float32(2 ** _rates()[0]))
