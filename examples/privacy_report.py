@@ -46,8 +46,8 @@ def compared(rounds: int) -> dict[str, dict[str, float]]:
 def rising(factor: float) -> federated.Control:
     """gamma grows by a factor each round: a rule with a state of its own, which reads no results.
 
-    One that read results would have `observe`, and then nothing is guaranteed: the noise of a round would be
-    chosen by what was released before.
+    One that read results would have `observe`, and the noise of a round would be chosen by what was released
+    before: nothing is guaranteed then, unless it keeps a budget that is fixed beforehand (docs/adaptive.md).
     """
     return federated.Control(
         knobs=lambda grown, knobs, number: knobs._replace(sigma=knobs.sigma / grown),

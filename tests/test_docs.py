@@ -63,6 +63,7 @@ SHORT = {
         "--bits=2",
     ],
     "experiments.figures.rate": ["--size=2000", "--seeds=1", "--ratios=1"],
+    "experiments.figures.adaptive": ["--smoke", "--seeds=1", "--lengths=2"],
     "experiments.figures.cell_coder": ["--smoke"],
     "experiments.figures.rotated": ["--smoke", "--data=digits", "--rounds=2", "--seeds=1"],
     "experiments.figures.updates": ["--settings=digits mlp", "--gammas=30"],

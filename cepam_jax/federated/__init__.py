@@ -5,7 +5,16 @@ from cepam_jax.extras import need
 need("cepam_jax.federated", "train", "flax", "optax")
 
 from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, Facts, Public, Published, precision
-from cepam_jax.federated.control import CONTROLS, Control, Released, constant, scheduled
+from cepam_jax.federated.control import (
+    CONTROLS,
+    Control,
+    Released,
+    constant,
+    greedy,
+    plateau,
+    scheduled,
+    signal_to_noise,
+)
 from cepam_jax.federated.downlink import Downlink, compressed
 from cepam_jax.federated.local import Influence, LocalTraining, LocalUpdate, Trained, make_local_update
 from cepam_jax.federated.plan import Plan
@@ -33,10 +42,13 @@ __all__ = [
     "Trained",
     "compressed",
     "constant",
+    "greedy",
     "initial_state",
     "make_local_update",
     "make_round",
+    "plateau",
     "precision",
     "scheduled",
     "shared_key",
+    "signal_to_noise",
 ]

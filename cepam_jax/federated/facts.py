@@ -1,5 +1,6 @@
-"""What is public of all clients before a round, for aggregators that weigh them by it."""
+"""What is public of all clients in a round, for aggregators and control rules that go by it."""
 
+import jax
 import jax.numpy as jnp
 
 from cepam_jax.errors import ConfigError
@@ -9,11 +10,17 @@ from cepam_jax.mechanisms import About, Knobs
 
 
 def check(plan: Plan) -> None:
-    """Checks that an aggregator which needs a clip has one.
+    """Checks that an aggregator which needs a clip has one, and a control rule the noise that it reads.
 
     Raises:
-      ConfigError: the mechanism does not clip.
+      ConfigError: the mechanism does not clip, or the noise of the aggregate is not known.
     """
+    if plan.control.needs_noise and not noise_is_known(plan.mechanism.about, plan.aggregator):
+        raise ConfigError(
+            "the control rule goes by the noise in the released aggregate, which is known only where the "
+            "mechanism adds noise to updates and the aggregator is a sum with public weights; this is "
+            f"{plan.mechanism.about.name} with another one, or without noise"
+        )
     if plan.aggregator.needs_clip and plan.mechanism.about.clip is None:
         raise ConfigError(
             f"the mechanism {plan.mechanism.about.name} does not clip updates, and the aggregator estimates "
@@ -31,6 +38,27 @@ def public(plan: Plan, counts, knobs: Knobs) -> Public:
       knobs: of all clients in this round.
     """
     return of_knobs(plan.mechanism.about, counts, knobs, sum(plan.segments))
+
+
+def noise_is_known(about: About, rule: Aggregator) -> bool:
+    """Whether the variance of the noise in the aggregate follows from what is public."""
+    return about.outsiders is not None and bool(rule.public_weights or rule.weights)
+
+
+def noise_of_sum(plan: Plan, counts, knobs: Knobs, report) -> jax.Array:
+    """E|noise|^2 of a round's aggregate, f32[]: d sum w^2 sigma^2 / (sum w)^2; NaN where it is not known.
+
+    Args:
+      plan: of the round.
+      counts: int[clients], examples of each client.
+      knobs: of all clients in this round.
+      report: Report of the participants, whose weights are public where the noise is known.
+    """
+    if not noise_is_known(plan.mechanism.about, plan.aggregator):
+        return jnp.float32(jnp.nan)
+    share = report.weight / jnp.sum(report.weight)
+    deviation = public(plan, counts, knobs).deviation[report.client]
+    return sum(plan.segments) * jnp.sum(jnp.square(share * deviation))
 
 
 def of_knobs(about: About, counts, knobs: Knobs, coordinates: int) -> Public:

@@ -61,7 +61,7 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
         arrived = over_participants(plan, state, arrays, knobs, slots, mask, sent_model, model, weights)
         arrived = observe(plan, state, arrays, knobs, weights, arrived)
         after = step(plan, state, arrived, knobs, slots)._replace(downlink=downlink)
-        after = after._replace(control=control(plan, state, after, arrived))
+        after = after._replace(control=control(plan, state, after, arrived, arrays, knobs))
         kept, report = _if_valid(state, after, arrived, knobs, downlink_bits)
         return kept, report._replace(weights=weights)
 
@@ -140,13 +140,14 @@ def _scales(plan, state, aggregate, knobs):
     return public_scales(aggregate, plan.segments, knobs.sigma, family, plan.per_round, private)
 
 
-def control(plan: Plan, state: State, after: State, arrived: Arrived):
+def control(plan: Plan, state: State, after: State, arrived: Arrived, arrays: ClientArrays, knobs: Knobs):
     """State of the control rule after the round."""
     rule, mine = plan.control, state.control
     if rule.advance:
         mine = rule.advance(mine)
     if rule.observe:
-        mine = rule.observe(mine, Released(after.round, arrived.aggregate, after.params))
+        noise = facts.noise_of_sum(plan, arrays.counts, knobs, arrived.report)
+        mine = rule.observe(mine, Released(after.round, arrived.aggregate, after.params, noise))
     return mine
 
 

@@ -39,6 +39,11 @@ has none. The rules:
   privacy composes no worse than a product (Dong, Roth, Su: Gaussian Differential Privacy, arXiv 1905.02383).
 - Where a random part of the clients takes part, a client is seen in n of T rounds only, n binomial. That
   holds against an adversary who sees all the draws, so against everybody (`releases.ObservedDraws`).
+- Noise that earlier results set has a budget: sum f^2 <= B over the rounds, whatever is released, with all
+  noises of the start divided by f. A client's rounds are then no more than one Gaussian mechanism of
+  mu = sqrt(B) / z, z that of the start (Smith, Thakurta: Fully Adaptive Composition for Gaussian Differential
+  Privacy, arXiv 2210.17520; docs/adaptive.md). It is counted as if it took part in all of them: for draws
+  there is no such theorem here, and for Laplace noise none at all.
 - Hidden draws amplify more (Wang, Balle, Kasiviswanathan: Subsampled Rényi Differential Privacy and
   Analytical Moments Accountant, arXiv 1808.00087, theorem 27), but that theorem replaces a client of the
   drawn subset by any other client, so it holds only where clients cannot be told apart: the same noise, the
@@ -48,6 +53,7 @@ has none. The rules:
   has the client's own alone, and a round without anybody has none, which betrays an absence.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -104,10 +110,17 @@ def _missing(law: str | None, federation: Federation, adversary: str) -> str:
         return "; ".join(federation.refused)
     if federation.norm is None:
         return "updates are not clipped: one client may move the result without bound"
-    if law == "laplace" and federation.norm != "l1":
-        return "Laplace noise needs an L1 clip, and the clip is L2"
     if federation.aggregation == "unstated":
         return "the aggregator states nothing about privacy"
+    return _missing_for_laplace(federation) if law == "laplace" else ""
+
+
+def _missing_for_laplace(federation: Federation) -> str:
+    """The same, of Laplace noise alone."""
+    if federation.norm != "l1":
+        return "Laplace noise needs an L1 clip, and the clip is L2"
+    if federation.budget is not None:
+        return "earlier results set the noise, and the filter for that is one of Gaussian noise"
     return ""
 
 
@@ -260,6 +273,11 @@ def _guarantee(
     halve = reach(federation)
     if not federation.fresh:
         basis += ", and on nothing that memories hold"
+    if federation.budget is not None:
+        ((_, z),) = multipliers
+        budget: Multipliers = ((1, z / math.sqrt(federation.budget)),)
+        basis += ", and on a budget fixed beforehand that holds whatever earlier results led to"
+        return Guarantee((composed(law, budget, halve),), relation, "", (basis,))
     releases: list[Release] = [composed(law, multipliers, halve)]
     bases = [basis]
     if federation.sampling != "all":

@@ -67,6 +67,9 @@ class Federation(NamedTuple):
       refused: reasons why no theorem covers this federation, whoever looks; empty if one does.
       not_covered: what else reaches the adversary or shapes the result, in words.
       unit: "client" or "example".
+      budget: of a federation whose rounds' noise earlier results set: every round divides all noises of the
+        one phase by a common factor f, and the sum of f^2 stays at or below this number, whatever is
+        released. None: the noise of all rounds is that of their phases, chosen beforehand.
     """
 
     outsiders: str | None
@@ -86,6 +89,7 @@ class Federation(NamedTuple):
     refused: tuple[str, ...] = ()
     not_covered: tuple[str, ...] = ()
     unit: str = "client"
+    budget: float | None = None
 
 
 def check(federation: Federation) -> None:
@@ -115,6 +119,10 @@ def check(federation: Federation) -> None:
         _check_numbers("clip of a phase", bounds(federation, phase), clients, positive=True)
         if phase.weights is not None:
             _check_numbers("weights of a phase", phase.weights, clients, positive=False)
+    if federation.budget is not None:
+        fits = np.isfinite(federation.budget) and federation.budget > 0
+        require(bool(fits), "budget", federation.budget, "positive and finite")
+        require(len(federation.phases) == 1, "phases", federation.phases, "one, where there is a budget")
     if federation.sampling != "all":
         inside = 0 < federation.per_round <= clients
         require(inside, "per_round", federation.per_round, f"above 0 and at most {clients}, the clients")

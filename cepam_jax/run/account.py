@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.federated.control import Control
+from cepam_jax.federated.control.filters import Filtered, spent_of
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import provenance
 from cepam_jax.run.ledger import Ledger
@@ -75,7 +76,11 @@ class Account:
         self._made.add(result)
         self._missing = max(self._missing, number - self._next)
         self._next = max(self._next, number + 1)
-        if not self._rule.adaptive and not self._as_planned(number, report.knobs):
+        if not (
+            self._as_filtered(state, before)
+            if self._rule.adaptive
+            else self._as_planned(number, report.knobs)
+        ):
             self._steered.add(number)
         self.ledger = self.ledger.add(_block(report), self._parts.clients, self._parts)
 
@@ -90,6 +95,18 @@ class Account:
             expected = self._rule.knobs(state, self._knobs, jnp.int32(number))
         pairs = zip(jax.tree.leaves(expected), jax.tree.leaves(applied), strict=True)
         return all(np.allclose(one, other, rtol=1e-4) for one, other in pairs)
+
+    def _as_filtered(self, state, before: Mark) -> bool:
+        """Whether a budget is left as it must be after what the ledger holds, in a state from elsewhere."""
+        if self._rule.budget is None or before in self._made:
+            return True
+        if not isinstance(state.control, Filtered):
+            return False  # of a rule of one's own nothing tells
+        spent = sum(
+            entry.rounds * float(np.max(np.asarray(self._knobs.sigma) / entry.knobs.sigma)) ** 2
+            for entry in self.ledger.entries
+        )
+        return spent <= spent_of(state.control, self._rule.budget) + 1e-4 * self._rule.budget
 
     def failed(self, state, report) -> None:
         """Counts a step that was not applied: its updates were sent, with its round's noise.
@@ -135,8 +152,9 @@ class Account:
             )
         if self._steered:
             reasons.append(
-                f"round {_named(self._steered)} applied other knobs than its rule plans: the state was "
-                "changed by hand, perhaps by what was released before, which no composition here covers"
+                f"round {_named(self._steered)} applied other knobs than its rule plans, or began with more "
+                "of a budget than is left: the state was changed by hand, perhaps by what was released "
+                "before, which no composition here covers"
             )
         return tuple(reasons)
 

@@ -8,6 +8,7 @@ import numpy as np
 from cepam_jax.data.clients import Clients
 from cepam_jax.errors import require
 from cepam_jax.federated import ClientArrays, Downlink, LocalTraining, Plan, constant, shared_key
+from cepam_jax.federated.control import for_updates
 from cepam_jax.federated.spread import CLIENTS
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import devices, guarantees, parts, provenance, uncovered
@@ -78,6 +79,7 @@ def assemble(
     check_model(model)
     leaves = jax.tree.leaves((model.params, model.statistics))
     built = parts.mechanism_of(mechanism, tuple(leaf.shape for leaf in leaves))
+    rule = constant() if control is None else control
     each = parts.client_knobs(built, knobs, clients.number)
     each_steps = parts.client_steps(steps, clients.number)
     settings = parts.local_training(int(each_steps.max()), batch_size, training, built)
@@ -97,7 +99,9 @@ def assemble(
         segments=tuple(leaf.size for leaf in leaves),
         per_round=per_round,
         per_chunk=devices.at_once(asked, per_round, present),
-        control=parts.check_control(constant() if control is None else control, each, built.about.knobs),
+        control=for_updates(
+            parts.check_control(rule, each, built.about.knobs), sum(leaf.size for leaf in leaves)
+        ),
         task=task,
         downlink=parts.check_kind("downlink", downlink, Downlink | None, "a federated.Downlink"),
         wire=bool(wire),
@@ -162,4 +166,5 @@ def facts_of(built: Assembled, account: Account | None, relation: str) -> guaran
         exposes=(*(account.exposes if account else ()), *built.exposes),
         refused=account.refused if account else (),
         always=uncovered.IN_PYTHON,
+        start=built.arrays.knobs,
     )

@@ -136,7 +136,7 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
         segments=tuple(leaf.size for leaf in leaves),
         per_round=per_round,
         per_chunk=at_once(config.clients_per_chunk, per_round, present, backend),
-        control=control_of(config),
+        control=control.for_updates(control_of(config), sum(leaf.size for leaf in leaves)),
         task=task,
         quantize=config.mechanism.quantize,
         wire=config.wire,

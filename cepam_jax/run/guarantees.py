@@ -10,7 +10,7 @@ from cepam_jax.federated import aggregation as rules
 from cepam_jax.federated import local
 from cepam_jax.federated.control import Control
 from cepam_jax.federated.local import Influence
-from cepam_jax.run import build, phases, precision, provenance, uncovered
+from cepam_jax.run import budgets, build, phases, precision, provenance, uncovered
 from cepam_jax.run.ledger import Ledger, planned
 
 
@@ -31,6 +31,7 @@ class Facts(NamedTuple):
       exposes: what shapes the result or reaches an adversary without noise, in words.
       refused: reasons, beside those of the parts, why nothing is guaranteed.
       always: what no epsilon accounts for, whatever the parts.
+      start: Knobs of all clients that the rule for knobs starts from; None: not known.
     """
 
     about: mechanisms.About
@@ -47,6 +48,7 @@ class Facts(NamedTuple):
     exposes: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     always: tuple[str, ...] = uncovered.IN_A_RUN
+    start: mechanisms.Knobs | None = None
 
 
 def facts_of(config, counts) -> Facts:
@@ -82,6 +84,7 @@ def facts_of(config, counts) -> Facts:
         # FedNova's server multiplies by the participants' mean step weight, which betrays them.
         hidden=not config.local.normalize or np.ptp(build.steps_of(config, counts)) == 0,
         exposes=tuple(exposes),
+        start=mechanisms.knobs_of(config),
     )
 
 
@@ -116,16 +119,17 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
     """
     about, rule, influence = facts.about, facts.aggregator, facts.influence or Influence()
     clients, counts = len(facts.counts), np.asarray(facts.counts)
+    budget = facts.control.budget if budgets.stated(facts) else None
     example = influence.unit == "example"
     rules.check_weights(rule, counts)
     if any(entry.made_by is not None for entry in ledger.entries):
         provenance.check(ledger, provenance.parts_of(facts))
     if rule.public_weights:
         aggregation, weights = "weighted_sum", rule.public_weights(counts)
-    elif rule.weights and (rule.initialize is None or rule.least_ratios):
+    elif rule.weights and budget is None and (rule.initialize is None or rule.least_ratios):
         aggregation, weights = "weighted_sum", np.ones(clients)  # each phase says its own
     elif rule.weights:
-        # Results set them, nothing bounds them: but they follow from decoded updates and public facts.
+        # Results set them, or their noise, and nothing bounds them; they follow from decoded updates.
         aggregation, weights = "function", np.ones(clients)
     else:
         aggregation, weights = "function" if rule.post_processing else "unstated", np.ones(clients)
@@ -136,7 +140,7 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         # What local training bounds it bounds in its own norm, whatever the mechanism clips in.
         norm=influence.norm if bounded else about.sensitivity,
         clip=influence.bound(counts) if bounded else facts.clip,
-        phases=phases.of_ledger(facts, ledger),
+        phases=phases.of_ledger(facts, ledger) if budget is None else (budgets.phase_of(facts, ledger),),
         weights=weights,
         # A batch is filled up with another example where one is missing: at example level all is replacement.
         relation="replace" if example else facts.relation,
@@ -147,16 +151,17 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         summable=about.summable,
         hidden=facts.hidden,
         fresh=not facts.remembers,
-        refused=(*ledger.refused, *_refused(facts)),
+        refused=(*ledger.refused, *_refused(facts, ledger)),
         not_covered=(
             *(*about.leaks, *rule.exposes, *influence.exposes, *facts.exposes, *ledger.exposes),
             *(*uncovered.of_failures(ledger.failures), *facts.always),
         ),
         unit=influence.unit,
+        budget=budget,
     )
 
 
-def _refused(facts: Facts):
+def _refused(facts: Facts, ledger: Ledger):
     """Why no theorem covers this run, whoever looks; nothing where one does."""
     yield from facts.refused
     if facts.influence is None:
@@ -165,11 +170,8 @@ def _refused(facts: Facts):
         yield "sent without noise: " + ", ".join(facts.about.leaks)
     if facts.aggregator.refused:
         yield facts.aggregator.refused
-    if facts.control.adaptive:
-        yield (
-            "the rule that sets the knobs reads earlier results: the noise of a round is chosen by what was "
-            "released, which the composition of rounds planned in advance does not cover"
-        )
+    if exceeded := budgets.refused(facts, ledger):
+        yield exceeded
     if facts.influence is None:
         return
     if facts.about.unbounded_by and facts.influence.bound is None and not facts.about.leaks:

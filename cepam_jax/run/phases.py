@@ -11,6 +11,7 @@ import numpy as np
 from cepam_jax import privacy
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import facts as public_facts
+from cepam_jax.mechanisms import Knobs
 from cepam_jax.run.ledger import Entry, Ledger
 
 if TYPE_CHECKING:
@@ -25,24 +26,25 @@ def of_ledger(facts: Facts, ledger: Ledger) -> tuple[privacy.Phase, ...]:
     """
     found: list[privacy.Phase] = []
     for entry in ledger.entries:
-        applied = facts.clip if entry.knobs.clip is None else entry.knobs.clip
-        bounds = np.broadcast_to(np.asarray(applied, np.float64), facts.clip.shape)
-        stated = facts.influence is not None and facts.influence.bound is not None
-        # A bound as 32 bits hold it is the one that was set.
-        same = stated or np.all(np.isclose(facts.clip, bounds, rtol=1e-6, atol=0))
-        noises = (_deviation(facts, entry.knobs, of) for of in (facts.about.outsiders, facts.about.server))
-        phase = privacy.Phase(
-            entry.rounds,
-            *noises,
-            None if same else bounds,
-            _weights(facts, entry),
-            facts.aggregator.least_ratios,
+        phase = of_knobs(facts, entry.knobs, entry.rounds)._replace(
+            weights=_weights(facts, entry), least_ratios=facts.aggregator.least_ratios
         )
         if found and _alike(found[-1], phase):
             found[-1] = found[-1]._replace(rounds=found[-1].rounds + phase.rounds)
         else:
             found.append(phase)
     return tuple(found)
+
+
+def of_knobs(facts: Facts, knobs: Knobs, rounds: int = 1) -> privacy.Phase:
+    """The noise and bounds of rounds with these knobs, without weights of their own."""
+    applied = facts.clip if knobs.clip is None else knobs.clip
+    bounds = np.broadcast_to(np.asarray(applied, np.float64), facts.clip.shape)
+    stated = facts.influence is not None and facts.influence.bound is not None
+    # A bound as 32 bits hold it is the one that was set.
+    same = stated or np.all(np.isclose(facts.clip, bounds, rtol=1e-6, atol=0))
+    noises = (_deviation(facts, knobs, of) for of in (facts.about.outsiders, facts.about.server))
+    return privacy.Phase(rounds, *noises, None if same else bounds)
 
 
 def _weights(facts: Facts, entry: Entry) -> np.ndarray | None:

@@ -70,9 +70,10 @@ def words_of(about: About, federation: privacy.Federation, delta: float, coordin
         )
     chance = _chance_beyond(law, drawn.block, end, federation)
     unit = "deviations" if law == "gaussian" else "times its scale b"
+    noise = "" if federation.budget is None else " with the noise of the start"
     text += (
         f"; it ends at {end:.2f} {unit}, and an update that lies on one coordinate leaves that range with "
-        f"probability {chance:.1e} over the run"
+        f"probability {chance:.1e} over the run{noise}"
     )
     if chance > delta:
         text += (

@@ -35,6 +35,8 @@ class Parts(NamedTuple):
       masked: whether clients send different coordinates.
       hidden: whether nothing public but the model depends on who was drawn.
       adaptive: whether the knobs follow from what was released.
+      budget: of such a rule, the most that (clip / own noise)^2 may sum up to over the run, one for each
+        client, or one number for all; None: it states none.
     """
 
     clients: int
@@ -52,6 +54,7 @@ class Parts(NamedTuple):
     masked: bool
     hidden: bool
     adaptive: bool
+    budget: Numbers = None
 
 
 _WORDS = {
@@ -66,6 +69,7 @@ _WORDS = {
     "masked": "different coordinates by client",
     "hidden": "draws hidden but for the model",
     "adaptive": "knobs by what was released",
+    "budget": "budget of the rule for knobs",
 }
 
 
@@ -89,7 +93,17 @@ def parts_of(facts: "Facts") -> Parts:
         masked=bool(facts.masked),
         hidden=bool(facts.hidden),
         adaptive=bool(facts.control.adaptive),
+        budget=_budget_of(facts),
     )
+
+
+def _budget_of(facts: "Facts") -> Numbers:
+    """The most that (clip / own noise)^2 may sum up to, for a rule with a budget; None for others."""
+    rule, start, noise = facts.control, facts.start, facts.about.outsiders
+    if not rule.adaptive or rule.budget is None or start is None or noise is None:
+        return None
+    bound = np.asarray(facts.clip if start.clip is None else start.clip, np.float64)
+    return _numbers(rule.budget * np.square(bound / np.asarray(noise.deviation(start), np.float64)))
 
 
 def noises_of(about: About) -> tuple[tuple[str, float] | None, ...]:

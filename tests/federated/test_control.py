@@ -81,7 +81,7 @@ def test_a_round_that_was_not_applied_is_not_in_the_ledger():
 
 def test_what_a_rule_reads_holds_nothing_unreleased():
     """A new field of Released must be one that the server publishes: this list is the place to say so."""
-    assert Released._fields == ("round", "aggregate", "params")
+    assert Released._fields == ("round", "aggregate", "params", "noise")
 
 
 @pytest.mark.parametrize("kind", control.SCHEDULES)

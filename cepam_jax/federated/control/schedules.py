@@ -1,71 +1,15 @@
-"""The contract of a control rule: the knobs of each round, from the rounds before.
-
-A rule that reads nothing but the number of rounds done is a schedule; its knobs can be planned, and a budget
-calibrated, before anything is trained. A rule that reads results has `observe`. What it is given is a
-`Released`: a type that holds what the server published and nothing else, so that no rule can pass on what was
-  not released.
-
-Whatever the rule, every round reports the knobs that it applied, and the accountant counts those.
-"""
+"""Schedules: knobs that follow from the number of rounds done alone."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from cepam_jax import settings
+from cepam_jax.federated.control.base import CONTROLS, Control, constant
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.mechanisms.configured import FIELD_OF_KNOB, knob_values, stays_in_range
 from cepam_jax.registry import Registry
-
-
-class Released(NamedTuple):
-    """What a round made public: all that a control rule may read.
-
-    Attributes:
-      round: int32[], rounds done.
-      aggregate: f32[d], the aggregated update that the server applied.
-      params: the global model's parameters after the round.
-    """
-
-    round: jax.Array
-    aggregate: jax.Array
-    params: Any
-
-
-class Control(NamedTuple):
-    """A rule for the knobs.
-
-    Attributes:
-      knobs: (state, Knobs of all clients at the start, rounds done int32[]) -> Knobs of all clients for the
-        next round, the same shapes.
-      initialize: Knobs at the start -> state; None: the rule has none.
-      advance: state -> state, after each round, whatever it gave; None: the state stays.
-      observe: (state, Released) -> state, after each round; None: the rule reads no results.
-    """
-
-    knobs: Callable[[Any, Knobs, jax.Array], Knobs]
-    initialize: Callable[[Knobs], Any] | None = None
-    advance: Callable[[Any], Any] | None = None
-    observe: Callable[[Any, Released], Any] | None = None
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether knobs may depend on what was released."""
-        return self.observe is not None
-
-
-def unchanged(state: Any, knobs: Knobs, number: jax.Array) -> Knobs:
-    """The knobs of `constant`: those at the start."""
-    return knobs
-
-
-def constant() -> Control:
-    """The knobs stay as they are."""
-    return Control(unchanged)
-
 
 # Name -> function (end, rounds) -> schedule (round -> factor), from 1 to `end`.
 SCHEDULES: Registry = Registry("schedule")
@@ -75,10 +19,6 @@ SCHEDULES.register(
     "cosine", lambda end, rounds: lambda t: end + (1 - end) * optax.cosine_decay_schedule(1.0, rounds)(t)
 )
 
-# Name -> function config -> Control: rules beyond constant knobs and schedules.
-CONTROLS: Registry = Registry("control rule")
-
-settings.declare("", {"control": settings.choice("schedule", "What sets the knobs of each round.", CONTROLS)})
 settings.declare(
     "schedule",
     {
@@ -141,13 +81,3 @@ def _schedule_of_config(config) -> Control:
 
 
 CONTROLS.register("schedule", _schedule_of_config)
-
-
-def plan(rule: Control, knobs: Knobs, rounds: int) -> list[Knobs]:
-    """The knobs of each of `rounds` rounds, for a rule that reads no results."""
-    state = rule.initialize(knobs) if rule.initialize else None
-    planned = []
-    for number in map(jnp.int32, range(rounds)):
-        planned.append(rule.knobs(state, knobs, number))
-        state = rule.advance(state) if rule.advance else state
-    return planned
