@@ -1,0 +1,292 @@
+r"""How long a message of scalar LRSUQ can be, for every update of bounded norm that is not too peaked.
+
+**Theorem.** Let x be a vector of R^d of L2 norm at most C, chosen before the round's shared words are drawn,
+in each of whose tensors the root mean square is at most `peak` times the mean absolute value. Let L be the
+ideal code length, in nats, of its symbols under LRSUQ on Z1 with own scales, coded as "mixture" or "laplace".
+Then for every theta > 0 and b
+
+  P(L > b) <= exp(K(theta) - theta b),     K(theta) = d env B_theta(C^2 / d),
+
+so that at most 1 % of messages are longer than b = (K(theta) + ln 100) / theta, the least over theta.
+
+Proof. Given x the shared words of its coordinates are independent, so ln E exp(theta L) is the sum over
+coordinates of f(|x_i|), with f(x) = ln E exp(theta nats of the cell around x + w U), w the width of the
+coordinate's layer and U uniform on [-1/2, 1/2]. The coder's scale s is, tensor by tensor, the mean of |x_i|
+rounded to eighths of an octave. Let n coordinates have mean absolute value m and mean square v. Whatever a, b
+and c >= 0 with f(x) <= a + b x + c x^2 everywhere, they add at most n (a + b m + c v); let F(m, v) be the
+least of these. B_theta(v) is the largest F(m, v) over m from sqrt(v) / peak to sqrt(v) and over the scales
+that m is rounded to, and env B_theta the least concave function that is at least B_theta; by Jensen's
+inequality tensors with sum of n v <= C^2 add at most d env B_theta(C^2 / d). The bound is Markov's inequality
+for exp(theta L) (Chernoff). Where the L1 norm is bounded by C, the same with m at most C / d in mean, and v =
+peak^2 m^2.
+
+So no law of updates is assumed, but a limit to how peaked they are. Without one the statement would be empty:
+an update with all its norm in one coordinate costs this coder some .9 bits for each coordinate that is zero.
+With peak = 4 the worst shape has all coordinates equally large, and takes an eighth more bits than a Gaussian
+one. What an update's peak is, and the share of messages within the limit, is measured (docs/needs.md).
+
+What is computed and not proved: f by numerical integration in float64, B between the points of a grid by
+interpolation; m by a grid from sqrt(v) / peak on, and of the scales that one is rounded to the two ends.
+Tests hold this against direct evaluation, to a part of the margin that is added (`MARGIN`). Code lengths as
+`code_bits` computes them in float32 differ by millionths.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy.interpolate import CubicSpline, PchipInterpolator
+
+from cepam_jax.errors import ConfigError, require, require_choice
+from cepam_jax.mechanisms import code_length, exact, latents
+
+SHARE = 0.99  # of messages that are at most as long as the limit
+MARGIN = 0.004  # that is added, as a part of the limit, for integration and interpolation
+FAMILIES = ("laplace", "mixture")
+NODES_PER_OCTAVE = 4
+OCTAVES = (-16, 20)  # of scale over sigma, where there are nodes
+THETAS = np.array([0.005, 0.01, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3, 0.5, 0.8, 1.2])
+_ROUNDING = 2 ** (0.5 / code_length.SCALES_PER_OCTAVE)  # a scale and what was measured differ by this much
+_WIDTHS = 48
+_PEAKS = 10  # root mean squares over means, from 1 to the peak, that are tried
+_MOST_NATS = 500.0  # whose exponential float64 holds with room
+_FINE = np.concatenate([np.arange(0, 4, 0.01), np.arange(4, 12, 0.05), np.geomspace(12, 100, 120)])
+
+
+class Sent(NamedTuple):
+    """What the length of a message depends on, beside the clip and the noise.
+
+    Attributes:
+      family: the coder's law, one of `FAMILIES`.
+      target: law of the error, "gaussian" or "laplace".
+      coordinates: d, how many are quantized.
+      side_bits: of what is sent beside the symbols.
+      norm: that is bounded, "l2" or "l1".
+      peak: largest root mean square of a tensor over its mean absolute value.
+    """
+
+    family: str
+    target: str
+    coordinates: int
+    side_bits: float
+    norm: str = "l2"
+    peak: float = 4.0
+
+
+def nats(past: np.ndarray, width: float, scale: float, family: str) -> np.ndarray:
+    """-ln P of a cell, in float64.
+
+    Args:
+      past: f64[...], how far the cell's nearer edge lies beyond zero; negative: the cell holds zero.
+      width: of the cell.
+      scale: of the law.
+      family: one of `FAMILIES`.
+
+    Returns:
+      f64[...].
+    """
+    components = exact.COMPONENTS[family]
+    assert components is not None
+    inside, out = np.minimum(past, 0.0), np.maximum(past, 0.0)
+    widest = max(scale * part for _, part in components)
+    mass = np.zeros_like(past)
+    for weight, part in components:
+        unit = scale * part
+        within = -0.5 * (np.expm1(-(inside + width) / unit) + np.expm1(inside / unit))
+        mass += weight * within * np.exp(out / widest - out / unit)
+    return out / widest - np.log(mass)
+
+
+@functools.cache
+def _layers(target: str) -> tuple[np.ndarray, np.ndarray]:
+    """Widths f64[n] of layers on Z1 in units of sigma, and their probabilities f64[n], for integration."""
+    y, weight = np.polynomial.legendre.leggauss(_WIDTHS)
+    y, weight = (y + 1) / 2, weight / 2
+    low, probability = y**3 * (10 - 15 * y + 6 * y**2), weight * 30 * (y * (1 - y)) ** 2
+    # The nodes are symmetric: `low` mirrored is 1 - low, without cancellation.
+    radius = latents.quantile(target, 1, low, low[::-1])
+    unit = 2.0 if target == "gaussian" else math.sqrt(2)
+    return radius * unit, probability / probability.sum()
+
+
+def grid(sigma: float) -> np.ndarray:
+    """|x| over the scale, f64[n], from 0 to where f is a line; sigma in units of the scale."""
+    farthest = max(100.0, 8 * sigma)
+    above = np.geomspace(1.0, farthest, 15 + math.ceil(9 * math.log2(farthest)))
+    return np.unique(np.concatenate([[0.0, 1 / _ROUNDING, _ROUNDING], np.geomspace(0.01, 1.0, 30), above]))
+
+
+def cumulants(x: np.ndarray, sigma: float, family: str, target: str) -> np.ndarray:
+    """f of the theorem, ln E exp(theta nats), in units where the tensor's scale is 1.
+
+    Args:
+      x: f64[n], coordinates, increasing and not negative.
+      sigma: of the noise.
+      family, target: as of `Sent`.
+
+    Returns:
+      f64[len(THETAS), n].
+    """
+    total = np.zeros((len(THETAS), len(x)))
+    for width, probability in zip(*_layers(target), strict=True):
+        total += probability * _over_dithers(x, width * sigma, family)
+    found = np.log1p(total)
+    slopes = slopes_of(family)
+    for row, slope in zip(found, slopes, strict=True):
+        # Where exponentials are beyond float64, f is its line of the steepest slope there is: a limit.
+        last = int(np.searchsorted(x, 0.8 * _MOST_NATS / slope, side="right")) - 1
+        row[last + 1 :] = row[last] + slope * (x[last + 1 :] - x[last])
+    return found
+
+
+def slopes_of(family: str) -> np.ndarray:
+    """Slopes of f far out, f64[len(THETAS)], per unit of the scale."""
+    components = exact.COMPONENTS[family]
+    assert components is not None
+    return THETAS / max(part for _, part in components)
+
+
+def _over_dithers(x: np.ndarray, width: float, family: str) -> np.ndarray:
+    """E exp(theta nats) - 1 over dithers, f64[len(THETAS), n].
+
+    The cell around q = x + width U always holds x. In t = |q| - width / 2, how far its nearer edge lies
+    beyond zero, q > 0 runs over max(-width / 2, x - width) to x, and q < 0 over -width / 2 to -x if
+    x < width / 2.
+    """
+    t = _distances(width, x)
+    excess = np.expm1(np.minimum(THETAS[:, None] * nats(t, width, 1.0, family), _MOST_NATS))
+    steps = np.diff(t) * (excess[:, 1:] + excess[:, :-1]) / 2
+    integral = PchipInterpolator(t, np.pad(np.cumsum(steps, axis=1), ((0, 0), (1, 0))), axis=1)
+    near, mirrored, far = integral(np.maximum(np.stack([x, -x, x - width]), t[0])).swapaxes(0, 1)
+    whole = np.where(x < width / 2, near + mirrored, near - far)
+    return np.maximum(whole, 0.0) / width
+
+
+def _distances(width: float, x: np.ndarray) -> np.ndarray:
+    """Points of integration f64[n], from where a cell holds all of the law to the last x."""
+    below, above = _FINE[_FINE < width / 2], _FINE[_FINE < x[-1]]
+    first = [-width / 2] if width / 2 < _FINE[-1] else []
+    narrow: np.ndarray | list = np.linspace(-width / 2, width, 40) if width < 0.1 else []  # both edges count
+    return np.unique(np.concatenate([first, -below[:0:-1], above, x, narrow]))
+
+
+def limits(scale: float, peaks: np.ndarray, family: str, target: str) -> np.ndarray:
+    """F of the theorem in nats times theta, f64[len(THETAS), len(peaks)].
+
+    Args:
+      scale: of a tensor, over sigma.
+      peaks: f64[n], root mean squares over mean absolute values.
+      family, target: as of `Sent`.
+    """
+    x = grid(1 / scale)
+    f = cumulants(x, 1 / scale, family, target)
+    found = np.zeros((len(THETAS), len(peaks)))
+    for number, slope in enumerate(slopes_of(family)):
+        # From the least c on whose parabola outgrows the line of f within the grid.
+        curvatures = slope / (2 * x[-1]) * 1.2 ** np.arange(math.ceil(math.log(2e3 * x[-1]) / math.log(1.2)))
+        reduced = f[number] - curvatures[:, None] * x**2
+        for mean in (1 / _ROUNDING, _ROUNDING):
+            curved = _over_chords(x, reduced, mean)[:, None] + curvatures[:, None] * (peaks * mean) ** 2
+            rays = np.max((f[number] + slope * (mean - x))[x <= mean])
+            straight = max(float(_over_chords(x, f[number][None], mean)[0]), float(rays))
+            found[number] = np.maximum(found[number], np.minimum(straight, curved.min(0)))
+    return found
+
+
+def _over_chords(x: np.ndarray, values: np.ndarray, mean: float) -> np.ndarray:
+    """The least concave functions at least `values` f64[n, points] at the points x, at the mean: f64[n]."""
+    left, right = x <= mean, x > mean
+    share = (mean - x[left][:, None]) / (x[right][None, :] - x[left][:, None])
+    chords = (1 - share) * values[:, left, None] + share * values[:, None, right]
+    return chords.max((1, 2))
+
+
+def _peaks(peak: float) -> np.ndarray:
+    return np.geomspace(1, peak, _PEAKS) if peak > 1 else np.ones(1)
+
+
+@functools.cache
+def _node(number: int, peak: float, family: str, target: str) -> np.ndarray:
+    return limits(2.0 ** (number / NODES_PER_OCTAVE), _peaks(peak), family, target)
+
+
+def _nodes(place: float, peak: float, family: str, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes int[n] of scales around a place on the logarithmic axis, and F f64[thetas, peaks, n] there."""
+    first, last = (NODES_PER_OCTAVE * end for end in OCTAVES)
+    first = max(first, min(math.floor(place) - 4 * NODES_PER_OCTAVE, last - 16))
+    last = min(last, max(math.ceil(place) + 4 * NODES_PER_OCTAVE, first + 16))
+    numbers = np.arange(first, last + 1)
+    values = np.stack([_node(int(number), peak, family, target) for number in numbers], axis=2)
+    return numbers, np.maximum.accumulate(values, axis=2)
+
+
+def envelope(size: float, sent: Sent) -> np.ndarray:
+    """env B of the theorem, f64[len(THETAS)].
+
+    Args:
+      size: C / sqrt(d) over sigma, the largest root mean square; of an L1 norm C / d over sigma.
+      sent: what is sent.
+    """
+    peaks, square = _peaks(sent.peak), sent.norm == "l2"
+    place = NODES_PER_OCTAVE * math.log2(size)
+    # F grows, so that of the first node is a limit before it.
+    place = max(place, NODES_PER_OCTAVE * (OCTAVES[0] + math.log2(sent.peak)) + 1.0)
+    require(place <= NODES_PER_OCTAVE * OCTAVES[1], "clip over sigma per coordinate", size, "smaller")
+    numbers, values = _nodes(place, sent.peak, sent.family, sent.target)
+    logarithms = CubicSpline(numbers, np.log(values), axis=2)
+    inner = np.unique(np.concatenate([numbers, [place]]))
+    shifts = NODES_PER_OCTAVE * np.log2(peaks) if square else np.zeros(len(peaks))
+    lowest = numbers[0]
+    of_size = np.stack(
+        [np.exp(logarithms(np.maximum(inner - s, lowest))[:, i]) for i, s in enumerate(shifts)]
+    ).max(0)
+    of_size = np.maximum.accumulate(of_size, axis=1)
+    at = 2.0 ** ((2 if square else 1) * inner / NODES_PER_OCTAVE)
+    here = int(np.searchsorted(inner, place))
+    a, b = at[: here + 1][:, None], at[here + 1 :][None, :]
+    share = (at[here] - a) / (b - a)
+    chords = (1 - share) * of_size[:, : here + 1, None] + share * of_size[:, None, here + 1 :]
+    return np.maximum(of_size[:, here], chords.max((1, 2), initial=0.0))
+
+
+def longest(sent: Sent, ratio: float) -> float:
+    """Bits that at most 1 % of messages exceed, for any updates whose norm is bounded.
+
+    Args:
+      sent: what is sent.
+      ratio: the bound on the norm over sigma.
+    """
+    require_choice("coding", sent.family, FAMILIES)
+    require_choice("norm", sent.norm, ("l1", "l2"))
+    d = sent.coordinates
+    total = d * envelope(ratio / (d if sent.norm == "l1" else math.sqrt(d)), sent)
+    symbols = float(np.min((total - math.log(1 - SHARE)) / THETAS)) / math.log(2)
+    return sent.side_bits + (1 + MARGIN) * symbols
+
+
+def largest_ratio(sent: Sent, bits: float, most: float) -> float:
+    """The largest bound over sigma with which 99 % of messages at least keep to so many bits.
+
+    Args:
+      sent: what is sent.
+      bits: of a message.
+      most: the largest ratio that is of interest.
+
+    Raises:
+      ConfigError: not even messages that say all but nothing are so short; says by how much.
+    """
+    least = 1e-9 * most
+    shortest = longest(sent, least)
+    if shortest > bits:
+        raise ConfigError(
+            f"{bits:g} bits are {shortest - bits:.4g} too few: {sent.side_bits:g} are sent beside the "
+            f"symbols, and with all but infinite noise a message takes up to {shortest:.5g}"
+        )
+    if longest(sent, most) <= bits:
+        return most
+    low, high = math.log(least), math.log(most)
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if longest(sent, math.exp(middle)) <= bits else (low, middle)
+    return math.exp(low)
