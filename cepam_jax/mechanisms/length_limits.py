@@ -50,6 +50,7 @@ THETAS = np.array([0.005, 0.01, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3, 0.5, 0.8, 1.2
 _ROUNDING = 2 ** (0.5 / code_length.SCALES_PER_OCTAVE)  # a scale and what was measured differ by this much
 _WIDTHS = 48
 _PEAKS = 10  # root mean squares over means, from 1 to the peak, that are tried
+_PER_OCTAVE = 24  # of |x|, points at which f is computed
 _MOST_NATS = 500.0  # whose exponential float64 holds with room
 _FINE = np.concatenate([np.arange(0, 4, 0.01), np.arange(4, 12, 0.05), np.geomspace(12, 100, 120)])
 
@@ -113,8 +114,9 @@ def _layers(target: str) -> tuple[np.ndarray, np.ndarray]:
 def grid(sigma: float) -> np.ndarray:
     """|x| over the scale, f64[n], from 0 to where f is a line; sigma in units of the scale."""
     farthest = max(100.0, 8 * sigma)
-    above = np.geomspace(1.0, farthest, 15 + math.ceil(9 * math.log2(farthest)))
-    return np.unique(np.concatenate([[0.0, 1 / _ROUNDING, _ROUNDING], np.geomspace(0.01, 1.0, 30), above]))
+    # Far out f turns from an exponential to a line within a tenth of an octave.
+    above = np.geomspace(1.0, farthest, math.ceil(_PER_OCTAVE * math.log2(farthest)) + 1)
+    return np.unique(np.concatenate([[0.0, 1 / _ROUNDING, _ROUNDING], np.geomspace(0.03, 1.0, 12), above]))
 
 
 def cumulants(x: np.ndarray, sigma: float, family: str, target: str) -> np.ndarray:
@@ -171,27 +173,38 @@ def _distances(width: float, x: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate([first, -below[:0:-1], above, x, narrow]))
 
 
-def limits(scale: float, peaks: np.ndarray, family: str, target: str) -> np.ndarray:
+@functools.lru_cache(maxsize=512)
+def _on_grid(scale: float, family: str, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """The grid, and f on it."""
+    x = grid(1 / scale)
+    return x, cumulants(x, 1 / scale, family, target)
+
+
+def limits(scale: float, mean: float, peaks: np.ndarray, family: str, target: str) -> np.ndarray:
     """F of the theorem in nats times theta, f64[len(THETAS), len(peaks)].
 
     Args:
-      scale: of a tensor, over sigma.
+      scale: that the coder assumes for a tensor, over sigma.
+      mean: absolute value in the tensor, over that scale; one of the grid's points.
       peaks: f64[n], root mean squares over mean absolute values.
       family, target: as of `Sent`.
     """
-    x = grid(1 / scale)
-    f = cumulants(x, 1 / scale, family, target)
-    found = np.zeros((len(THETAS), len(peaks)))
-    for number, slope in enumerate(slopes_of(family)):
+    x, f = _on_grid(scale, family, target)
+    found = []
+    for values, slope in zip(f, slopes_of(family), strict=True):
         # From the least c on whose parabola outgrows the line of f within the grid.
-        curvatures = slope / (2 * x[-1]) * 1.2 ** np.arange(math.ceil(math.log(2e3 * x[-1]) / math.log(1.2)))
-        reduced = f[number] - curvatures[:, None] * x**2
-        for mean in (1 / _ROUNDING, _ROUNDING):
-            curved = _over_chords(x, reduced, mean)[:, None] + curvatures[:, None] * (peaks * mean) ** 2
-            rays = np.max((f[number] + slope * (mean - x))[x <= mean])
-            straight = max(float(_over_chords(x, f[number][None], mean)[0]), float(rays))
-            found[number] = np.maximum(found[number], np.minimum(straight, curved.min(0)))
-    return found
+        curvatures = _powers(slope / (2 * x[-1]), 1e3 * slope)
+        reduced = values - curvatures[:, None] * x**2
+        curved = _over_chords(x, reduced, mean)[:, None] + curvatures[:, None] * (peaks * mean) ** 2
+        rays = np.max((values + slope * (mean - x))[x <= mean])
+        straight = max(float(_over_chords(x, values[None], mean)[0]), float(rays))
+        found.append(np.minimum(straight, curved.min(0)))
+    return np.stack(found)
+
+
+def _powers(least: float, most: float) -> np.ndarray:
+    """Numbers from the least on, each an eighth larger than the one before."""
+    return least * 1.125 ** np.arange(math.ceil(math.log(most / least) / math.log(1.125)))
 
 
 def _over_chords(x: np.ndarray, values: np.ndarray, mean: float) -> np.ndarray:
@@ -207,18 +220,30 @@ def _peaks(peak: float) -> np.ndarray:
 
 
 @functools.cache
-def _node(number: int, peak: float, family: str, target: str) -> np.ndarray:
-    return limits(2.0 ** (number / NODES_PER_OCTAVE), _peaks(peak), family, target)
+def _node(number: int, mean: float, peak: float, family: str, target: str) -> np.ndarray:
+    return limits(2.0 ** (number / NODES_PER_OCTAVE), mean, _peaks(peak), family, target)
 
 
-def _nodes(place: float, peak: float, family: str, target: str) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes int[n] of scales around a place on the logarithmic axis, and F f64[thetas, peaks, n] there."""
-    first, last = (NODES_PER_OCTAVE * end for end in OCTAVES)
-    first = max(first, min(math.floor(place) - 4 * NODES_PER_OCTAVE, last - 16))
-    last = min(last, max(math.ceil(place) + 4 * NODES_PER_OCTAVE, first + 16))
-    numbers = np.arange(first, last + 1)
-    values = np.stack([_node(int(number), peak, family, target) for number in numbers], axis=2)
-    return numbers, np.maximum.accumulate(values, axis=2)
+def _of_means(at: np.ndarray, sent: Sent) -> np.ndarray:
+    """F at means of |x|, the larger of the two scales that each may be rounded to.
+
+    Args:
+      at: f64[n, peaks], means over sigma, on a logarithmic axis of nodes.
+      sent: what is sent.
+
+    Returns:
+      f64[len(THETAS), n, peaks].
+    """
+    shift = NODES_PER_OCTAVE * math.log2(_ROUNDING)
+    found = []
+    for mean, places in ((_ROUNDING, at - shift), (1 / _ROUNDING, at + shift)):
+        # F grows with the scale, so that of the first node is a limit before it.
+        places = np.clip(places, NODES_PER_OCTAVE * OCTAVES[0], NODES_PER_OCTAVE * OCTAVES[1])
+        nodes = np.arange(math.floor(places.min()) - 2, math.ceil(places.max()) + 3)
+        values = [_node(int(node), mean, sent.peak, sent.family, sent.target) for node in nodes]
+        splines = CubicSpline(nodes, np.log(np.stack(values)))
+        found.append(np.stack([splines(places[:, i])[:, :, i] for i in range(at.shape[1])], axis=-1))
+    return np.exp(np.maximum(*found)).swapaxes(0, 1)
 
 
 def envelope(size: float, sent: Sent) -> np.ndarray:
@@ -228,26 +253,18 @@ def envelope(size: float, sent: Sent) -> np.ndarray:
       size: C / sqrt(d) over sigma, the largest root mean square; of an L1 norm C / d over sigma.
       sent: what is sent.
     """
-    peaks, square = _peaks(sent.peak), sent.norm == "l2"
-    place = NODES_PER_OCTAVE * math.log2(size)
-    # F grows, so that of the first node is a limit before it.
-    place = max(place, NODES_PER_OCTAVE * (OCTAVES[0] + math.log2(sent.peak)) + 1.0)
-    require(place <= NODES_PER_OCTAVE * OCTAVES[1], "clip over sigma per coordinate", size, "smaller")
-    numbers, values = _nodes(place, sent.peak, sent.family, sent.target)
-    logarithms = CubicSpline(numbers, np.log(values), axis=2)
-    inner = np.unique(np.concatenate([numbers, [place]]))
-    shifts = NODES_PER_OCTAVE * np.log2(peaks) if square else np.zeros(len(peaks))
-    lowest = numbers[0]
-    of_size = np.stack(
-        [np.exp(logarithms(np.maximum(inner - s, lowest))[:, i]) for i, s in enumerate(shifts)]
-    ).max(0)
-    of_size = np.maximum.accumulate(of_size, axis=1)
-    at = 2.0 ** ((2 if square else 1) * inner / NODES_PER_OCTAVE)
-    here = int(np.searchsorted(inner, place))
-    a, b = at[: here + 1][:, None], at[here + 1 :][None, :]
+    place, square = NODES_PER_OCTAVE * math.log2(size), sent.norm == "l2"
+    require(place < NODES_PER_OCTAVE * OCTAVES[1], "clip over sigma per coordinate", size, "smaller")
+    # Chords from sizes around this one; farther ones lie lower, as B grows no faster than they.
+    around = place + NODES_PER_OCTAVE / 2 * np.arange(-4, 5)
+    peaks = _peaks(sent.peak)
+    means = around[:, None] - (NODES_PER_OCTAVE * np.log2(peaks) if square else np.zeros(len(peaks)))
+    values = np.maximum.accumulate(_of_means(means, sent).max(-1), axis=1)
+    at, here = 2.0 ** ((2 if square else 1) * around / NODES_PER_OCTAVE), len(around) // 2
+    a, b = at[:here][:, None], at[here + 1 :][None, :]
     share = (at[here] - a) / (b - a)
-    chords = (1 - share) * of_size[:, : here + 1, None] + share * of_size[:, None, here + 1 :]
-    return np.maximum(of_size[:, here], chords.max((1, 2), initial=0.0))
+    chords = (1 - share) * values[:, :here, None] + share * values[:, None, here + 1 :]
+    return np.maximum(values[:, here], chords.max((1, 2)))
 
 
 def longest(sent: Sent, ratio: float) -> float:
@@ -276,17 +293,29 @@ def largest_ratio(sent: Sent, bits: float, most: float) -> float:
     Raises:
       ConfigError: not even messages that say all but nothing are so short; says by how much.
     """
-    least = 1e-9 * most
-    shortest = longest(sent, least)
-    if shortest > bits:
-        raise ConfigError(
-            f"{bits:g} bits are {shortest - bits:.4g} too few: {sent.side_bits:g} are sent beside the "
-            f"symbols, and with all but infinite noise a message takes up to {shortest:.5g}"
-        )
-    if longest(sent, most) <= bits:
-        return most
-    low, high = math.log(least), math.log(most)
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        low, high = (middle, high) if longest(sent, math.exp(middle)) <= bits else (low, middle)
-    return math.exp(low)
+    least, low, high = 1e-9 * most, 0.0, 0.0
+    per = min(bits / sent.coordinates, 40.0)
+    start = math.sqrt(4**per - 1) * (sent.coordinates if sent.norm == "l1" else math.sqrt(sent.coordinates))
+    at = min(max(start, least), most)
+    while not (low and high):  # double or halve until the answer lies between
+        if longest(sent, at) <= bits:
+            low = at
+            if at == most:
+                return most
+            at = min(2 * at, most)
+        else:
+            high = at
+            if at == least:
+                raise ConfigError(_too_few(sent, bits, longest(sent, least)))
+            at = max(at / 2, least)
+    while high / low > 1 + 1e-6:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if longest(sent, middle) <= bits else (low, middle)
+    return low
+
+
+def _too_few(sent: Sent, bits: float, shortest: float) -> str:
+    return (
+        f"{bits:g} bits are {shortest - bits:.4g} too few: {sent.side_bits:g} are sent beside the symbols, and "
+        f"with all but infinite noise a message takes up to {shortest:.5g}"
+    )
