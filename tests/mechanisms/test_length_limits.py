@@ -1,4 +1,4 @@
-"""Limits to the length of messages: against the code lengths of real messages, and against direct evaluation."""
+"""Limits to the length of messages: against code lengths of real messages, and direct evaluation."""
 
 import functools
 
@@ -16,7 +16,7 @@ from cepam_jax.mechanisms.length_limits import Sent
 SEGMENTS = (32, 4000, 68)
 D = sum(SEGMENTS)
 MESSAGES = 400
-# The share of messages beyond the limit is at most 1 %; with so many beyond, that is false at one in a million.
+# Beyond the limit is at most 1 % of messages; if it is, so many are with a chance of one in a million.
 TOO_MANY = stats.binom.isf(1e-6, MESSAGES, 0.01)
 
 
