@@ -4,8 +4,9 @@ from cepam_jax.extras import need
 
 need("cepam_jax.federated", "train", "flax", "optax")
 
+from cepam_jax.federated import adaptive_levels  # noqa: F401 - registers its rules
 from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, Facts, Public, Published, precision
-from cepam_jax.federated.control import CONTROLS, Control, Released, constant, scheduled
+from cepam_jax.federated.control import CONTROLS, Control, Measured, Released, constant, scheduled
 from cepam_jax.federated.downlink import Downlink, compressed
 from cepam_jax.federated.local import Influence, LocalTraining, LocalUpdate, Trained, make_local_update
 from cepam_jax.federated.plan import Plan
@@ -23,6 +24,7 @@ __all__ = [
     "Influence",
     "LocalTraining",
     "LocalUpdate",
+    "Measured",
     "Plan",
     "Public",
     "Published",

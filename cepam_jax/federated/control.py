@@ -3,7 +3,8 @@
 A rule that reads nothing but the number of rounds done is a schedule; its knobs can be planned, and a budget
 calibrated, before anything is trained. A rule that reads results has `observe`. What it is given is a
 `Released`: a type that holds what the server published and nothing else, so that no rule can pass on what was
-  not released.
+not released. A rule that needs more, such as training losses, says so by `watch` in place of `observe`; it is
+given a `Measured`, which no noise covers, and a run with it has no guarantee.
 
 Whatever the rule, every round reports the knobs that it applied, and the accountant counts those.
 """
@@ -35,6 +36,22 @@ class Released(NamedTuple):
     params: Any
 
 
+class Measured(NamedTuple):
+    """What a server without promises of privacy would have beside: no noise covers it.
+
+    Attributes:
+      round: int32[], rounds done.
+      loss: f32[participants], mean loss of each participant's local training.
+      examples: f32[participants], how many examples each has.
+      all_examples: f32[clients], the same of all clients.
+    """
+
+    round: jax.Array
+    loss: jax.Array
+    examples: jax.Array
+    all_examples: jax.Array
+
+
 class Control(NamedTuple):
     """A rule for the knobs.
 
@@ -44,17 +61,20 @@ class Control(NamedTuple):
       initialize: Knobs at the start -> state; None: the rule has none.
       advance: state -> state, after each round, whatever it gave; None: the state stays.
       observe: (state, Released) -> state, after each round; None: the rule reads no results.
+      watch: (state, Measured) -> state, after each round, for a rule that reads what is not released: nothing
+        is guaranteed then. None: it does not.
     """
 
     knobs: Callable[[Any, Knobs, jax.Array], Knobs]
     initialize: Callable[[Knobs], Any] | None = None
     advance: Callable[[Any], Any] | None = None
     observe: Callable[[Any, Released], Any] | None = None
+    watch: Callable[[Any, Measured], Any] | None = None
 
     @property
     def adaptive(self) -> bool:
-        """Whether knobs may depend on what was released."""
-        return self.observe is not None
+        """Whether knobs may depend on results, released or not."""
+        return self.observe is not None or self.watch is not None
 
 
 def unchanged(state: Any, knobs: Knobs, number: jax.Array) -> Knobs:

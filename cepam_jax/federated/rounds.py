@@ -23,7 +23,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from cepam_jax.federated import aggregation, facts, participation
-from cepam_jax.federated.control import Released
+from cepam_jax.federated.control import Measured, Released
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.spread import Arrived, over_participants
 from cepam_jax.federated.state import ClientArrays, RoundReport, State
@@ -61,7 +61,7 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
         arrived = over_participants(plan, state, arrays, knobs, slots, mask, sent_model, model, weights)
         arrived = observe(plan, state, arrays, knobs, weights, arrived)
         after = step(plan, state, arrived, knobs, slots)._replace(downlink=downlink)
-        after = after._replace(control=control(plan, state, after, arrived))
+        after = after._replace(control=control(plan, state, after, arrived, arrays.counts))
         kept, report = _if_valid(state, after, arrived, knobs, downlink_bits)
         return kept, report._replace(weights=weights)
 
@@ -140,13 +140,16 @@ def _scales(plan, state, aggregate, knobs):
     return public_scales(aggregate, plan.segments, knobs.sigma, family, plan.per_round, private)
 
 
-def control(plan: Plan, state: State, after: State, arrived: Arrived):
-    """State of the control rule after the round."""
+def control(plan: Plan, state: State, after: State, arrived: Arrived, counts):
+    """State of the control rule after the round; counts int[clients] are the numbers of examples."""
     rule, mine = plan.control, state.control
     if rule.advance:
         mine = rule.advance(mine)
     if rule.observe:
         mine = rule.observe(mine, Released(after.round, arrived.aggregate, after.params))
+    if rule.watch:
+        report, examples = arrived.report, counts.astype(jnp.float32)
+        mine = rule.watch(mine, Measured(after.round, report.loss, examples[report.client], examples))
     return mine
 
 

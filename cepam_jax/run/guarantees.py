@@ -165,7 +165,12 @@ def _refused(facts: Facts):
         yield "sent without noise: " + ", ".join(facts.about.leaks)
     if facts.aggregator.refused:
         yield facts.aggregator.refused
-    if facts.control.adaptive:
+    if facts.control.watch:
+        yield (
+            "the rule that sets the knobs reads what is not released, such as training losses: no noise "
+            "covers what the knobs tell of it"
+        )
+    if facts.control.observe:
         yield (
             "the rule that sets the knobs reads earlier results: the noise of a round is chosen by what was "
             "released, which the composition of rounds planned in advance does not cover"

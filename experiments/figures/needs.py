@@ -96,7 +96,7 @@ def main():
 
 def define_flags():
     define_training_flags(("digits", "mnist"), seeds=2)
-    cli.flags.DEFINE_list("budgets", ["0.1", "0.3", "1", "3"], "Bits of a message per coordinate.")
+    cli.flags.DEFINE_list("budgets", ["0.2", "0.5", "1", "3"], "Bits of a message per coordinate.")
 
 
 if __name__ == "__main__":

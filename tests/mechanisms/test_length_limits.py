@@ -10,7 +10,7 @@ from scipy import stats
 
 from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError
-from cepam_jax.mechanisms import code_length, length_limits
+from cepam_jax.mechanisms import cell_cumulants, code_length, length_limits
 from cepam_jax.mechanisms.length_limits import Sent
 
 SEGMENTS = (32, 4000, 68)
@@ -97,7 +97,7 @@ def test_an_l1_bound_is_a_limit_too():
 @pytest.mark.parametrize("width", [0.01, 0.7, 30.0])
 def test_the_cost_of_cells_is_that_of_the_coder(family, width):
     centers = np.linspace(-20, 20, 81)
-    found = length_limits.nats(np.abs(centers) - width / 2, width, 1.1, family)
+    found = cell_cumulants.nats(np.abs(centers) - width / 2, width, 1.1, family)
     arrays = (jnp.float32(centers), jnp.float32(width), jnp.float32(1.1))
     np.testing.assert_allclose(found, code_length.cell_nats(*arrays, family), rtol=2e-4, atol=1e-6)
 
@@ -110,12 +110,12 @@ def test_cumulants_are_those_of_drawn_layers_and_dithers(target, sigma):
     unit = 2.0 if target == "gaussian" else 2**0.5
     x, number = np.array([0.0, 0.5, 2.0, 10.0]), 400_000
     width = sigma * unit * radius.rvs(number, random_state=rng)
-    found = length_limits.cumulants(x, sigma, "mixture", target)
+    found = cell_cumulants.cumulants(x, sigma, "mixture", target)
     for place, one in enumerate(x):
         q = np.abs(one + width * rng.uniform(-0.5, 0.5, number))
-        nats = np.array([length_limits.nats(q - width / 2, width, 1.0, "mixture")])
+        nats = np.array([cell_cumulants.nats(q - width / 2, width, 1.0, "mixture")])
         for row in (0, 6, 8):
-            drawn = np.exp(length_limits.THETAS[row] * nats)
+            drawn = np.exp(cell_cumulants.THETAS[row] * nats)
             # Five standard errors of the mean: one in 1.7 million for each of 72 comparisons.
             error = 5 * drawn.std() / number**0.5 + 1e-3 * abs(drawn.mean() - 1)
             assert abs(np.expm1(found[row, place]) - (drawn.mean() - 1)) < error
@@ -137,7 +137,7 @@ def test_interpolation_and_rounding_stay_within_the_margin(size, few_peaks, monk
     coarse = length_limits._powers
     fine = 1.0125 ** np.arange(-5, 5)
     monkeypatch.setattr(length_limits, "_powers", lambda *ends: np.outer(coarse(*ends), fine).ravel())
-    rounding = length_limits._ROUNDING
+    rounding = cell_cumulants.ROUNDING
 
     def direct(mean):
         found = [
