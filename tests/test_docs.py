@@ -80,6 +80,8 @@ SHORT = {
         "--config.model=linear",
         "--seeds=1",
     ],
+    "experiments.figures.needs": ["--smoke"],
+    "experiments.figures.adaptive_bits": ["--smoke", "--rounds=2"],
     "experiments.figures.server": ["--size=2000", "--repeats=1"],
     "experiments.radius_law": ["--laws=gaussian:1"],
     "experiments.rotation_tables": ["--lattices=A2"],

@@ -23,7 +23,7 @@ peak^2 m^2.
 So no law of updates is assumed, but a limit to how peaked they are. Without one the statement would be empty:
 an update with all its norm in one coordinate costs this coder some .9 bits for each coordinate that is zero.
 With peak = 4 the worst shape has all coordinates equally large, and takes an eighth more bits than a Gaussian
-one. What an update's peak is, and the share of messages within the limit, is measured (docs/needs.md).
+one. The share of real messages within the limit is measured: see docs/needs.md.
 
 What is computed and not proved: f by numerical integration in float64, B between the points of a grid by
 interpolation; m by a grid from sqrt(v) / peak on, and of the scales that one is rounded to the two ends.

@@ -77,16 +77,17 @@ def claims(data: str, results: dict) -> list[Claim]:
             gain = sent(static) / sent(rule)
             fewer, same = above(gain, GAINS[0], 2), below(loss, MARGIN, 2)
             (low, high), (_, most) = bounds(gain, 2), bounds(loss, 2)
+            what = f"{data}, {split}, {name}: {GAINS[0]} to {GAINS[1]} times fewer bits than static levels"
+            measured = f"{np.mean(gain):.2f} times ({low:.2f} to {high:.2f})"
+            lost = f"{np.mean(loss):+.2f} points lost (at most {most:+.2f})"
+            rule_of = f"at least {GAINS[0]} times and at most {MARGIN} points; 2 bounds of paired t tests"
             found.append(
                 Claim(
                     "2111.00465",
-                    f"{data}, {split}, {name}: {GAINS[0]} to {GAINS[1]} times fewer bits than static levels, at "
-                    "the same accuracy",
-                    f"{np.mean(gain):.2f} times ({low:.2f} to {high:.2f}); {np.mean(loss):+.2f} points lost (at "
-                    f"most {most:+.2f}); {len(loss)} seeds",
+                    f"{what}, at the same accuracy",
+                    f"{measured}; {lost}; {len(loss)} seeds",
                     verdict(all_of([fewer, same]), len(loss), any_of([fewer, same])),
-                    f"against {CAP} bits; at least {GAINS[0]} times and at most {MARGIN} points; 2 bounds of "
-                    f"paired t tests, {TOGETHER}",
+                    f"against {CAP} bits; {rule_of}, {TOGETHER}",
                 )
             )
     return found

@@ -63,9 +63,12 @@ def plot(rows):
         )
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(
-        xscale="log", xlabel="budget, bits per coordinate", ylabel="mean of messages / budget", ylim=(0, 1.1)
+        xlabel="budget, bits per coordinate", ylabel="mean of messages / budget", ylim=(0, 1.1), xscale="log"
     )
-    axes.legend()
+    budgets = sorted({row["budget"] for row in rows})
+    axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets], minor=False)
+    axes.minorticks_off()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2, fontsize="small")
     return figure
 
 

@@ -1,13 +1,19 @@
 """Needs in, gamma out: epsilon as the final report has it, bits as messages have them, refusals by name."""
 
+import itertools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cepam_jax import privacy
+from cepam_jax.data import sources
 from cepam_jax.errors import CheckpointMismatchError, ConfigError
 from cepam_jax.federated.control import CONTROLS, Control
-from cepam_jax.run import allowed, guarantees, message_limits, needs, training
+from cepam_jax.run import allowed, build, guarantees, message_limits, needs, training
 from cepam_jax.run.config import validate
+from cepam_jax.tasks.base import TASKS
 from configs import digits
 
 CLIENTS = 6
@@ -296,3 +302,25 @@ def test_the_frame_of_a_message_is_what_wire_writes():
         front = header.Header(0, 0, (0, 0, 0, 0), d, rounds, clients)
         bare = header.write(front, header.Expectation(b"", b"", b"", b""), b"")
         assert message_limits._frame(d, rounds, clients) == len(bare)
+
+
+def test_trained_updates_are_not_as_peaked_as_bits_are_planned_for():
+    """Tensor by tensor, before any noise: far below the default of needs.peak."""
+    c = digits.get_config("cepam_gaussian")
+    c.num_clients = 4
+    data = sources.load_examples("digits", "")
+    split = build.split_of(c, data)
+    task = TASKS["image_classification"](c, data.specification)
+    model = task.initialize(jax.random.key(0))
+    plan = build.plan_of(c, task, model, None, "cpu")
+    arrays = jax.tree.map(jnp.asarray, build.client_arrays(c, split))
+    arrays = arrays._replace(examples=jax.tree.map(jnp.asarray, data.train), constants=data.constants)
+    run = jax.jit(
+        lambda model, k: plan.local_update.run(model, arrays, k, arrays.training_key, None, 0).update
+    )
+    edges = np.cumsum((0, *plan.segments))
+    for client in range(4):
+        update = np.asarray(run(model, client))
+        for start, stop in itertools.pairwise(edges):
+            tensor = update[start:stop]
+            assert np.sqrt(np.mean(tensor**2)) / np.mean(np.abs(tensor)) < 2.0 < c.needs.peak
