@@ -10,6 +10,9 @@ from cepam_jax.mechanisms import RANGE, About, Mechanism, code_length, length_li
 # Of real bytes beyond header and ideal code length: the ends of the range coder's words, and a part of the
 # symbols, of which the largest measured are 25 bits and .0003 (tests/run/test_message_limits.py).
 CODER_BITS, CODER_PART = 48, 0.0005
+# Steps of a chain that send nothing of their own, and steps that are refused by a reason of their own.
+_STEPS = ("clip_l2", "clip_l1", "rotate")
+_NAMED = ("mask", "top-k")
 
 
 class Messages(NamedTuple):
@@ -83,16 +86,18 @@ def messages_of(
 def _unknown(about: About, mechanism: Mechanism) -> str:
     """Why no theorem covers the messages of a mechanism; "" where `length_limits` does."""
     code = mechanism.code
+    *steps, last = about.name.split("+")
+    other = not last.startswith("lrsuq-") or set(steps) - set(_STEPS) - set(_NAMED)
     reasons = (
-        (
-            code.kind != "lattice" or code.layer not in ("gaussian", "laplace"),
-            "its messages do not follow from gamma as those of LRSUQ do",
-        ),
-        (code.lattice != "Z1", f"blocks on {code.lattice} are coded with what was rejected before them"),
         (
             "private" in about.randomness,
             "noise of the client's own is added before the quantizer, and is coded with the update",
         ),
+        (
+            code.kind != "lattice" or code.layer not in ("gaussian", "laplace") or other,
+            "its messages do not follow from gamma as those of LRSUQ do",
+        ),
+        (code.lattice != "Z1", f"blocks on {code.lattice} are coded with what was rejected before them"),
         (code.weight is not None, "which coordinates are sent is chosen at random, or by the update"),
         (
             "scale" in about.knobs,

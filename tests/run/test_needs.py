@@ -132,9 +132,10 @@ def test_all_needs_of_a_client_hold_and_the_strictest_decides():
     [
         ({"mechanism__lattice": "E8"}, "blocks on E8 are coded"),
         ({"mechanism__name": "split"}, "noise of the client's own is added before the quantizer"),
-        ({"mechanism__name": "noise_sdq"}, "do not follow from gamma"),
+        ({"mechanism__name": "noise_sdq"}, "noise of the client's own is added before the quantizer"),
         ({"mechanism__name": "rotated", "mechanism__lattice": "E8"}, "do not follow from gamma|blocks on E8"),
         ({"mechanism__sparsify": "mask"}, "which coordinates are sent"),
+        ({"mechanism__name": "sdq", "mechanism__rate": "sigma"}, "do not follow from gamma"),
         ({"mechanism__sparsify": "top_k"}, "which coordinates are sent"),
         ({"mechanism__clip": "none"}, "updates are not clipped"),
         ({"mechanism__scales": "public"}, "scales follow from the last aggregate"),
