@@ -4,7 +4,6 @@ from cepam_jax.extras import need
 
 need("cepam_jax.federated", "train", "flax", "optax")
 
-from cepam_jax.federated import adaptive_levels  # noqa: F401 - registers its rules
 from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, Facts, Public, Published, precision
 from cepam_jax.federated.control import CONTROLS, Control, Measured, Released, constant, scheduled
 from cepam_jax.federated.downlink import Downlink, compressed

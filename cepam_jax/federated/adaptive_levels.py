@@ -131,7 +131,8 @@ def dadaquant(config) -> Control:
     """Levels double when the running training loss stalls, and differ by client where that is asked for."""
     name, options = knob_of(config), config.adaptive_levels
     most = _cap(config, name)
-    patience = max(2, options.patience or config.rounds // 10)
+    # One that is longer than the run never doubles, however long it is.
+    patience = max(2, min(options.patience or config.rounds // 10, config.rounds + 1))
     psi = options.forgetting
 
     def initialize(knobs: Knobs) -> Plateau:
