@@ -78,6 +78,7 @@ SHORT = {
     "experiments.figures.heterogeneous": [
         "--config.data.name=digits",
         "--config.model=linear",
+        "--config.rounds=4",
         "--seeds=1",
     ],
     "experiments.figures.needs": ["--smoke"],

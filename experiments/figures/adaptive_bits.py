@@ -156,5 +156,5 @@ if __name__ == "__main__":
     cli.run(
         main,
         lambda: define_training_flags(("digits", "mnist")),
-        {"data": ["digits"], "seeds": 1, "rounds": 8},
+        smoke={"data": ["digits"], "seeds": 1, "rounds": 8},
     )

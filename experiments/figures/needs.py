@@ -103,4 +103,4 @@ def define_flags():
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, {"data": ["digits"], "seeds": 1, "rounds": 4, "budgets": ["0.5", "2"]})
+    cli.run(main, define_flags, smoke={"data": ["digits"], "seeds": 1, "rounds": 4, "budgets": ["0.5", "2"]})
