@@ -8,7 +8,7 @@ from cepam_jax.federated.aggregation import Aggregator
 from cepam_jax.mechanisms import RANGE, About, Mechanism, code_length, length_limits
 
 # Of real bytes beyond header and ideal code length: the ends of the range coder's words, and a part of the
-# symbols, of which the largest measured are 25 bits and .0003 (tests/run/test_message_limits.py).
+# symbols. Measured, not proved: no message of tests/run/test_needs.py takes more.
 CODER_BITS, CODER_PART = 48, 0.0005
 # Steps of a chain that send nothing of their own, and steps that are refused by a reason of their own.
 _STEPS = ("clip_l2", "clip_l1", "rotate")

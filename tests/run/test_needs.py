@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cepam_jax import privacy
+from cepam_jax import mechanisms, privacy, wire
 from cepam_jax.data import sources
 from cepam_jax.errors import CheckpointMismatchError, ConfigError
+from cepam_jax.federated.aggregation import AGGREGATORS
 from cepam_jax.federated.control import CONTROLS, Control
 from cepam_jax.run import allowed, build, guarantees, message_limits, needs, training
 from cepam_jax.run.config import validate
@@ -325,3 +326,20 @@ def test_trained_updates_are_not_as_peaked_as_bits_are_planned_for():
         for start, stop in itertools.pairwise(edges):
             tensor = update[start:stop]
             assert np.sqrt(np.mean(tensor**2)) / np.mean(np.abs(tensor)) < 2.0 < c.needs.peak
+
+
+@pytest.mark.parametrize("d", [650, 25_818])
+@pytest.mark.parametrize("size", [0.03, 0.3, 3.0, 30.0])
+def test_packed_messages_take_no_more_than_is_set_aside(d, size):
+    segments, rng = (10, d - 10), np.random.default_rng(2)
+    mechanism = mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq("gaussian", "Z1", segments))
+    found = message_limits.messages_of(mechanism, AGGREGATORS["mean"], segments, 100, 100, True, 3.0)
+    knobs = mechanisms.Knobs(sigma=1.0, clip=1e6)
+    encode, bits = jax.jit(mechanism.encode), jax.jit(mechanism.bits)
+    for word in range(20):
+        keys = mechanisms.Keys(jax.random.key(word), jax.random.key(0))
+        message = encode(keys, jnp.float32(size * rng.laplace(size=d)), knobs)
+        ideal = float(bits(keys.shared, message, knobs))
+        packed = wire.pack(message, mechanism, keys.shared, knobs, round_number=99, client=99)
+        assert ideal < 8 * len(packed) <= found.real(ideal)
+        assert found.real(found.ideal(1234.5)) == pytest.approx(1234.5)
