@@ -79,8 +79,11 @@ SHORT = {
     "experiments.figures.heterogeneous": [
         "--config.data.name=digits",
         "--config.model=linear",
+        "--config.rounds=4",
         "--seeds=1",
     ],
+    "experiments.figures.needs": ["--smoke"],
+    "experiments.figures.adaptive_bits": ["--smoke", "--rounds=2"],
     "experiments.figures.server": ["--size=2000", "--repeats=1"],
     "experiments.radius_law": ["--laws=gaussian:1"],
     "experiments.rotation_tables": ["--lattices=A2"],

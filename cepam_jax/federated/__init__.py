@@ -8,6 +8,7 @@ from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, Facts, Publ
 from cepam_jax.federated.control import (
     CONTROLS,
     Control,
+    Measured,
     Released,
     constant,
     greedy,
@@ -32,6 +33,7 @@ __all__ = [
     "Influence",
     "LocalTraining",
     "LocalUpdate",
+    "Measured",
     "Plan",
     "Public",
     "Published",

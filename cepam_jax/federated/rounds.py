@@ -23,7 +23,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from cepam_jax.federated import aggregation, facts, participation
-from cepam_jax.federated.control import Released
+from cepam_jax.federated.control import Measured, Released
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.spread import Arrived, over_participants
 from cepam_jax.federated.state import ClientArrays, RoundReport, State
@@ -148,6 +148,10 @@ def control(plan: Plan, state: State, after: State, arrived: Arrived, arrays: Cl
     if rule.observe:
         noise = facts.noise_of_sum(plan, arrays.counts, knobs, arrived.report)
         mine = rule.observe(mine, Released(after.round, arrived.aggregate, after.params, noise))
+    if rule.watch:
+        loss, examples = arrived.report.loss, arrays.counts.astype(jnp.float32)
+        of_participants = examples[arrived.report.client]
+        mine = rule.watch(mine, Measured(after.round, loss, of_participants, examples))
     return mine
 
 

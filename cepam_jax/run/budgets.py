@@ -30,7 +30,8 @@ UNSTATED = (
 def stated(facts: Facts) -> bool:
     """Whether a rule that reads results says what it spends at most."""
     known = facts.start is not None and facts.start.sigma is not None
-    return facts.control.adaptive and _usable(facts.control.budget) and known
+    released = facts.control.observe is not None and facts.control.watch is None
+    return released and _usable(facts.control.budget) and known
 
 
 def _usable(budget: float | None) -> bool:
@@ -38,8 +39,8 @@ def _usable(budget: float | None) -> bool:
 
 
 def refused(facts: Facts, ledger: Ledger) -> str:
-    """Why a rule that reads results has no guarantee; "" where it has one, or reads none."""
-    if not facts.control.adaptive:
+    """Why a rule that reads what was released has no guarantee; "" where it has one, or reads nothing."""
+    if facts.control.observe is None:
         return ""
     budget = facts.control.budget
     if budget is not None and not _usable(budget):

@@ -14,7 +14,7 @@ from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, DatasetError
 from cepam_jax.federated import aggregation, control, local, rounds, server
 from cepam_jax.models import MODELS
-from cepam_jax.run import evaluation
+from cepam_jax.run import evaluation, needs
 from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout, at_once
 from cepam_jax.run.evaluation import HeldOut
 from cepam_jax.run.provenance import noises_of
@@ -85,6 +85,7 @@ def shared_fields(config: ml_collections.ConfigDict) -> str:
 def open_fields(config) -> tuple[str, ...]:
     """Fields that rounds already done do not depend on."""
     planned = config.schedule.knob != "none" or config.control != "schedule" or config.privacy.target_epsilon
+    planned = planned or needs.given(config)
     resumable = tuple(name for name, field in FIELDS.items() if field.resumable)
     return (*resumable, *(() if planned else ("rounds",)))
 

@@ -6,8 +6,8 @@ A fork's part joins by being imported before a configuration is made or checked.
 from cepam_jax import mechanisms, models, privacy, tasks
 from cepam_jax import settings as _settings
 from cepam_jax.data import partition, sources
-from cepam_jax.federated import aggregation, control, local, participation, server
-from cepam_jax.run import devices, evaluation, writers
+from cepam_jax.federated import adaptive_levels, aggregation, control, local, participation, server
+from cepam_jax.run import devices, evaluation, needs, writers
 from cepam_jax.settings import FIELDS, defaults, flat, plain, table, validate
 
 __all__ = ["FIELDS", "PARTS", "defaults", "flat", "plain", "table", "validate"]
@@ -27,7 +27,7 @@ PARTS = (
         server,
         mechanisms,
     ),
-    *(aggregation, control, privacy),
+    *(aggregation, control, adaptive_levels, privacy, needs),
 )
 
 _settings.declare(

@@ -170,6 +170,11 @@ def _refused(facts: Facts, ledger: Ledger):
         yield "sent without noise: " + ", ".join(facts.about.leaks)
     if facts.aggregator.refused:
         yield facts.aggregator.refused
+    if facts.control.watch:
+        yield (
+            "the rule that sets the knobs reads what is not released, such as training losses: no noise "
+            "covers what the knobs tell of it"
+        )
     if exceeded := budgets.refused(facts, ledger):
         yield exceeded
     if facts.influence is None:

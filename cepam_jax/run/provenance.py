@@ -34,7 +34,7 @@ class Parts(NamedTuple):
       remembers: whether clients send later what their messages lost.
       masked: whether clients send different coordinates.
       hidden: whether nothing public but the model depends on who was drawn.
-      adaptive: whether the knobs follow from what was released.
+      adaptive: whether the knobs follow from what was released; "watched": from what was not.
       budget: of such a rule, the most that (clip / own noise)^2 may sum up to over the run, one for each
         client, or one number for all; None: it states none.
     """
@@ -53,7 +53,7 @@ class Parts(NamedTuple):
     remembers: bool
     masked: bool
     hidden: bool
-    adaptive: bool
+    adaptive: bool | str
     budget: Numbers = None
 
 
@@ -68,7 +68,7 @@ _WORDS = {
     "remembers": "error feedback",
     "masked": "different coordinates by client",
     "hidden": "draws hidden but for the model",
-    "adaptive": "knobs by what was released",
+    "adaptive": "knobs by results",
     "budget": "budget of the rule for knobs",
 }
 
@@ -92,7 +92,7 @@ def parts_of(facts: "Facts") -> Parts:
         remembers=bool(facts.remembers),
         masked=bool(facts.masked),
         hidden=bool(facts.hidden),
-        adaptive=bool(facts.control.adaptive),
+        adaptive="watched" if facts.control.watch else bool(facts.control.adaptive),
         budget=_budget_of(facts),
     )
 

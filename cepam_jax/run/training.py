@@ -15,7 +15,7 @@ from cepam_jax import mechanisms
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
 from cepam_jax.federated.spread import CLIENTS
-from cepam_jax.run import blame, build, devices, guarantees
+from cepam_jax.run import allowed, blame, build, devices
 from cepam_jax.run.config import plain, validate
 from cepam_jax.run.devices import RUNS, Layout
 from cepam_jax.run.interrupts import check_interrupt, forget_interrupt, interrupt, saving
@@ -199,11 +199,12 @@ def _where(records, runs) -> str:
 def _open(compiled, config, data, workdir):
     split = build.split_of(config, data)
     asked = json.loads(config.to_json())
-    if config.privacy.target_epsilon and config.privacy.calibrate:
-        config = guarantees.calibrated(config, split.counts)
+    config, plan = allowed.planned(config, split.counts, compiled)
     initial = compiled.initialize(jax.random.key(config.seeds.model), mechanisms.knobs_of(config))
     initial = jax.tree.map(np.asarray, initial)
-    return Record(asked, config, split, data, initial, workdir, compiled.task)
+    record = Record(asked, config, split, data, initial, workdir, compiled.task)
+    allowed.write(plan, workdir)
+    return record
 
 
 def _stacked(trees, slots):

@@ -2,10 +2,10 @@
 
   python -m experiments.figures.heterogeneous --config=configs/mnist.py --workdir=/tmp/heterogeneous
 
-Every client turns its own epsilon against `decoded_updates` into its own gamma. The mixed federation is trained
-with equal weights and weighed by precision; beside it: the strong clients left out with their data, everybody
-strong, everybody weak, and the weak clients alone, who then share all the data. A hundred clients whose
-epsilons lie evenly on a logarithmic scale:
+Every client states its own epsilon against `decoded_updates` (and with --bits a link), from which its gamma
+follows. The mixed federation is trained with equal weights and weighed by precision; beside it: the strong
+clients left out with their data, everybody strong, everybody weak, and the weak clients alone, who then share
+all the data. A hundred clients whose epsilons lie evenly on a logarithmic scale:
 
   python -m experiments.figures.heterogeneous --config=configs/mnist.py --config.num_clients=100 --needs=log_uniform --share=0.5 --strong=10 --workdir=/tmp/log_uniform
 
@@ -25,7 +25,7 @@ from ml_collections import config_flags
 
 from cepam_jax import privacy
 from cepam_jax.data import sources
-from cepam_jax.run import build, guarantees
+from cepam_jax.run import allowed, build, guarantees
 from configs.common import with_variant
 from experiments import cli, output
 from experiments.paired import deviation
@@ -50,24 +50,28 @@ class Compared(NamedTuple):
     configs: list[ml_collections.ConfigDict]
 
 
-def gammas(config, needs: str, strong: float, weak: float, share: float):
+def gammas(config, needs: str, strong: float, weak: float, share: float, bits: float = 0.0):
     """f64[clients] of the mixed federation, the strongest privacy first, and the number of strong clients.
 
     Args:
-      config: whose clip, rounds and delta count.
+      config: whose clip, rounds, participants and delta count.
       needs: "two" kinds of clients, or "log_uniform": from `strong` to `weak`, evenly on a logarithmic scale.
       strong, weak: epsilons against `decoded_updates`.
       share: part of the clients that are called strong: those with the least epsilons.
+      bits: the most that a message of any client may have; 0: any number.
     """
     count = min(max(1, round(share * config.num_clients)), config.num_clients - 1)
     if needs == "two":
         targets = np.where(np.arange(config.num_clients) < count, strong, weak)
     else:
         targets = np.geomspace(strong, weak, config.num_clients)
-    sigma = privacy.sigmas_for(
-        targets, config.mechanism.clip_norm, config.rounds, config.privacy.delta, "gaussian"
-    )
-    return config.mechanism.clip_norm / sigma, count
+    config = config.copy_and_resolve_references()
+    config.needs.adversary, config.needs.epsilon = "decoded_updates", tuple(map(float, targets))
+    config.needs.bits = (bits,) * config.num_clients
+    data = sources.load_examples(config.data.name, config.data.dir)
+    counts = build.split_of(config, data).counts
+    _, found = allowed.planned(config, counts, build.program(config, data.specification))
+    return found.gamma, count
 
 
 def order(config, label: int) -> np.ndarray:
@@ -177,6 +181,9 @@ def define_flags():
     flags.DEFINE_enum("needs", "two", NEEDS, "Two kinds of clients, or epsilons from strong to weak.")
     flags.DEFINE_float("strong", 100.0, "Epsilon of a strong client against decoded_updates.")
     flags.DEFINE_float("weak", 100_000.0, "Epsilon of a weak client against decoded_updates.")
+    flags.DEFINE_float(
+        "bits", 0.0, "The most that a message of any client may have; 0: any number.", lower_bound=0
+    )
     flags.DEFINE_float("share", 0.1, "Part of the clients that is strong.")
     flags.DEFINE_integer(
         "private_label", -1, "Its holders are the strong clients; -1: the first clients are."
@@ -190,7 +197,7 @@ def main():
     f = flags.FLAGS
     base = with_variant(f.config, "cepam_gaussian", 1.0, 1.0)
     base.eval_every = base.rounds
-    mixed, count = gammas(base, f.needs, f.strong, f.weak, f.share)
+    mixed, count = gammas(base, f.needs, f.strong, f.weak, f.share, f.bits)
     compared = federations(base, mixed, count, f.private_label, f.seeds, [float(tau) for tau in f.taus])
     runs = {
         f"{place}/{seed}": config for place, of in compared.items() for seed, config in enumerate(of.configs)

@@ -3,6 +3,7 @@
 from cepam_jax.federated.control.base import (
     CONTROLS,
     Control,
+    Measured,
     Released,
     constant,
     for_updates,
@@ -17,6 +18,7 @@ __all__ = [
     "CONTROLS",
     "SCHEDULES",
     "Control",
+    "Measured",
     "Purse",
     "Released",
     "Spender",

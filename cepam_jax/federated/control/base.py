@@ -4,7 +4,8 @@ A rule that reads nothing but the number of rounds done is a schedule; its knobs
 calibrated, before anything is trained. A rule that reads results has `observe`. What it is given is a
 `Released`: a type that holds what the server published and nothing else, so that no rule can pass on what was
 not released. Such a rule has a guarantee only if it states a `budget` that it keeps whatever it reads:
-`filters` makes rules that do.
+`filters` makes rules that do. A rule that needs more, such as training losses, says so by `watch`; it is given
+a `Measured`, which no noise covers, and a run with it has no guarantee.
 
 Whatever the rule, every round reports the knobs that it applied, and the accountant counts those, or holds
 them against the budget.
@@ -38,6 +39,22 @@ class Released(NamedTuple):
     noise: jax.Array
 
 
+class Measured(NamedTuple):
+    """What a server without promises of privacy would have beside: no noise covers it.
+
+    Attributes:
+      round: int32[], rounds done.
+      loss: f32[participants], mean loss of each participant's local training.
+      examples: f32[participants], how many examples each has.
+      all_examples: f32[clients], the same of all clients.
+    """
+
+    round: jax.Array
+    loss: jax.Array
+    examples: jax.Array
+    all_examples: jax.Array
+
+
 class Control(NamedTuple):
     """A rule for the knobs.
 
@@ -47,6 +64,8 @@ class Control(NamedTuple):
       initialize: Knobs at the start -> state; None: the rule has none.
       advance: state -> state, after each round, whatever it gave; None: the state stays.
       observe: (state, Released) -> state, after each round; None: the rule reads no results.
+      watch: (state, Measured) -> state, after each round, for a rule that reads what is not released: nothing
+        is guaranteed then. None: it does not.
       budget: of a rule with `observe`: in each round it divides the sigmas of all clients at the start by a
         common factor f, and leaves clips as they are; the sum of f^2 over the rounds stays at or below this
         number, whatever is released. So the whole run spends no more than so many rounds at the start's
@@ -59,14 +78,15 @@ class Control(NamedTuple):
     initialize: Callable[[Knobs], Any] | None = None
     advance: Callable[[Any], Any] | None = None
     observe: Callable[[Any, Released], Any] | None = None
+    watch: Callable[[Any, Measured], Any] | None = None
     budget: float | None = None
     needs_noise: bool = False
     sized: Callable[[int], "Control"] | None = None
 
     @property
     def adaptive(self) -> bool:
-        """Whether knobs may depend on what was released."""
-        return self.observe is not None
+        """Whether knobs may depend on results, released or not."""
+        return self.observe is not None or self.watch is not None
 
 
 def unchanged(state: Any, knobs: Knobs, number: jax.Array) -> Knobs:
