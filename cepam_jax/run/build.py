@@ -8,12 +8,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from cepam_jax import federated, mechanisms
+from cepam_jax import federated, mechanisms, models
 from cepam_jax.data import partition
 from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, DatasetError
 from cepam_jax.federated import aggregation, control, local, rounds, server
-from cepam_jax.models import MODELS
 from cepam_jax.run import evaluation
 from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout, at_once
 from cepam_jax.run.evaluation import HeldOut
@@ -61,7 +60,7 @@ def _parts_by_name(config) -> tuple:
     """The parts that a configuration names: registered anew, a part is another one."""
     return (
         TASKS.get_or_raise(config.task),
-        MODELS.get_or_raise(config.model),
+        models.parts_of(config.model),
         aggregation.AGGREGATORS.get_or_raise(config.aggregator),
         control.CONTROLS.get_or_raise(config.control),
         mechanisms.registry.CONFIGURABLE.get_or_raise(config.mechanism.name),
@@ -93,7 +92,7 @@ def open_fields(config) -> tuple[str, ...]:
 def _program(fields_text, specification, backend, layout, parts):
     del parts
     config = ml_collections.ConfigDict(json.loads(fields_text))
-    task = TASKS[config.task](config, specification)
+    task = task_of(config, specification)
     model = jax.eval_shape(task.initialize, jax.random.key(0))
     check_model(model)
     mesh = None if layout.axis == RUNS else layout.mesh
@@ -109,6 +108,11 @@ def _program(fields_text, specification, backend, layout, parts):
     if layout.axis == RUNS:
         block = evaluation.make_blocks(block, layout.mesh, layout.together)
     return Program(jax.jit(initialize), jax.jit(block), sum(plan.segments), layout, task)
+
+
+def task_of(config, specification: tuple) -> Task:
+    """What a configuration learns from examples with this specification."""
+    return TASKS.get_or_raise(config.task)(config, specification)
 
 
 def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.Plan:

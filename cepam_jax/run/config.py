@@ -5,7 +5,7 @@ A fork's part joins by being imported before a configuration is made or checked.
 
 from cepam_jax import mechanisms, models, privacy, tasks
 from cepam_jax import settings as _settings
-from cepam_jax.data import partition, sources
+from cepam_jax.data import partition, sources, text
 from cepam_jax.federated import aggregation, control, local, participation, server
 from cepam_jax.run import devices, evaluation, writers
 from cepam_jax.settings import FIELDS, defaults, flat, plain, table, validate
@@ -18,6 +18,7 @@ PARTS = (
         tasks,
         models,
         sources,
+        text,
         partition,
         participation,
         devices,

@@ -7,6 +7,7 @@ need("cepam_jax.tasks", "train", "flax", "optax")
 from cepam_jax.tasks.base import TASKS, Batch, Model, Sums, Task, register
 from cepam_jax.tasks.classification import classification
 from cepam_jax.tasks.images import image_classification
+from cepam_jax.tasks.language import next_character
 from cepam_jax.tasks.networks import Network, network
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "classification",
     "image_classification",
     "network",
+    "next_character",
     "register",
 ]
