@@ -7,7 +7,7 @@ from cepam_jax import mechanisms, models, privacy, tasks
 from cepam_jax import settings as _settings
 from cepam_jax.data import partition, sources, text
 from cepam_jax.federated import aggregation, control, local, participation, server
-from cepam_jax.run import devices, evaluation, writers
+from cepam_jax.run import devices, evaluation, origins, writers
 from cepam_jax.settings import FIELDS, defaults, flat, plain, table, validate
 
 __all__ = ["FIELDS", "PARTS", "defaults", "flat", "plain", "table", "validate"]
@@ -24,6 +24,7 @@ PARTS = (
         devices,
         evaluation,
         writers,
+        origins,
         local,
         server,
         mechanisms,

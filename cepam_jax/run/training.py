@@ -15,7 +15,7 @@ from cepam_jax import mechanisms
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
 from cepam_jax.federated.spread import CLIENTS
-from cepam_jax.run import blame, build, devices, guarantees
+from cepam_jax.run import blame, build, devices, guarantees, origins
 from cepam_jax.run.config import plain, validate
 from cepam_jax.run.devices import RUNS, Layout
 from cepam_jax.run.interrupts import check_interrupt, forget_interrupt, interrupt, saving
@@ -31,8 +31,8 @@ def train(
     """Trains, or continues where an earlier call with the same workdir was stopped.
 
     Writes under workdir: config.json, partition.txt, partition.png, privacy.txt, metrics.jsonl, ledger.jsonl,
-    lock.json, checkpoints/. The clients of a round are spread over `config.devices` devices. Everything is
-    computed in 32 bits, also where JAX_ENABLE_X64 is set.
+    lock.json, checkpoints/ (with config.init also initial.json). The clients of a round are spread over
+    `config.devices` devices. Everything is computed in 32 bits, also where JAX_ENABLE_X64 is set.
 
     Args:
       config: as `cepam_jax.defaults()` makes it, with any changes, frozen or not.
@@ -166,8 +166,7 @@ def _train(configs, workdirs, progress, label, layout, keep_failures=False):
                 record.close()  # of hundreds of finished runs nothing need stay open
         if running:
             # The examples stay the same: one copy on the devices for all calls.
-            source = sources.SOURCES[first.data.name]
-            examples = _examples(*asked, source, layout._replace(together=1))
+            examples = _examples(*asked, sources.SOURCES[asked[0]], layout._replace(together=1))
             name = label or f"{first.data.name} {first.mechanism.name}"
             check_interrupt()
             _run(compiled, running, data, examples, progress and devices.is_main(), name)
@@ -202,9 +201,10 @@ def _open(compiled, config, data, workdir):
     asked = json.loads(config.to_json())
     if config.privacy.target_epsilon and config.privacy.calibrate:
         config = guarantees.calibrated(config, split.counts)
-    initial = compiled.initialize(jax.random.key(config.seeds.model), mechanisms.knobs_of(config))
+    origin, whole = origins.of_config(config, compiled.task, workdir)
+    initial = compiled.initialize(jax.random.key(config.seeds.model), mechanisms.knobs_of(config), whole)
     initial = jax.tree.map(np.asarray, initial)
-    return Record(asked, config, split, data, initial, workdir, compiled.task)
+    return Record(asked, config, split, data, initial, workdir, compiled.task, origin)
 
 
 def _stacked(trees, slots):
@@ -219,7 +219,7 @@ def _stacked(trees, slots):
 
 def _client_arrays(records):
     """The runs' arrays; rows of examples padded to a common length, which changes nothing."""
-    each = [build.client_arrays(record.config, record.split) for record in records]
+    each = [build.client_arrays(r.config, r.split, r.origin.words if r.origin else ()) for r in records]
     longest = max(arrays.rows.shape[1] for arrays in each)
     return [a._replace(rows=np.pad(a.rows, ((0, 0), (0, longest - a.rows.shape[1])))) for a in each]
 
