@@ -49,7 +49,7 @@ def start(config, task) -> Model:
 
 
 def rounds(config, task, data, number: int):
-    """Yields by round what is trained f32[d], the clients' updates of it f32[clients, d], and the parts of a round.
+    """Yields by round what is trained f32[d], the clients' updates of it f32[clients, d], and parts.
 
     These are a function from f32[d] to the tree of adapters, the mechanism and the ClientArrays.
     """
@@ -85,7 +85,7 @@ def decoded(mechanism, updates, arrays, current: int, knobs: Knobs):
 
 
 def products(flat, updates, unravel, factor: float):
-    """(products of the factors' means, means of the products, products before), each f32[e] of all matrices."""
+    """(products of the factors' means, means of the products, products before), f32[e] of all matrices."""
 
     def of(vector):
         return jnp.concatenate([product(a, factor).reshape(-1) for a in unravel(vector).values()])
@@ -143,11 +143,11 @@ def main():
         "with noise: means of the factors",
         "with noise: mean of the products",
     ]
-    cells = [
-        [np.format_float_positional(v, 3, fractional=False, trim="-") for v in row.values()] for row in rows
-    ]
-    text = f"Adapters of rank {f.rank}, {config.num_clients} speakers; errors divided by the norm of the change.\n\n"
-    output.save(text + "\n\n" + markdown(header, cells), rows)
+    cells = [[f"{value:.3g}" for value in row.values()] for row in rows]
+    head = (
+        f"Adapters of rank {f.rank}, {config.num_clients} speakers; errors over the norm of the change.\n\n"
+    )
+    output.save(head + markdown(header, cells), rows)
 
 
 if __name__ == "__main__":
