@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cepam_jax.errors import require
+
 _DEVIATION = 0.02  # of initial weights, as in GPT-2
 
 
@@ -71,13 +73,15 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, characters, train: bool = False):
-        """f32[batch, time, vocabulary] of int32[batch, time]."""
+        """f32[batch, time, vocabulary] of int32[batch, time]; ConfigError where the context is shorter."""
+        time = characters.shape[1]
+        require(time <= self.context, "characters of a window", time, f"at most the context, {self.context}")
         start = nn.initializers.normal(_DEVIATION)
         embedding = nn.Embed(
             self.vocabulary, self.width, dtype=self.dtype, embedding_init=start, name="characters"
         )
         positions = self.param("positions", start, (self.context, self.width))
-        x = embedding(characters) + positions[: characters.shape[1]].astype(self.dtype)
+        x = embedding(characters) + positions[:time].astype(self.dtype)
         if self.dropout:
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         residual = _DEVIATION / (2 * self.layers) ** 0.5  # as in GPT-2: two are added in each block

@@ -129,8 +129,10 @@ def of_config(config, task: Task, workdir: Path) -> tuple[Origin | None, Model |
     same = Path(config.init).expanduser().resolve() == workdir.resolve()
     require(not same, "config.init", config.init, "another directory than that of the run itself")
     known = _known(workdir)
-    if checkpoints.Checkpoints(workdir / "checkpoints").rounds():
-        if known is None:
+    store = checkpoints.Checkpoints(workdir / "checkpoints")
+    if store.rounds():
+        # Of a run that began otherwise the note is not missed: that it is another run is said later.
+        if known is None and (store.config() or {}).get("init") == config.init:
             raise CheckpointDamagedError(
                 f"{workdir} has lost its {_NOTE}, which says what the run began with and which noise it "
                 f"goes on "

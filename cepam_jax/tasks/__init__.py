@@ -9,6 +9,7 @@ from cepam_jax.tasks.classification import classification
 from cepam_jax.tasks.images import image_classification
 from cepam_jax.tasks.language import next_character
 from cepam_jax.tasks.networks import Network, network
+from cepam_jax.tasks.trainable import adapted, restricted
 
 __all__ = [
     "TASKS",
@@ -17,9 +18,11 @@ __all__ = [
     "Network",
     "Sums",
     "Task",
+    "adapted",
     "classification",
     "image_classification",
     "network",
     "next_character",
     "register",
+    "restricted",
 ]

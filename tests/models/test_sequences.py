@@ -108,6 +108,9 @@ def test_it_begins_with_an_even_guess():
 def test_models_of_other_kinds_are_refused_by_name():
     with pytest.raises(ConfigError, match="model of sequences is 'mlp'; it must be one of 'lstm', 'transf"):
         sequences.build("mlp", 65, 64)
+    module, params, _ = small("transformer_tiny")
+    with pytest.raises(ConfigError, match="characters of a window is 13; it must be at most the context, 12"):
+        module.apply({"params": params}, jnp.zeros((1, 13), jnp.int32))
     with pytest.raises(ConfigError, match="model of images is 'lstm'; it must be one of 'cnn2', 'cnn3'"):
         models.build("lstm", 10)
     assert models.parts_of("lstm") == (None, sequences.lstm)

@@ -94,6 +94,8 @@ def test_a_run_that_began_with_another_model_is_refused(first, tmp_path):
         run(tmp_path / "a", init=str(other))
     with pytest.raises(CheckpointMismatchError, match="config.init"):
         run(tmp_path / "a", init=str(first[0]))
+    with pytest.raises(CheckpointMismatchError, match="config.init = '', this one has"):
+        run(other, init=str(first[0]), rounds=3)
 
 
 def test_adapters_begin_with_the_others_model_and_are_merged_into_it(first, tmp_path):
