@@ -13,7 +13,7 @@ def get_config(variant="cepam_gaussian"):
     c.data.name, c.task, c.model = "shakespeare", "next_character", "transformer_tiny"
     c.partition.kind, c.num_clients, c.clients_per_round = "natural", 22, 10
     c.evaluation.clients, c.evaluation.batch_size = "test", 64
-    c.local.optimizer, c.local.learning_rate, c.local.momentum = "adam", 1e-3, 0.0
-    c.local.steps, c.local.batch_size = 10, 16
-    c.rounds, c.eval_every = 60, 10
-    return common.with_variant(c, variant, l1_clip_norm=100.0, laplace_gamma=10_000.0)
+    c.local.optimizer, c.local.learning_rate, c.local.momentum = "adam", 3e-3, 0.0
+    c.local.steps, c.local.batch_size = 20, 16
+    c.mechanism.clip_norm, c.rounds, c.eval_every = 2.0, 60, 10
+    return common.with_variant(c, variant, l1_clip_norm=500.0, laplace_gamma=35_000.0)

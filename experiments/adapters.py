@@ -143,7 +143,7 @@ def main():
         "with noise: means of the factors",
         "with noise: mean of the products",
     ]
-    cells = [[f"{value:.3g}" for value in row.values()] for row in rows]
+    cells = [[f"{v:g}" if n == "gamma" else f"{v:.3g}" for n, v in row.items()] for row in rows]
     head = (
         f"Adapters of rank {f.rank}, {config.num_clients} speakers; errors over the norm of the change.\n\n"
     )

@@ -1,6 +1,7 @@
 """Where a run begins: at random, or with the model of another run; its work directory keeps a note of it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,9 +136,8 @@ def of_config(config, task: Task, workdir: Path) -> tuple[Origin | None, Model |
         if known is None and (store.config() or {}).get("init") == config.init:
             raise CheckpointDamagedError(
                 f"{workdir} has lost its {_NOTE}, which says what the run began with and which noise it "
-                f"goes on "
-                f"with. Nothing was changed. Put it back, or delete {workdir} to train again from the "
-                f"beginning."
+                f"goes on with. Nothing was changed. Put it back, or delete {workdir} to train again from "
+                f"the beginning."
             )
         return known, None
     found = finished(config.init)
@@ -147,16 +147,19 @@ def of_config(config, task: Task, workdir: Path) -> tuple[Origin | None, Model |
     )
     if known is not None and known.digest != origin.digest:
         raise CheckpointMismatchError(
-            f"{workdir} began with the model of {known.run} after round {known.round}, and "
-            f"{config.init} holds "
-            f"another one now, after round {found.round}. Use another --workdir; nothing was changed."
+            f"{workdir} began with the model of {known.run} after round {known.round}, and {config.init} "
+            f"holds another one now, after round {found.round}. Use another --workdir; nothing was changed."
         )
     return origin, found.model
 
 
 def _known(workdir: Path) -> Origin | None:
+    """The note in a work directory, or None; CheckpointDamagedError if it cannot be read."""
     try:
-        return Origin(**json.loads((workdir / _NOTE).read_text()))
+        found = Origin(**json.loads((workdir / _NOTE).read_text()))
+        if not re.fullmatch("[0-9a-f]{64}", found.digest):
+            raise ValueError(f"its digest is {found.digest!r}")
+        return found
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

@@ -39,8 +39,7 @@ settings.declare(
         "trainable": _pattern(
             ALL,
             "Which parameters are trained and sent; beside adapters, all means the adapters alone. The "
-            "others "
-            "stay what they are.",
+            "others stay what they are.",
             "'all', or a regular expression that is searched in paths such as 'block_0/query/kernel'",
         )
     },

@@ -79,7 +79,11 @@ def test_it_goes_on_to_the_bit_without_the_other_run(first, tmp_path):
         assert {n: v for n, v in a.items() if "seconds" not in n} == {
             n: v for n, v in b.items() if "seconds" not in n
         }
-    (tmp_path / "broken/initial.json").unlink()
+    note = tmp_path / "broken/initial.json"
+    note.write_text(note.read_text().replace('"digest": "', '"digest": "?'))
+    with pytest.raises(CheckpointDamagedError, match="initial.json cannot be read"):
+        run(tmp_path / "broken", init=str(other), rounds=4)
+    note.unlink()
     with pytest.raises(CheckpointDamagedError, match="has lost its initial.json"):
         run(tmp_path / "broken", init=str(other), rounds=4)
 
