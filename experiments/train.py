@@ -8,6 +8,8 @@ several machines start it once on each, with --distributed (and, where no cluste
 --coordinator=host:port --num_processes=N --process_id=0, 1, ...).
 """
 
+import itertools
+import math
 from pathlib import Path
 
 from absl import flags
@@ -28,7 +30,10 @@ def main():
     if not devices.is_main():
         return
     last = lines[-1]
-    print(f"round {last['round']}: test accuracy {last['accuracy']:.4f}; see {_WORKDIR.value}/metrics.jsonl")
+    # The task's own metrics stand between the number of the round and what is said of clients and training.
+    names = itertools.takewhile(lambda name: name not in ("clients", "train_loss"), list(last)[1:])
+    judged = ", ".join(f"{name} {math.nan if last[name] is None else last[name]:.4f}" for name in names)
+    print(f"round {last['round']}: test {judged}; see {_WORKDIR.value}/metrics.jsonl")
     print((Path(_WORKDIR.value) / "privacy.txt").read_text(), end="")
 
 

@@ -87,6 +87,15 @@ SHORT = {
     "experiments.figures.server": ["--size=2000", "--repeats=1"],
     "experiments.radius_law": ["--laws=gaussian:1"],
     "experiments.rotation_tables": ["--lattices=A2"],
+    "experiments.central": [
+        "--steps=10",
+        "--config.data.name=shakespeare",
+        "--config.model=transformer_tiny",
+        "--config.text.context=8",
+        "--config.text.stride=50",
+    ],
+    "experiments.adapters": ["--smoke"],
+    "experiments.generate": ["--length=20"],
     "experiments.audit": ["--size=20000", "--trials=2000"],
     "experiments.benchmarks.wire": [
         "--size=2000",
@@ -126,6 +135,22 @@ SHORT = {
     "experiments.benchmarks.profile": ["--clients=2", "--rounds=1"],
     "experiments.benchmarks.quantizer": ["--sizes=1000", "--repeats=1", "--mechanisms=lrsuq_gaussian_z1"],
 }
+
+# In place of those, for trainings of a configuration that do not go with digits.
+SHORT_OF = {
+    "configs/shakespeare.py": [
+        "--config.data.name=shakespeare",
+        "--config.model=transformer_tiny",
+        "--config.text.context=8",
+        "--config.text.stride=50",
+        "--config.num_clients=4",
+        "--config.clients_per_round=2",
+        "--config.local.steps=1",
+    ]
+}
+# Flags that name an earlier run. It is made first, short, of this configuration.
+EARLIER = re.compile(r"--(run|init|config\.init)=\S+")
+MADE = "-m experiments.train --config=configs/shakespeare.py:fedavg --workdir=/tmp/made"
 
 
 @contextlib.contextmanager
@@ -170,10 +195,12 @@ def short(command: str, workdir) -> list[str]:
             f"a page runs {arguments[1]}, and tests/test_docs.py does not know how to make it short: "
             f'add "{arguments[1]}" to SHORT, with flags that make it take seconds, or [] if it always does'
         )
-    arguments += SHORT[arguments[1]]
+    of_config = [flags for name, flags in SHORT_OF.items() if f"--config={name}" in command]
+    trains = arguments[1] == "experiments.train"
+    arguments += of_config[0] if trains and of_config else SHORT[arguments[1]]
     if "--workdir" in command:
         arguments.append(f"--workdir={workdir}")
-    if "--config=" in command or "compare" in command:
+    if ("--config=" in command and arguments[1] != "experiments.central") or "compare" in command:
         arguments += ["--config.rounds=1", "--config.eval_every=1"]
     return arguments
 
@@ -181,6 +208,9 @@ def short(command: str, workdir) -> list[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command, tmp_path, monkeypatch):
     arguments = short(command, tmp_path)
+    if earlier := EARLIER.search(command):
+        run_here(short(MADE, tmp_path / "made"), monkeypatch)
+        arguments.append(f"--{earlier[1]}={tmp_path / 'made'}")
     if arguments[1] in PROCESSES:
         done = subprocess.run(
             [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False

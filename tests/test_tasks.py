@@ -15,6 +15,9 @@ from cepam_jax.run.config import defaults
 from cepam_jax.tasks import TASKS, Model, Task
 from cepam_jax.tasks.base import check_model
 
+# Task -> a model that it takes, where that is another one than the default.
+MODELS = {"next_character": "transformer_tiny"}
+
 
 def fitting():
     """(task, data set) for each task and the data sets that it takes."""
@@ -31,7 +34,7 @@ def fitting():
 def made(name, data):
     """(Task, Examples), with a model without dropout."""
     config = defaults()
-    config.model = "mlp"
+    config.model = MODELS.get(name, "mlp")
     found = sources.load_examples(data, "no such directory")
     return TASKS[name](config, found.specification), found
 

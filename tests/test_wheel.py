@@ -89,7 +89,8 @@ def test_the_wheel_holds_the_package_alone(wheel):
     tables = {
         f"cepam_jax/mechanisms/{name}.npz" for name in ("acceptance", "cell_scales", "rotation_components")
     }
-    assert {"cepam_jax/py.typed", "cepam_jax/simulation.py", *tables} <= set(names)
+    files = {"cepam_jax/data/romeo_and_juliet.txt", "cepam_jax/py.typed", "cepam_jax/simulation.py"}
+    assert files | tables <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cepam_jax"}
 
 

@@ -1,19 +1,22 @@
 """Data sets by name: labelled images (embedded digits, TFDS read without TensorFlow), and any other examples.
 
 A data set is one function of the data directory, with `@register` before it. It returns a `Dataset` of images
-or `examples.Examples` of any kind.
+or `examples.Examples` of any kind. Where it has settings, it names their section of the configuration as an
+argument by keyword, `def my_plays(data_dir, *, text)`, and is given its fields as a dictionary.
 """
 
 import functools
+import inspect
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cepam_jax import settings
 from cepam_jax.data import examples
-from cepam_jax.errors import DataNotPreparedError, DatasetError, require_choice
+from cepam_jax.data.prepared import prepared
+from cepam_jax.errors import DatasetError, require_choice
 from cepam_jax.extras import need
 from cepam_jax.registry import Registry
 
@@ -68,13 +71,32 @@ class Dataset(NamedTuple):
         )
 
 
-def load_examples(name: str, data_dir: str = "") -> examples.Examples:
+Options = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+
+
+def sections_of(source: Any) -> tuple[str, ...]:
+    """The sections of the configuration that a data set's function asks for."""
+    parameters = inspect.signature(source).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def options_of(config: Any) -> Options:
+    """What a configuration's data set depends on beside its name and directory, as a value that hashes.
+
+    Args:
+      config: a configuration (ConfigDict); its data.name is read, and the sections that the data set names.
+    """
+    sections = sections_of(SOURCES.get_or_raise(config.data.name))
+    return tuple((name, tuple(sorted(config[name].items()))) for name in sections)
+
+
+def load_examples(name: str, data_dir: str = "", options: Options | None = None) -> examples.Examples:
     """As `load`, whatever the data set's function returned."""
-    data = load(name, data_dir)
+    data = load(name, data_dir, options)
     return data.as_examples() if isinstance(data, Dataset) else data
 
 
-def load(name: str, data_dir: str = "") -> Dataset | examples.Examples:
+def load(name: str, data_dir: str = "", options: Options | None = None) -> Dataset | examples.Examples:
     """Loads a data set whole; later calls in the same process return the same arrays.
 
     Args:
@@ -82,6 +104,7 @@ def load(name: str, data_dir: str = "") -> Dataset | examples.Examples:
         "fashion_mnist", "cifar10" from TFDS.
       data_dir: where TFDS keeps prepared data sets; by default $TFDS_DATA_DIR or
         ~/tensorflow_datasets.
+      options: from `options_of`; by default every setting of the data set is at its default.
 
     Raises:
       ConfigError: unknown name.
@@ -94,13 +117,21 @@ def load(name: str, data_dir: str = "") -> Dataset | examples.Examples:
         data_dir = str(Path(data_dir).expanduser())
     except RuntimeError:
         pass  # no home: no data there either, and some data sets need none
-    return _load(name, SOURCES[name], data_dir)
+    if options is None:
+        options = tuple((section, _defaults(section)) for section in sections_of(SOURCES[name]))
+    return _load(name, SOURCES[name], data_dir, options)
+
+
+def _defaults(section: str) -> tuple[tuple[str, Any], ...]:
+    """The fields of a section at their defaults."""
+    names = (name for name in settings.FIELDS if name.rpartition(".")[0] == section)
+    return tuple(sorted((name.rpartition(".")[2], settings.FIELDS[name].default) for name in names))
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name, source, data_dir):
+def _load(name, source, data_dir, options):
     try:
-        return _checked(source(data_dir))
+        return _checked(source(data_dir, **{section: dict(fields) for section, fields in options}))
     except DatasetError as error:
         raise DatasetError(f"data set {name!r}: {error}") from error
 
@@ -228,36 +259,13 @@ def digits(data_dir):
 
 
 def _tfds(name, data_dir):
-    # Asked first: without a network TFDS retries a download for minutes before it gives up.
-    if not list(Path(data_dir, name).glob("*/dataset_info.json")):
-        raise DataNotPreparedError(
-            f"data set {name!r} is not prepared under {data_dir!r}. Prepare it once, with a network:\n"
-            f"  pip install tensorflow\n"
-            f'  python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
-            f"data_dir={data_dir!r}).download_and_prepare(file_format='array_record')\"\n"
-            f"or point --config.data.dir (or TFDS_DATA_DIR) to where it is."
-        )
-    need(f"data set {name!r}", "data", "tensorflow_datasets")
-    import tensorflow_datasets as tfds  # noqa: PLC0415  seconds, needed here alone
-
-    splits = []
-    for split in ("train", "test"):
-        try:
-            source = tfds.data_source(name, split=split, data_dir=data_dir)
-            examples = source.__getitems__(range(len(source)))
-        except Exception as error:
-            raise DataNotPreparedError(
-                f"data set {name!r} under {data_dir!r} cannot be read ({error}). TensorFlow-free "
-                f"reading needs the array_record format. Prepare it again, with a network:\n"
-                f"  rm -r {Path(data_dir, name)}; pip install tensorflow\n"
-                f'  python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
-                f"data_dir={data_dir!r}).download_and_prepare(file_format='array_record')\""
-            ) from error
-        splits += [
-            np.stack([example["image"] for example in examples]),
-            np.array([example["label"] for example in examples]),
+    arrays = []
+    for split in prepared(name, data_dir, ("train", "test")):
+        arrays += [
+            np.stack([example["image"] for example in split]),
+            np.array([example["label"] for example in split]),
         ]
-    return dataset(*splits)
+    return dataset(*arrays)
 
 
 SOURCES |= {name: functools.partial(_tfds, name) for name in TFDS_SETS}

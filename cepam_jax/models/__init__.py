@@ -1,6 +1,7 @@
-"""The models of the papers, in flax, by name.
+"""Models in flax, by name: those of the papers for images here, those of characters in `sequences`.
 
-Adding one is one function here:
+There is a registry for each kind of input; a task says which kind it takes, and config.model is a name of
+any. Adding a model of images is one function here:
 
   @register
   def my_model(num_classes):
@@ -14,6 +15,10 @@ from cepam_jax.extras import need
 
 need("cepam_jax.models", "train", "flax")
 
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,13 +26,22 @@ import jax.numpy as jnp
 from cepam_jax import settings
 from cepam_jax.errors import ConfigError
 from cepam_jax.models.convolution import Conv
+from cepam_jax.models.sequences import SEQUENCES
 from cepam_jax.registry import Registry
 
 # Name -> function num_classes -> flax module; `register` adds one by the function's name.
-MODELS: Registry = Registry("model")
+MODELS: Registry = Registry("model of images")
 register = MODELS.function
+# The registries of all kinds of models. A name may stand for one model of each kind.
+KINDS: tuple[Registry, ...] = (MODELS, SEQUENCES)
+NAMES: Mapping[str, Any] = ChainMap(*KINDS)
 
-settings.declare("", {"model": settings.choice("mlp", "The network that is trained.", MODELS)})
+settings.declare("", {"model": settings.choice("mlp", "The network that is trained.", NAMES)})
+
+
+def parts_of(name: str) -> tuple[Any, ...]:
+    """What each kind has under a name, None where it has nothing: registered anew, it is another one."""
+    return tuple(kind.get(name) for kind in KINDS)
 
 
 class Network(nn.Module):

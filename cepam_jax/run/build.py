@@ -8,17 +8,17 @@ import jax
 import ml_collections
 import numpy as np
 
-from cepam_jax import federated, mechanisms
+from cepam_jax import federated, mechanisms, models
 from cepam_jax.data import partition
 from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, DatasetError
 from cepam_jax.federated import aggregation, control, local, rounds, server
-from cepam_jax.models import MODELS
 from cepam_jax.run import evaluation, needs
 from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout, at_once
 from cepam_jax.run.evaluation import HeldOut
 from cepam_jax.run.provenance import noises_of
 from cepam_jax.settings import FIELDS
+from cepam_jax.tasks import trainable
 from cepam_jax.tasks.base import TASKS, Model, Task, check_model
 
 
@@ -26,7 +26,7 @@ class Program(NamedTuple):
     """What one configuration compiles to; shared by all runs that differ in arrays alone.
 
     Attributes:
-      initialize: (key, Knobs of all clients) -> State.
+      initialize: (key, Knobs of all clients, whole Model to begin with or None) -> State.
       block: (State, ClientArrays, HeldOut, owners, stop), from `evaluation.make_block`, jitted; where runs
         are spread over devices, of several runs: all but examples, constants and HeldOut have a leading axis,
         and so have the results.
@@ -61,7 +61,7 @@ def _parts_by_name(config) -> tuple:
     """The parts that a configuration names: registered anew, a part is another one."""
     return (
         TASKS.get_or_raise(config.task),
-        MODELS.get_or_raise(config.model),
+        models.parts_of(config.model),
         aggregation.AGGREGATORS.get_or_raise(config.aggregator),
         control.CONTROLS.get_or_raise(config.control),
         mechanisms.registry.CONFIGURABLE.get_or_raise(config.mechanism.name),
@@ -94,14 +94,17 @@ def open_fields(config) -> tuple[str, ...]:
 def _program(fields_text, specification, backend, layout, parts):
     del parts
     config = ml_collections.ConfigDict(json.loads(fields_text))
-    task = TASKS[config.task](config, specification)
+    task = task_of(config, specification)
     model = jax.eval_shape(task.initialize, jax.random.key(0))
     check_model(model)
     mesh = None if layout.axis == RUNS else layout.mesh
     plan = plan_of(config, task, model, mesh, backend)
 
-    def initialize(key, knobs):
-        model = task.initialize(key)
+    def initialize(key, knobs, whole=None):
+        if whole is None:
+            model = task.initialize(key)
+        else:
+            model = whole if task.begin is None else task.begin(whole, key)
         remembers = config.mechanism.error_feedback
         return rounds.initial_state(plan, model, knobs, config.num_clients, remembers, knobs.clip[0])
 
@@ -110,6 +113,11 @@ def _program(fields_text, specification, backend, layout, parts):
     if layout.axis == RUNS:
         block = evaluation.make_blocks(block, layout.mesh, layout.together)
     return Program(jax.jit(initialize), jax.jit(block), sum(plan.segments), layout, task)
+
+
+def task_of(config, specification: tuple) -> Task:
+    """What a configuration learns from examples with this specification, and which parameters it trains."""
+    return trainable.of_config(config, TASKS.get_or_raise(config.task)(config, specification))
 
 
 def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.Plan:
@@ -210,8 +218,21 @@ def tested(data: Examples) -> HeldOut:
     return HeldOut(data.test, data.constants)
 
 
-def client_arrays(config: ml_collections.ConfigDict, split: partition.Partition) -> federated.ClientArrays:
-    """The arrays of a federation but for its examples."""
+def client_arrays(
+    config: ml_collections.ConfigDict, split: partition.Partition, origin: tuple[int, ...] = ()
+) -> federated.ClientArrays:
+    """The arrays of a federation but for its examples.
+
+    Args:
+      config: valid configuration.
+      split: who holds which examples.
+      origin: 32-bit words that tell the model apart that training begins with; () where it is initialized.
+      They
+        go into the keys: with the run that made that model no noise is shared, though the seeds be equal.
+    """
+    training, shared = jax.random.key(config.seeds.training), federated.shared_key(config.seeds.shared)
+    for word in origin:
+        training, shared = (jax.random.fold_in(key, np.uint32(word)) for key in (training, shared))
     return federated.ClientArrays(
         examples=None,
         constants=None,
@@ -219,6 +240,6 @@ def client_arrays(config: ml_collections.ConfigDict, split: partition.Partition)
         counts=np.asarray(split.counts),
         steps=steps_of(config, split.counts),
         knobs=mechanisms.knobs_of(config),
-        training_key=jax.random.key(config.seeds.training),
-        shared_key=federated.shared_key(config.seeds.shared),
+        training_key=training,
+        shared_key=shared,
     )

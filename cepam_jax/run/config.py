@@ -5,9 +5,9 @@ A fork's part joins by being imported before a configuration is made or checked.
 
 from cepam_jax import mechanisms, models, privacy, tasks
 from cepam_jax import settings as _settings
-from cepam_jax.data import partition, sources
+from cepam_jax.data import partition, sources, text
 from cepam_jax.federated import adaptive_levels, aggregation, control, local, participation, server
-from cepam_jax.run import devices, evaluation, needs, writers
+from cepam_jax.run import devices, evaluation, needs, origins, writers
 from cepam_jax.settings import FIELDS, defaults, flat, plain, table, validate
 
 __all__ = ["FIELDS", "PARTS", "defaults", "flat", "plain", "table", "validate"]
@@ -18,11 +18,13 @@ PARTS = (
         tasks,
         models,
         sources,
+        text,
         partition,
         participation,
         devices,
         evaluation,
         writers,
+        origins,
         local,
         server,
         mechanisms,

@@ -67,6 +67,11 @@ def facts_of(config, counts) -> Facts:
         exposes.append(
             "which client holds which example: it follows from all labels or sizes, and is taken as given"
         )
+    if config.init:
+        exposes.append(
+            f"the model of {config.init}, with which training began: an epsilon is of this run alone, given "
+            "that model; what it tells of the same clients' data is not counted"
+        )
     if settings.quantize == "weights" and influence.unit == "client":
         exposes.append("weights in place of updates: nothing bounds them")
     exposes += mechanisms.registry.CONFIGURABLE[settings.name].exposes(settings)

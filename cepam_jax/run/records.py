@@ -41,9 +41,10 @@ class Record:
       ledger: what the rounds so far applied.
       task: what is learned.
       workdir: its directory.
+      origin: the run whose model it begins with, or None.
     """
 
-    def __init__(self, asked: dict, config, split, data, initial, workdir: Path, task):
+    def __init__(self, asked: dict, config, split, data, initial, workdir: Path, task, origin=None):
         """Claims the directory and restores what is there.
 
         Args:
@@ -54,6 +55,7 @@ class Record:
           initial: State of round 0, host arrays.
           workdir: of this run alone.
           task: what is learned.
+          origin: as the attribute.
 
         Raises:
           CheckpointMismatchError: workdir belongs to another configuration, or the run there is longer.
@@ -65,6 +67,7 @@ class Record:
         self.last = guarantees.rounds_within_budget(config, split.counts)
         self.state, self.lines, self.ledger, self.task = initial, [], Ledger(), task
         self._asked, self._warned, self._tests = asked, False, number_of(data.test)
+        self.origin = origin
         facts = guarantees.facts_of(config, split.counts)
         check_weights(facts.aggregator, split.counts)  # before anything is written
         self._parts, self._knobs = parts_of(facts), facts.about.knobs
@@ -109,6 +112,8 @@ class Record:
                     f"the checkpoint of round {number} is damaged ({why}), now {aside.name}; "
                     f"the run goes on from round {found.round}"
                 )
+        if self.origin is not None:  # first, as the keys follow from it
+            self.origin.write(workdir)
         files.write(workdir / "config.json", json.dumps(self._asked, indent=2) + "\n")
         _describe(data, self.split, workdir, new=found is None)
         text = "no round is trained: nothing is released"

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -15,7 +14,7 @@ from cepam_jax import mechanisms
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
 from cepam_jax.federated.spread import CLIENTS
-from cepam_jax.run import allowed, blame, build, devices
+from cepam_jax.run import allowed, blame, build, devices, origins, stacking
 from cepam_jax.run.config import plain, validate
 from cepam_jax.run.devices import RUNS, Layout
 from cepam_jax.run.interrupts import check_interrupt, forget_interrupt, interrupt, saving
@@ -31,8 +30,8 @@ def train(
     """Trains, or continues where an earlier call with the same workdir was stopped.
 
     Writes under workdir: config.json, partition.txt, partition.png, privacy.txt, metrics.jsonl, ledger.jsonl,
-    lock.json, checkpoints/. The clients of a round are spread over `config.devices` devices. Everything is
-    computed in 32 bits, also where JAX_ENABLE_X64 is set.
+    lock.json, checkpoints/ (with config.init also initial.json). The clients of a round are spread over
+    `config.devices` devices. Everything is computed in 32 bits, also where JAX_ENABLE_X64 is set.
 
     Args:
       config: as `cepam_jax.defaults()` makes it, with any changes, frozen or not.
@@ -121,7 +120,7 @@ def _train_groups(configs, workdirs, progress, labels, together, keep_failures):
     groups: dict = {}
     for number, config in enumerate(configs):
         alone = number if jax.process_count() > 1 else None
-        shape = (config.data.name, config.data.dir)
+        shape = (config.data.name, config.data.dir, sources.options_of(config))
         groups.setdefault((build.shared_fields(config), shape, alone), []).append(number)
     results = [[] for _ in configs]
     for numbers in groups.values():
@@ -142,17 +141,18 @@ def _train_groups(configs, workdirs, progress, labels, together, keep_failures):
 
 
 @functools.lru_cache(maxsize=2)
-def _examples(name, data_dir, source, layout):
+def _examples(name, data_dir, options, source, layout):
     """(training examples, constants, HeldOut) on the devices."""
     del source  # registered anew it is another data set
-    data = sources.load_examples(name, data_dir)
+    data = sources.load_examples(name, data_dir, options)
     return tuple(devices.put(part, layout.mesh) for part in (data.train, data.constants, build.tested(data)))
 
 
 def _train(configs, workdirs, progress, label, layout, keep_failures=False):
     """The runs of one Program, from their checkpoints to the end."""
     first = configs[0]
-    data = sources.load_examples(first.data.name, first.data.dir)
+    asked = (first.data.name, first.data.dir, sources.options_of(first))
+    data = sources.load_examples(*asked)
     compiled = build.program(first, data.specification, layout)
     records: list[Record] = []
     try:
@@ -165,8 +165,7 @@ def _train(configs, workdirs, progress, label, layout, keep_failures=False):
                 record.close()  # of hundreds of finished runs nothing need stay open
         if running:
             # The examples stay the same: one copy on the devices for all calls.
-            source = sources.SOURCES[first.data.name]
-            examples = _examples(first.data.name, first.data.dir, source, layout._replace(together=1))
+            examples = _examples(*asked, sources.SOURCES[asked[0]], layout._replace(together=1))
             name = label or f"{first.data.name} {first.mechanism.name}"
             check_interrupt()
             _run(compiled, running, data, examples, progress and devices.is_main(), name)
@@ -200,28 +199,12 @@ def _open(compiled, config, data, workdir):
     split = build.split_of(config, data)
     asked = json.loads(config.to_json())
     config, plan = allowed.planned(config, split.counts, compiled)
-    initial = compiled.initialize(jax.random.key(config.seeds.model), mechanisms.knobs_of(config))
+    origin, whole = origins.of_config(config, compiled.task, workdir)
+    initial = compiled.initialize(jax.random.key(config.seeds.model), mechanisms.knobs_of(config), whole)
     initial = jax.tree.map(np.asarray, initial)
-    record = Record(asked, config, split, data, initial, workdir, compiled.task)
+    record = Record(asked, config, split, data, initial, workdir, compiled.task, origin)
     allowed.write(plan, workdir)
     return record
-
-
-def _stacked(trees, slots):
-    """Trees of the runs as one with a leading axis, filled up with the first to a number of slots."""
-
-    def stack(*leaves):
-        leaves = [*leaves, *[leaves[0]] * (slots - len(leaves))]
-        return jnp.stack(leaves) if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key) else np.stack(leaves)
-
-    return jax.tree.map(stack, *trees)
-
-
-def _client_arrays(records):
-    """The runs' arrays; rows of examples padded to a common length, which changes nothing."""
-    each = [build.client_arrays(record.config, record.split) for record in records]
-    longest = max(arrays.rows.shape[1] for arrays in each)
-    return [a._replace(rows=np.pad(a.rows, ((0, 0), (0, longest - a.rows.shape[1])))) for a in each]
 
 
 def _run(compiled, records, data, examples, progress, label):
@@ -231,7 +214,7 @@ def _run(compiled, records, data, examples, progress, label):
     slots = -(-len(records) // layout.devices) * layout.devices if several else 1
 
     def place(trees):
-        whole = _stacked(trees, slots) if several else trees[0]
+        whole = stacking.stacked(trees, slots) if several else trees[0]
         return devices.put(whole, layout.mesh, RUNS if several else None)
 
     def of_run(tree, number):
@@ -243,7 +226,7 @@ def _run(compiled, records, data, examples, progress, label):
             note = f"the privacy budget of {target} ends after round {record.last} of {record.config.rounds}"
             say(note)
     train, constants, test = examples
-    arrays = place(_client_arrays(records))._replace(examples=train, constants=constants)
+    arrays = place(stacking.client_arrays(records))._replace(examples=train, constants=constants)
     owners = place([build.test_owners(record.config, data, record.split) for record in records])
 
     def block(state, stops):

@@ -7,7 +7,9 @@ need("cepam_jax.tasks", "train", "flax", "optax")
 from cepam_jax.tasks.base import TASKS, Batch, Model, Sums, Task, register
 from cepam_jax.tasks.classification import classification
 from cepam_jax.tasks.images import image_classification
+from cepam_jax.tasks.language import next_character
 from cepam_jax.tasks.networks import Network, network
+from cepam_jax.tasks.trainable import adapted, restricted
 
 __all__ = [
     "TASKS",
@@ -16,8 +18,11 @@ __all__ = [
     "Network",
     "Sums",
     "Task",
+    "adapted",
     "classification",
     "image_classification",
     "network",
+    "next_character",
     "register",
+    "restricted",
 ]

@@ -64,6 +64,11 @@ class Task(NamedTuple):
       formats: metric -> how a number is shown, as in `format(value, ".3f")`.
       project: statistics -> statistics, brings back into their range what noise carried out of it; None: any
         number is in range.
+      lower: metrics beside the headline of which less is better.
+      whole: Model -> the Model of which this task trains a part: all that the network computes with stands in
+        its parameters; None: all is trained, and the Model is whole.
+      begin: (whole Model, key) -> Model, the part of it that is trained and what stays frozen, the inverse of
+        `whole` at the beginning; None likewise.
     """
 
     initialize: Callable[[jax.Array], Model]
@@ -74,6 +79,9 @@ class Task(NamedTuple):
     higher_is_better: bool = False
     formats: Mapping[str, str] = MappingProxyType({"loss": ".3f"})
     project: Callable[[Any], Any] | None = None
+    lower: tuple[str, ...] = ("loss",)
+    whole: Callable[[Model], Model] | None = None
+    begin: Callable[[Model, jax.Array], Model] | None = None
 
 
 # Name -> function (settings, specification of the examples) -> Task; `register` adds one by the function's

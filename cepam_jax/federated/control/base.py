@@ -4,8 +4,8 @@ A rule that reads nothing but the number of rounds done is a schedule; its knobs
 calibrated, before anything is trained. A rule that reads results has `observe`. What it is given is a
 `Released`: a type that holds what the server published and nothing else, so that no rule can pass on what was
 not released. Such a rule has a guarantee only if it states a `budget` that it keeps whatever it reads:
-`filters` makes rules that do. A rule that needs more, such as training losses, says so by `watch`; it is given
-a `Measured`, which no noise covers, and a run with it has no guarantee.
+`filters` makes rules that do. A rule that needs more, such as training losses, says so by `watch`; it is
+given a `Measured`, which no noise covers, and a run with it has no guarantee.
 
 Whatever the rule, every round reports the knobs that it applied, and the accountant counts those, or holds
 them against the budget.
