@@ -56,7 +56,7 @@ def over_clients(task, evaluation) -> dict:
     spread = {}
     for name, each in by_client(task, evaluation).items():
         values = each[np.asarray(evaluation.counts) > 0]
-        best_is_high = task.higher_is_better if name == task.headline else name != "loss"
+        best_is_high = task.higher_is_better if name == task.headline else name not in task.falling
         ordered = np.sort(values) if best_is_high else np.sort(values)[::-1]
         spread[name] = {
             "clients": len(values),

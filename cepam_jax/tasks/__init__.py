@@ -8,6 +8,7 @@ from cepam_jax.tasks.base import TASKS, Batch, Model, Sums, Task, register
 from cepam_jax.tasks.classification import classification
 from cepam_jax.tasks.images import image_classification
 from cepam_jax.tasks.networks import Network, network
+from cepam_jax.tasks.tables import binary_outcome
 
 __all__ = [
     "TASKS",
@@ -16,6 +17,7 @@ __all__ = [
     "Network",
     "Sums",
     "Task",
+    "binary_outcome",
     "classification",
     "image_classification",
     "network",

@@ -64,6 +64,7 @@ class Task(NamedTuple):
       formats: metric -> how a number is shown, as in `format(value, ".3f")`.
       project: statistics -> statistics, brings back into their range what noise carried out of it; None: any
         number is in range.
+      falling: metrics beside the headline that are better where they are lower.
     """
 
     initialize: Callable[[jax.Array], Model]
@@ -74,6 +75,7 @@ class Task(NamedTuple):
     higher_is_better: bool = False
     formats: Mapping[str, str] = MappingProxyType({"loss": ".3f"})
     project: Callable[[Any], Any] | None = None
+    falling: tuple[str, ...] = ("loss",)
 
 
 # Name -> function (settings, specification of the examples) -> Task; `register` adds one by the function's
