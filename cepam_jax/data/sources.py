@@ -1,10 +1,12 @@
 """Data sets by name: labelled images (embedded digits, TFDS read without TensorFlow), and any other examples.
 
 A data set is one function of the data directory, with `@register` before it. It returns a `Dataset` of images
-or `examples.Examples` of any kind.
+or `examples.Examples` of any kind. One that can be split in several ways takes a second argument called
+`fold`.
 """
 
 import functools
+import inspect
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +15,7 @@ import numpy as np
 
 from cepam_jax import settings
 from cepam_jax.data import examples
-from cepam_jax.errors import DataNotPreparedError, DatasetError, require_choice
+from cepam_jax.errors import DataNotPreparedError, DatasetError, require, require_choice
 from cepam_jax.extras import need
 from cepam_jax.registry import Registry
 
@@ -33,6 +35,9 @@ settings.declare(
             "a path",
             compiled=False,
             resumable=True,
+        ),
+        "fold": settings.integer(
+            0, "Which split, of a data set that can be split in several ways.", low=0, compiled=False
         ),
     },
     "What is learned from.",
@@ -68,13 +73,13 @@ class Dataset(NamedTuple):
         )
 
 
-def load_examples(name: str, data_dir: str = "") -> examples.Examples:
+def load_examples(name: str, data_dir: str = "", fold: int = 0) -> examples.Examples:
     """As `load`, whatever the data set's function returned."""
-    data = load(name, data_dir)
+    data = load(name, data_dir, fold)
     return data.as_examples() if isinstance(data, Dataset) else data
 
 
-def load(name: str, data_dir: str = "") -> Dataset | examples.Examples:
+def load(name: str, data_dir: str = "", fold: int = 0) -> Dataset | examples.Examples:
     """Loads a data set whole; later calls in the same process return the same arrays.
 
     Args:
@@ -82,9 +87,10 @@ def load(name: str, data_dir: str = "") -> Dataset | examples.Examples:
         "fashion_mnist", "cifar10" from TFDS.
       data_dir: where TFDS keeps prepared data sets; by default $TFDS_DATA_DIR or
         ~/tensorflow_datasets.
+      fold: which split, of a data set that can be split in several ways; 0 for others.
 
     Raises:
-      ConfigError: unknown name.
+      ConfigError: unknown name; a fold that the data set does not have.
       DatasetError: its arrays are not as `Dataset` says.
       DataNotPreparedError: the data set is not under data_dir; the message says how to get it.
     """
@@ -94,13 +100,16 @@ def load(name: str, data_dir: str = "") -> Dataset | examples.Examples:
         data_dir = str(Path(data_dir).expanduser())
     except RuntimeError:
         pass  # no home: no data there either, and some data sets need none
-    return _load(name, SOURCES[name], data_dir)
+    several = "fold" in inspect.signature(SOURCES[name]).parameters
+    allowed = f"0: the data set {name!r} has one split"
+    require(several or fold == 0, "config.data.fold", fold, allowed)
+    return _load(name, SOURCES[name], data_dir, *([fold] if several else []))
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name, source, data_dir):
+def _load(name, source, data_dir, *fold):
     try:
-        return _checked(source(data_dir))
+        return _checked(source(data_dir, *fold))
     except DatasetError as error:
         raise DatasetError(f"data set {name!r}: {error}") from error
 

@@ -141,3 +141,6 @@ def build(name: str, num_classes: int, inputs: str = "image") -> nn.Module:
 def initialize(module: nn.Module, key: jax.Array, image_shape: tuple[int, ...]):
     """Initial parameters (a pytree of f32) for images of shape [height, width, channels]."""
     return module.init(key, jnp.zeros((1, *image_shape), jnp.float32))["params"]
+
+
+from cepam_jax.models import graphs  # noqa: F401  more models of this registry

@@ -58,7 +58,7 @@ def load(workdir: str | Path) -> Finished:
         raise ConfigError(f"{workdir} holds no run: its config.json cannot be read ({error})") from error
     validate(config)
     with jax.enable_x64(False):
-        data = sources.load_examples(config.data.name, config.data.dir)
+        data = sources.load_examples(config.data.name, config.data.dir, config.data.fold)
         split = build.split_of(config, data)
         compiled = build.program(config, data.specification)
         template = compiled.initialize(jax.random.key(config.seeds.model), mechanisms.knobs_of(config))

@@ -121,7 +121,7 @@ def _train_groups(configs, workdirs, progress, labels, together, keep_failures):
     groups: dict = {}
     for number, config in enumerate(configs):
         alone = number if jax.process_count() > 1 else None
-        shape = (config.data.name, config.data.dir)
+        shape = (config.data.name, config.data.dir, config.data.fold)
         groups.setdefault((build.shared_fields(config), shape, alone), []).append(number)
     results = [[] for _ in configs]
     for numbers in groups.values():
@@ -142,17 +142,17 @@ def _train_groups(configs, workdirs, progress, labels, together, keep_failures):
 
 
 @functools.lru_cache(maxsize=2)
-def _examples(name, data_dir, source, layout):
+def _examples(name, data_dir, fold, source, layout):
     """(training examples, constants, HeldOut) on the devices."""
     del source  # registered anew it is another data set
-    data = sources.load_examples(name, data_dir)
+    data = sources.load_examples(name, data_dir, fold)
     return tuple(devices.put(part, layout.mesh) for part in (data.train, data.constants, build.tested(data)))
 
 
 def _train(configs, workdirs, progress, label, layout, keep_failures=False):
     """The runs of one Program, from their checkpoints to the end."""
     first = configs[0]
-    data = sources.load_examples(first.data.name, first.data.dir)
+    data = sources.load_examples(first.data.name, first.data.dir, first.data.fold)
     compiled = build.program(first, data.specification, layout)
     records: list[Record] = []
     try:
@@ -166,7 +166,8 @@ def _train(configs, workdirs, progress, label, layout, keep_failures=False):
         if running:
             # The examples stay the same: one copy on the devices for all calls.
             source = sources.SOURCES[first.data.name]
-            examples = _examples(first.data.name, first.data.dir, source, layout._replace(together=1))
+            place = (first.data.name, first.data.dir, first.data.fold)
+            examples = _examples(*place, source, layout._replace(together=1))
             name = label or f"{first.data.name} {first.mechanism.name}"
             check_interrupt()
             _run(compiled, running, data, examples, progress and devices.is_main(), name)

@@ -6,6 +6,7 @@ need("cepam_jax.tasks", "train", "flax", "optax")
 
 from cepam_jax.tasks.base import TASKS, Batch, Model, Sums, Task, register
 from cepam_jax.tasks.classification import classification
+from cepam_jax.tasks.graphs import graph_classification
 from cepam_jax.tasks.images import image_classification
 from cepam_jax.tasks.networks import Network, network
 from cepam_jax.tasks.tables import binary_outcome
@@ -19,6 +20,7 @@ __all__ = [
     "Task",
     "binary_outcome",
     "classification",
+    "graph_classification",
     "image_classification",
     "network",
     "register",
