@@ -6,7 +6,7 @@ need("cepam_jax.tasks", "train", "flax", "optax")
 
 from cepam_jax.tasks.base import TASKS, Batch, Model, Sums, Task, register
 from cepam_jax.tasks.classification import classification
-from cepam_jax.tasks.graphs import graph_classification
+from cepam_jax.tasks.graphs import graph_classification, node_classification
 from cepam_jax.tasks.images import image_classification
 from cepam_jax.tasks.networks import Network, network
 from cepam_jax.tasks.tables import binary_outcome
@@ -23,5 +23,6 @@ __all__ = [
     "graph_classification",
     "image_classification",
     "network",
+    "node_classification",
     "register",
 ]
