@@ -76,7 +76,8 @@ class GIN(nn.Module):
         for layer in range(self.layers):
             epsilon = self.param(f"epsilon_{layer}", nn.initializers.zeros, ())
             h = (1 + epsilon) * h + sum_of_neighbours(h, ends)
-            h = nn.relu(nn.Dense(self.width)(nn.relu(nn.Dense(self.width)(h)))) * real
+            h = nn.relu(nn.Dense(self.width)(h))
+            h = nn.relu(nn.Dense(self.width)(h)) * real
             seen.append(h.reshape(batch, nodes, -1).sum(1))
         return nn.Dense(self.num_classes)(jnp.log1p(jnp.concatenate(seen, -1)))
 
