@@ -1,6 +1,7 @@
 """Graph networks and tasks: order and padding do not count, edges between clients are lost."""
 
 import os
+import pickle
 import warnings
 from importlib import util
 from pathlib import Path
@@ -23,6 +24,7 @@ from cepam_jax.run.config import validate
 from cepam_jax.tasks import TASKS
 from configs import common
 from configs.graphs import get_config
+from experiments import prepare_graphs
 
 
 def graphs_dir() -> str:
@@ -259,7 +261,9 @@ def planetoid(folder, **changes):
 
 def test_files_that_are_missing_damaged_or_wrong_are_named(tmp_path):
     for name in ("mutag", "cora"):
-        with pytest.raises(DataNotPreparedError, match=f"(?s){name}.npz.*prepare_graphs.*github.com"):
+        with pytest.raises(
+            DataNotPreparedError, match=f"(?s){name}.npz.*https://.*prepare_graphs --name={name}"
+        ):
             sources.load_examples(name, str(tmp_path))
     (tmp_path / "mutag.npz").write_bytes(b"no zip file")
     with pytest.raises(DataNotPreparedError, match="mutag.npz cannot be read"):
@@ -296,6 +300,29 @@ GOOD = {
 def test_graphs_that_do_not_fit_together_are_named(changes, message):
     with pytest.raises(DatasetError, match=message):
         graphs.padded(GOOD | changes, "made up")
+
+
+def test_the_collection_s_format_is_read(tmp_path):
+    """Files as the collection has them, written here from arrays, come back as these arrays."""
+    first = np.repeat([0, 2], GOOD["edges_per_graph"])
+    lines = {
+        "A": [f"{a + 1}, {b + 1}" for a, b in GOOD["edges"] + first[:, None]],
+        "graph_indicator": [1, 1, 2, 2, 2],
+        "graph_labels": [-1, 1],
+        "node_labels": GOOD["node_labels"],
+    }
+    for name, each in lines.items():
+        (tmp_path / f"TINY_{name}.txt").write_text("\n".join(map(str, each)) + "\n")
+    found = prepare_graphs.collected(tmp_path, "TINY")
+    for key, array in GOOD.items():
+        np.testing.assert_array_equal(found[key], array)
+
+
+def test_what_is_no_array_is_not_unpickled(tmp_path):
+    (tmp_path / "ind.cora.test.index").write_text("0\n1\n")
+    (tmp_path / "ind.cora.allx").write_bytes(pickle.dumps(os.getcwd))
+    with pytest.raises(pickle.UnpicklingError, match="does not hold posix.getcwd"):
+        prepare_graphs.citations(tmp_path, "cora")
 
 
 def test_graphs_in_a_row_come_back():

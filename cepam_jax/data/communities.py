@@ -102,7 +102,8 @@ def subgraphs(features, edges, labels, part, train, test) -> Examples:
         for name, counts in (("train", train), ("test", test)):
             counted[name][k, : len(mine)] = np.where(counts[mine], labels[mine], -1)
     return examples(
-        *({**shared, "labels": counted[name]} for name in ("train", "test")),
+        {**shared, "labels": counted["train"]},
+        {**shared, "labels": counted["test"]},
         {"nodes": features, "edges": edges.astype(np.int32)},
         owners=np.arange(parts),
         test_owners=np.arange(parts),

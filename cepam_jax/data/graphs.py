@@ -30,9 +30,9 @@ def read(name: str, data_dir: str, keys: tuple[str, ...]) -> dict[str, np.ndarra
     """
     paths = [Path(data_dir, "graphs", f"{name}.npz"), Path(data_dir, f"{name}.npz")]
     how = (
-        f"Make it from the public files, which {__name__.rpartition('.')[0]} does not fetch:\n"
+        f"Get the public files from {_ORIGIN[name]}, make {name}.npz of them with\n"
         f"  python -m experiments.prepare_graphs --name={name} --raw=FOLDER --out={paths[0].parent}\n"
-        f"({_ORIGIN.get(name, _ORIGIN['mutag'])}), or point --config.data.dir to where it is."
+        f"or point --config.data.dir to where it is."
     )
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
@@ -45,11 +45,9 @@ def read(name: str, data_dir: str, keys: tuple[str, ...]) -> dict[str, np.ndarra
         raise DataNotPreparedError(f"{path} cannot be read ({why}). {how}") from error
 
 
-_ORIGIN = {
-    "mutag": "FOLDER holds NAME.txt of https://github.com/muhanzhang/DGCNN, data/NAME",
-    "cora": "FOLDER holds the files ind.cora.* of https://github.com/kimiyoung/planetoid, data",
-    "citeseer": "FOLDER holds the files ind.citeseer.* of https://github.com/kimiyoung/planetoid, data",
-}
+_COLLECTED = "https://chrsmrrs.github.io/datasets (unpacked)"
+_PLANETOID = "https://github.com/kimiyoung/planetoid (its folder data)"
+_ORIGIN = {**dict.fromkeys(COLLECTION, _COLLECTED), "cora": _PLANETOID, "citeseer": _PLANETOID}
 
 
 def padded(arrays: Arrays, name: str) -> tuple[dict[str, np.ndarray], int]:
@@ -120,8 +118,14 @@ def classified(arrays: Arrays, name: str, fold: int) -> Examples:
     whole, kinds = padded(arrays, name)
     test = folds_of(whole["label"]) == fold
     train, held_out = ({k: a[part] for k, a in whole.items()} for part in (~test, test))
-    facts = {"num_classes": int(whole["label"].max()) + 1, "node_kinds": kinds}
-    return examples(train, held_out, labels=train["label"], sizes=train["node_count"], **facts)
+    return examples(
+        train,
+        held_out,
+        labels=train["label"],
+        sizes=train["node_count"],
+        num_classes=int(whole["label"].max()) + 1,
+        node_kinds=kinds,
+    )
 
 
 def _collected(name):

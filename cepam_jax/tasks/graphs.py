@@ -1,5 +1,7 @@
 """Graphs: the label of each, and the labels of the nodes of one."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,12 @@ def _shapes(task: str, specification, wanted: dict[str, int], facts: tuple[str, 
     return shapes
 
 
+def _zeros(features: tuple[int, ...], edges: tuple[int, ...]) -> Graphs:
+    """One graph of these shapes, as `network` takes an example."""
+    arrays: Any = (np.zeros(features, np.float32), np.zeros(edges, np.uint16), np.int32(0), np.int32(0))
+    return Graphs(*arrays)
+
+
 @register
 def graph_classification(config, specification) -> Task:
     """Which label a graph has, by `config.model`, a model for graphs.
@@ -64,11 +72,7 @@ def graph_classification(config, specification) -> Task:
         )
 
     module = models.build(config.model, facts["num_classes"], "graph")
-    example = Graphs(
-        np.zeros((*shapes["nodes"], kinds), np.float32),
-        np.zeros(shapes["edges"], np.uint16),
-        *(np.zeros((), np.int32),) * 2,
-    )
+    example = _zeros((*shapes["nodes"], kinds), shapes["edges"])
     task = classification(network(module, example), inputs="graphs", labels="label")
 
     def with_graphs(function):
@@ -111,11 +115,7 @@ def node_classification(config, specification) -> Task:
         return Graphs(constants["nodes"].astype(jnp.float32)[None], constants["edges"][None], *counts)
 
     module = models.build(config.model, dict(specification[0])["num_classes"], "node")
-    example = Graphs(
-        np.zeros(shapes["nodes"], np.float32),
-        np.zeros(shapes["edges"], np.uint16),
-        *(np.zeros((), np.int32),) * 2,
-    )
+    example = _zeros(shapes["nodes"], shapes["edges"])
     net = network(module, example)
 
     def losses(logits, labels):

@@ -235,7 +235,8 @@ def plot(by_data: dict[str, list[dict]]):
             sent = row["bits"] * row.get("bytes_over_bits", 1.0)
             look = style(0 if row["method"] == "FedAvg" else 1)
             axes.errorbar(sent, mean, error, capsize=2, **look)
-            axes.annotate(row["method"], (sent, mean), xytext=(4, 4), textcoords="offset points", fontsize=8)
+            place = {"xytext": (-4, 4), "ha": "right"} if row["method"] == "FedAvg" else {"xytext": (4, 4)}
+            axes.annotate(row["method"], (sent, mean), textcoords="offset points", fontsize=8, **place)
         axes.set(
             xscale="log", xlabel="bits per coordinate sent to the server", ylabel=f"test accuracy, {data}"
         )
