@@ -1,6 +1,7 @@
 """Hospitals and yes-or-no tasks: who is where, sums that give ranks, intervals that hold, what is printed."""
 
 import hashlib
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -134,5 +135,14 @@ def test_a_run_by_hospital(tmp_path, capsys):
     assert run.round == 12 and run.task.summarize(found.test, 144.0)["auc"] == last["auc"]
     table = printed.table(run).splitlines()
     assert len(table) == 2 + 8 + 1 and f"{last['accuracy']:.3f} (" in table[-1]
+    spread_evenly = run.config.copy_and_resolve_references()
+    spread_evenly.partition.kind = "iid"
+    with pytest.raises(ConfigError, match="partition.kind of the run is 'iid'; it must be 'natural'"):
+        finished.evaluate(run._replace(config=spread_evenly))
+    path = tmp_path / "run/config.json"
+    stored = json.loads(path.read_text())
+    del stored["data"]["fold"]  # as a run has it that was made before there were folds
+    path.write_text(json.dumps(stored))
+    assert finished.load(tmp_path / "run").config == run.config
     with pytest.raises(ConfigError, match="holds no run"):
         finished.load(tmp_path)

@@ -91,7 +91,7 @@ def subgraphs(features, edges, labels, part, train, test) -> Examples:
     shared = {
         "nodes": np.zeros((parts, most, features.shape[1]), np.uint8),
         "node": np.zeros((parts, most), np.int32),
-        "edges": np.zeros((parts, longest, 2), np.uint16),
+        "edges": np.zeros((parts, longest, 2), np.int32),
         "node_count": np.array([len(mine) for mine in members], np.int32),
         "edge_count": np.array([len(links) for links in inside], np.int32),
     }
@@ -123,7 +123,8 @@ def _planetoid(name, parts):
         ):
             raise DatasetError(f"{name}: shape must be two numbers, edges pairs, features rows and columns")
         nodes, width = (int(size) for size in arrays["shape"])
-        inside = labels.shape == (nodes,) and all(a.min() >= 0 for a in (rows, cols, edges))
+        inside = labels.shape == (nodes,) and labels.min() >= -1 and labels.max() >= 0
+        inside = inside and all(a.size and a.min() >= 0 for a in (rows, cols, edges))
         if not (inside and rows.max() < nodes and cols.max() < width and edges.max() < nodes):
             raise DatasetError(
                 f"{name}: labels, features or edges are of other nodes than the {nodes} there are"

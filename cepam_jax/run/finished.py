@@ -12,10 +12,10 @@ from cepam_jax import mechanisms
 from cepam_jax.data import sources
 from cepam_jax.data.examples import Examples
 from cepam_jax.data.partition import Partition
-from cepam_jax.errors import ConfigError
+from cepam_jax.errors import ConfigError, require
 from cepam_jax.run import build
 from cepam_jax.run.checkpoints import Checkpoints
-from cepam_jax.run.config import plain, validate
+from cepam_jax.run.config import defaults, plain, validate
 from cepam_jax.run.evaluation import Evaluation, make_evaluate
 from cepam_jax.tasks.base import Model, Task
 
@@ -53,9 +53,12 @@ def load(workdir: str | Path) -> Finished:
     """
     workdir = Path(workdir).expanduser()
     try:
-        config = plain(ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text())))
+        stored = plain(ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text())))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{workdir} holds no run: its config.json cannot be read ({error})") from error
+    config = plain(defaults())  # fields that came after the run have their defaults
+    with config.ignore_type():
+        config.update(stored)
     validate(config)
     with jax.enable_x64(False):
         data = sources.load_examples(config.data.name, config.data.dir, config.data.fold)
@@ -72,8 +75,13 @@ def evaluate(run: Finished) -> Evaluation:
     """Sums over all test examples and over those of each client.
 
     Raises:
+      ConfigError: the run's clients are not the owners of examples, so that test examples have no clients.
       DatasetError: the data set does not say whose its test examples are.
     """
+    kind = run.config.partition.kind
+    require(
+        kind == "natural", "config.partition.kind of the run", kind, "'natural': others have no test examples"
+    )
     config = run.config.copy_and_resolve_references()
     config.evaluation.clients = "test"
     with jax.enable_x64(False):
