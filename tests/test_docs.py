@@ -68,7 +68,7 @@ SHORT = {
     ],
     "experiments.figures.rate": ["--size=2000", "--seeds=1", "--ratios=1"],
     "experiments.figures.cell_coder": ["--smoke"],
-    "experiments.figures.graphs": ["--smoke", "--data=motifs", "--rounds=1"],
+    "experiments.figures.graphs": ["--smoke", "--data=motifs", "--rounds=1", "--seeds=1"],
     "experiments.hospitals": [],
     "experiments.figures.rotated": ["--smoke", "--data=digits", "--rounds=2", "--seeds=1"],
     "experiments.figures.updates": ["--settings=digits mlp", "--gammas=30"],

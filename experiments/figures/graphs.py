@@ -225,7 +225,7 @@ def plot(by_data: dict[str, list[dict]]):
     figure = Figure(figsize=(5.5, 3.4 * len(by_data)), layout="constrained")
     panels = figure.subplots(len(by_data), 1, squeeze=False).ravel()
     for axes, (data, rows) in zip(panels, by_data.items(), strict=True):
-        for row in rows:
+        for number, row in enumerate(rows):
             mean, error = np.mean(row["accuracy"]), deviation(row["accuracy"]) / np.sqrt(len(row["accuracy"]))
             if "bits" not in row:
                 central = row["method"] == "central"
@@ -235,7 +235,11 @@ def plot(by_data: dict[str, list[dict]]):
             sent = row["bits"] * row.get("bytes_over_bits", 1.0)
             look = style(0 if row["method"] == "FedAvg" else 1)
             axes.errorbar(sent, mean, error, capsize=2, **look)
-            place = {"xytext": (-4, 4), "ha": "right"} if row["method"] == "FedAvg" else {"xytext": (4, 4)}
+            right = row["method"] == "FedAvg"  # at the edge; the others in turn above and below
+            place = {
+                "xytext": (-4 if right else 4, -12 if number % 2 else 4),
+                "ha": "right" if right else "left",
+            }
             axes.annotate(row["method"], (sent, mean), textcoords="offset points", fontsize=8, **place)
         axes.set(
             xscale="log", xlabel="bits per coordinate sent to the server", ylabel=f"test accuracy, {data}"
