@@ -10,7 +10,7 @@ from cepam_jax.errors import MissingExtraError
 # Extra -> the modules that the package imports because of it; pyproject.toml says what brings them.
 EXTRAS = {
     "train": ("dp_accounting", "flax", "matplotlib", "ml_collections", "optax", "orbax", "tqdm"),
-    "data": ("sklearn", "tensorflow_datasets"),
+    "data": ("networkx", "sklearn", "tensorflow_datasets"),
     "audit": ("jax_privacy",),
 }
 

@@ -17,6 +17,8 @@ from absl import app, flags, logging
 from conftest import ROOT, check_figure
 
 import cepam_jax
+from cepam_jax.run import training
+from configs import hospitals
 
 README, EXTENDING = ROOT / "README.md", ROOT / "docs/extending.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,6 +51,8 @@ PYTHON = [
 # Processes of their own; the others run here, which saves the imports and what is already compiled. The first
 # command of the README; a figure, which says how it was called; one that divides the CPU before JAX starts.
 PROCESSES = ("experiments.compare", "experiments.figures.error_law", "experiments.benchmarks.sweeps")
+# Families with data and tasks of their own, which are small: their runs are only cut to a round.
+OWN_DATA = ("configs/hospitals.py", "configs/graphs.py")
 # Flags that make a module's commands short.
 SHORT = {
     "experiments.train": ["--config.data.name=digits", "--config.model=linear"],
@@ -65,6 +69,8 @@ SHORT = {
     "experiments.figures.rate": ["--size=2000", "--seeds=1", "--ratios=1"],
     "experiments.figures.adaptive": ["--smoke", "--seeds=1", "--lengths=2"],
     "experiments.figures.cell_coder": ["--smoke"],
+    "experiments.figures.graphs": ["--smoke", "--data=motifs", "--rounds=1", "--seeds=1"],
+    "experiments.hospitals": [],
     "experiments.figures.rotated": ["--smoke", "--data=digits", "--rounds=2", "--seeds=1"],
     "experiments.figures.updates": ["--settings=digits mlp", "--gammas=30"],
     "experiments.figures.inversion": ["--data=digits", "--gammas=10"],
@@ -189,15 +195,18 @@ def run_here(arguments: list[str], monkeypatch) -> None:
 
 def short(command: str, workdir) -> list[str]:
     """Arguments of Python for a command of the pages, cut short, with this work directory."""
+    command = re.sub(r"(configs/graphs\.py:)\w+-", r"\1motifs-", command)  # the others need files
     arguments = shlex.split(command)
     if arguments[1] not in SHORT:
         pytest.fail(
             f"a page runs {arguments[1]}, and tests/test_docs.py does not know how to make it short: "
             f'add "{arguments[1]}" to SHORT, with flags that make it take seconds, or [] if it always does'
         )
-    of_config = [flags for name, flags in SHORT_OF.items() if f"--config={name}" in command]
+    own = any(name in command for name in OWN_DATA)
     trains = arguments[1] == "experiments.train"
-    arguments += of_config[0] if trains and of_config else SHORT[arguments[1]]
+    of_config = [flags for name, flags in SHORT_OF.items() if trains and f"--config={name}" in command]
+    usual = [flag for flag in SHORT[arguments[1]] if not (own and flag.startswith("--config."))]
+    arguments += of_config[0] if of_config else usual
     if "--workdir" in command:
         arguments.append(f"--workdir={workdir}")
     if ("--config=" in command and arguments[1] != "experiments.central") or "compare" in command:
@@ -205,10 +214,19 @@ def short(command: str, workdir) -> list[str]:
     return arguments
 
 
+def hospitals_of_one_round():
+    config = hospitals.get_config("fedavg")
+    config.rounds = config.eval_every = 1
+    return config
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command, tmp_path, monkeypatch):
     arguments = short(command, tmp_path)
-    if earlier := EARLIER.search(command):
+    if "experiments.hospitals" in command:  # of a finished run of its own
+        training.train(hospitals_of_one_round(), tmp_path / "run", progress=False)
+        arguments = [f"--run={tmp_path / 'run'}" if a.startswith("--run=") else a for a in arguments]
+    elif earlier := EARLIER.search(command):
         run_here(short(MADE, tmp_path / "made"), monkeypatch)
         arguments.append(f"--{earlier[1]}={tmp_path / 'made'}")
     if arguments[1] in PROCESSES:

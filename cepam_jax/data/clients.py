@@ -72,7 +72,7 @@ def clients(
       owners: [examples], whose each example is: integers or strings. Each owner is a client, in sorted order.
       partition: without owners, how the examples are spread; one of `partition.KINDS`, by default "iid".
       number: without owners, how many clients there are.
-      labels: int[examples], by which the kinds "dirichlet" and "shards" divide.
+      labels: int[examples], by which the kinds "dirichlet" and "shards" divide; for "by_size" the sizes.
       constants: arrays that every batch is seen with, such as the mean of the inputs.
       seed: of the partition alone.
       **options: `alpha`, `shards_per_client` or `exponent`, as the kind needs.

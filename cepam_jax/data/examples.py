@@ -21,6 +21,7 @@ class Examples(NamedTuple):
       labels: int[training examples], by which a partition may divide; None: there are none.
       owners: int[training examples], whose each example is, from 0 on, for `partition.kind=natural`.
       test_owners: int[test examples], likewise, for the evaluation by clients.
+      sizes: int[training examples], how large each example is, for `partition.kind=by_size`.
     """
 
     train: Arrays
@@ -30,6 +31,7 @@ class Examples(NamedTuple):
     labels: np.ndarray | None = None
     owners: np.ndarray | None = None
     test_owners: np.ndarray | None = None
+    sizes: np.ndarray | None = None
 
     @property
     def specification(self) -> tuple:
@@ -59,6 +61,7 @@ def examples(
     labels: np.ndarray | None = None,
     owners: np.ndarray | None = None,
     test_owners: np.ndarray | None = None,
+    sizes: np.ndarray | None = None,
     **facts,
 ) -> Examples:
     """Checked Examples; the arguments as `Examples` says.
@@ -66,9 +69,8 @@ def examples(
     Raises:
       DatasetError: names the array that does not fit, and how.
     """
-    return check(
-        Examples(train, test, constants or {}, tuple(sorted(facts.items())), labels, owners, test_owners)
-    )
+    given = (labels, owners, test_owners, sizes)
+    return check(Examples(train, test, constants or {}, tuple(sorted(facts.items())), *given))
 
 
 def check(data: Examples) -> Examples:
@@ -99,6 +101,7 @@ def check(data: Examples) -> Examples:
         labels=_per_example("labels", data.labels, train),
         owners=_per_example("owners", data.owners, train),
         test_owners=_per_example("test_owners", data.test_owners, test),
+        sizes=_per_example("sizes", data.sizes, train),
     )
 
 

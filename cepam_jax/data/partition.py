@@ -34,7 +34,8 @@ def partition(labels, kind: str, num_clients: int, seed: int, examples: int = 0,
     """Splits examples over clients.
 
     Args:
-      labels: int[examples]; the owners where the kind is "natural"; None where there are none.
+      labels: int[examples]; the owners where the kind is "natural", the sizes where it is "by_size"; None
+        where there are none.
       kind: one of `KINDS`.
       num_clients: K, at most the number of examples.
       seed: of this split alone.
@@ -51,7 +52,7 @@ def partition(labels, kind: str, num_clients: int, seed: int, examples: int = 0,
     if labels is None and kind == "iid":
         labels = np.zeros(examples, np.int32)
     if labels is None:
-        what = "owners" if kind == "natural" else "labels"
+        what = {"natural": "owners", "by_size": "sizes"}.get(kind, "labels")
         raise ConfigError(f"config.partition.kind is {kind!r}, but the data set has no {what}; use 'iid'")
     labels = np.asarray(labels)
     most = f"at least 1 and at most {len(labels)}, the examples"
@@ -130,12 +131,19 @@ def _natural(owners, num_clients, rng):
     return [theirs[k] for k in chosen]
 
 
+def _by_size(sizes, num_clients, rng):
+    """Sorted by size and cut into equal parts: the first client has the smallest examples."""
+    shuffled = rng.permutation(len(sizes))  # so that which of one size lie on either side of a cut is random
+    return np.array_split(shuffled[np.argsort(sizes[shuffled], kind="stable")], num_clients)
+
+
 KINDS: dict[str, Callable[..., list]] = {
     "iid": _iid,
     "dirichlet": _dirichlet,
     "shards": _shards,
     "quantity": _quantity,
     "natural": _natural,
+    "by_size": _by_size,
 }
 OPTIONS = {"dirichlet": "alpha", "shards": "shards_per_client", "quantity": "exponent"}
 
@@ -144,7 +152,11 @@ settings.declare(
     "partition",
     {
         "kind": settings.choice(
-            "iid", "How examples are spread over clients; natural: each owner is a client.", KINDS, **_FREE
+            "iid",
+            "How examples are spread over clients; natural: each owner is a client; by_size: in the order of "
+            "their sizes.",
+            KINDS,
+            **_FREE,
         ),
         "alpha": settings.positive(0.3, "Of dirichlet: smaller is more unequal.", **_FREE),
         "shards_per_client": settings.integer(
@@ -158,11 +170,11 @@ settings.declare(
 )
 
 
-def of_config(config, labels, owners, examples: int) -> Partition:
-    """The partition that a configuration asks for, of data with these labels and owners (or None)."""
+def of_config(config, labels, owners, examples: int, sizes=None) -> Partition:
+    """The partition that a configuration asks for, of data with these labels, owners and sizes (or None)."""
     kind = config.partition.kind
     options = {OPTIONS[kind]: config.partition[OPTIONS[kind]]} if kind in OPTIONS else {}
-    by = owners if kind == "natural" else labels
+    by = {"natural": owners, "by_size": sizes}.get(kind, labels)
     return partition(by, kind, config.num_clients, config.seeds.partition, examples, **options)
 
 

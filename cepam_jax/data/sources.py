@@ -2,7 +2,8 @@
 
 A data set is one function of the data directory, with `@register` before it. It returns a `Dataset` of images
 or `examples.Examples` of any kind. Where it has settings, it names their section of the configuration as an
-argument by keyword, `def my_plays(data_dir, *, text)`, and is given its fields as a dictionary.
+argument by keyword, `def my_plays(data_dir, *, text)`, and is given its fields as a dictionary: `data` for
+one that can be split in several ways, by `data["fold"]`.
 """
 
 import functools
@@ -16,7 +17,7 @@ import numpy as np
 from cepam_jax import settings
 from cepam_jax.data import examples
 from cepam_jax.data.prepared import prepared
-from cepam_jax.errors import DatasetError, require_choice
+from cepam_jax.errors import DatasetError, require, require_choice
 from cepam_jax.extras import need
 from cepam_jax.registry import Registry
 
@@ -36,6 +37,9 @@ settings.declare(
             "a path",
             compiled=False,
             resumable=True,
+        ),
+        "fold": settings.integer(
+            0, "Which split, of a data set that can be split in several ways.", low=0, compiled=False
         ),
     },
     "What is learned from.",
@@ -85,8 +89,13 @@ def options_of(config: Any) -> Options:
 
     Args:
       config: a configuration (ConfigDict); its data.name is read, and the sections that the data set names.
+
+    Raises:
+      ConfigError: a fold is asked for, and the data set has one split.
     """
-    sections = sections_of(SOURCES.get_or_raise(config.data.name))
+    sections, fold = sections_of(SOURCES.get_or_raise(config.data.name)), config.data.fold
+    allowed = f"0: the data set {config.data.name!r} has one split"
+    require("data" in sections or fold == 0, "config.data.fold", fold, allowed)
     return tuple((name, tuple(sorted(config[name].items()))) for name in sections)
 
 
@@ -107,7 +116,7 @@ def load(name: str, data_dir: str = "", options: Options | None = None) -> Datas
       options: from `options_of`; by default every setting of the data set is at its default.
 
     Raises:
-      ConfigError: unknown name.
+      ConfigError: unknown name; a fold that the data set does not have.
       DatasetError: its arrays are not as `Dataset` says.
       DataNotPreparedError: the data set is not under data_dir; the message says how to get it.
     """

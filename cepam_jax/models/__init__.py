@@ -1,15 +1,22 @@
-"""Models in flax, by name: those of the papers for images here, those of characters in `sequences`.
+"""Models in flax, by name, and which inputs each of them takes; those of characters are in `sequences`.
 
-There is a registry for each kind of input; a task says which kind it takes, and config.model is a name of
-any. Adding a model of images is one function here:
+There is a registry for models of one outputs' width, and one for models of characters; a task says which
+inputs it has, and config.model is a name of any. Adding one for images is one function here:
 
   @register
   def my_model(num_classes):
       return nn.Sequential([...])
 
 It returns a flax module called as `module(images f32[batch, height, width, channels], train)`
-with logits f32[batch, num_classes] as result; dropout draws from the rng named "dropout".
+with logits f32[batch, num_classes] as result; dropout draws from the rng named "dropout". A model for other
+inputs says so, and a task that is not made for them refuses it by name:
+
+  @register_for("table")
+  def my_model(num_classes):
+      return nn.Sequential([...])
 """
+
+from collections.abc import Callable
 
 from cepam_jax.extras import need
 
@@ -24,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax import settings
-from cepam_jax.errors import ConfigError
+from cepam_jax.errors import ConfigError, require
 from cepam_jax.models.convolution import Conv
 from cepam_jax.models.sequences import SEQUENCES
 from cepam_jax.registry import Registry
@@ -37,6 +44,9 @@ KINDS: tuple[Registry, ...] = (MODELS, SEQUENCES)
 NAMES: Mapping[str, Any] = ChainMap(*KINDS)
 
 settings.declare("", {"model": settings.choice("mlp", "The network that is trained.", NAMES)})
+
+# Name -> kinds of inputs that the model takes; one that is not here takes images.
+INPUTS: dict[str, tuple[str, ...]] = {}
 
 
 def parts_of(name: str) -> tuple[Any, ...]:
@@ -80,13 +90,28 @@ class Network(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
-@register
+def register_for(*inputs: str) -> Callable:
+    """As a decorator: registers a function num_classes -> flax module of a model for these kinds of inputs.
+
+    Args:
+      *inputs: such as "image" or "table"; each task says in its docstring which kind it has.
+    """
+
+    def add(function):
+        MODELS.function(function)
+        INPUTS[function.__name__] = inputs
+        return function
+
+    return add
+
+
+@register_for("image", "table")
 def linear(num_classes):
     """Multinomial logistic regression."""
     return Network(num_classes)
 
 
-@register
+@register_for("image", "table")
 def mlp(num_classes):
     """784-32-16-10: 25,818 parameters on MNIST (2501.12046)."""
     return Network(num_classes, dense=(32, 16))
@@ -104,11 +129,32 @@ def cnn3(num_classes):
     return Network(num_classes, channels=(32, 64, 128), dense=(128, 64, 32), dropout=0.2)
 
 
-def build(name: str, num_classes: int) -> nn.Module:
-    """The module called `name`; ConfigError lists the names."""
-    return MODELS.get_or_raise(name)(num_classes)
+def names_for(inputs: str) -> list[str]:
+    """The names of the models that take inputs of a kind, sorted."""
+    return sorted(name for name in MODELS if inputs in INPUTS.get(name, ("image",)))
+
+
+def build(name: str, num_classes: int, inputs: str = "image") -> nn.Module:
+    """The module called `name`.
+
+    Args:
+      name: of a registered model.
+      num_classes: number of its outputs.
+      inputs: kind of the inputs that the task has.
+
+    Raises:
+      ConfigError: there is no such model, or it takes other inputs; lists those that fit.
+    """
+    builder = MODELS.get_or_raise(name)
+    fitting = names_for(inputs)
+    allowed = f"a model for {inputs}s: {', '.join(map(repr, fitting))}"
+    require(name in fitting, "config.model", name, allowed)
+    return builder(num_classes)
 
 
 def initialize(module: nn.Module, key: jax.Array, image_shape: tuple[int, ...]):
     """Initial parameters (a pytree of f32) for images of shape [height, width, channels]."""
     return module.init(key, jnp.zeros((1, *image_shape), jnp.float32))["params"]
+
+
+from cepam_jax.models import graphs  # noqa: F401  more models of this registry

@@ -195,7 +195,7 @@ def steps_of(config: ml_collections.ConfigDict, counts):
 
 def split_of(config: ml_collections.ConfigDict, data: Examples) -> partition.Partition:
     """The partition that a configuration asks for."""
-    return partition.of_config(config, data.labels, data.owners, number_of(data.train))
+    return partition.of_config(config, data.labels, data.owners, number_of(data.train), data.sizes)
 
 
 def test_owners(config, data: Examples, split: partition.Partition) -> np.ndarray:

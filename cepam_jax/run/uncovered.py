@@ -15,8 +15,8 @@ _FOR_WHOM = (
 IN_A_RUN = (
     _WIRE,
     f"metrics.jsonl and what is printed while training: {_FOR_WHOM}",
-    "the mean and deviation of all training pixels, by which images, if any, are normalized, computed "
-    "without noise",
+    "the mean and deviation of all training pixels or features, by which inputs, if any, are normalized, "
+    "computed without noise",
     f"other runs on the same data: {_SHARED}",
     f"the seeds: 32-bit numbers, in config.json; {_SEEDS}; ledger.jsonl says who was drawn",
 )

@@ -6,9 +6,11 @@ need("cepam_jax.tasks", "train", "flax", "optax")
 
 from cepam_jax.tasks.base import TASKS, Batch, Model, Sums, Task, register
 from cepam_jax.tasks.classification import classification
+from cepam_jax.tasks.graphs import graph_classification, node_classification
 from cepam_jax.tasks.images import image_classification
 from cepam_jax.tasks.language import next_character
 from cepam_jax.tasks.networks import Network, network
+from cepam_jax.tasks.tables import binary_outcome
 from cepam_jax.tasks.trainable import adapted, restricted
 
 __all__ = [
@@ -19,10 +21,13 @@ __all__ = [
     "Sums",
     "Task",
     "adapted",
+    "binary_outcome",
     "classification",
+    "graph_classification",
     "image_classification",
     "network",
     "next_character",
+    "node_classification",
     "register",
     "restricted",
 ]

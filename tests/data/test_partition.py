@@ -3,6 +3,7 @@ import pytest
 
 from cepam_jax.data import partition
 from cepam_jax.errors import ConfigError
+from cepam_jax.run.config import defaults
 
 LABELS = np.random.default_rng(0).integers(0, 10, 5000)
 OPTIONS = {
@@ -10,6 +11,7 @@ OPTIONS = {
     "dirichlet": {"alpha": 0.3},
     "shards": {"shards_per_client": 2},
     "quantity": {"exponent": 1.5},
+    "by_size": {},
 }
 
 
@@ -46,6 +48,20 @@ def test_kinds_have_the_shape_they_promise():
     sizes = np.sort(spread("quantity", exponent=1.0).sum(1))[::-1]
     np.testing.assert_allclose(sizes / sizes[0], 1 / np.arange(1, 21), rtol=0.1)
     assert np.ptp(spread("quantity", exponent=0.0).sum(1)) <= 1
+
+
+def test_by_size_cuts_in_the_order_of_sizes():
+    sizes = np.random.default_rng(1).integers(3, 60, 997)
+    split = partition.partition(sizes, "by_size", 7, 0)
+    for k in range(6):
+        assert sizes[split.client(k)].max() <= sizes[split.client(k + 1)].min()
+    assert np.ptp(split.counts) <= 1
+    config = defaults()
+    config.partition.kind, config.num_clients = "by_size", 7
+    chosen = partition.of_config(config, LABELS[:997], None, 997, sizes)
+    np.testing.assert_array_equal(chosen.indices, split.indices)
+    with pytest.raises(ConfigError, match="'by_size', but the data set has no sizes"):
+        partition.of_config(config, LABELS, None, 5000)
 
 
 def test_impossible_values_are_named():

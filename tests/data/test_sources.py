@@ -5,6 +5,7 @@ import pytest
 
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, DataNotPreparedError, DatasetError
+from configs import digits
 
 
 def test_digits_are_embedded():
@@ -175,3 +176,12 @@ def test_a_data_set_registered_anew_is_loaded_anew(monkeypatch):
     shorter = {**GOOD, "test_images": GOOD["test_images"][:1], "test_labels": np.array([1])}
     registered(monkeypatch, lambda directory: sources.dataset(**shorter))
     assert len(sources.load(name).test_labels) == 1
+
+
+def test_a_fold_is_for_data_sets_that_have_several():
+    config = digits.get_config()
+    config.data.fold = 3
+    with pytest.raises(
+        ConfigError, match="config.data.fold is 3; it must be 0: the data set 'digits' has one split"
+    ):
+        sources.options_of(config)

@@ -57,3 +57,24 @@ def test_a_model_is_added_by_one_function():
         assert models.build("tiny", 4).num_classes == 4
     finally:
         del models.MODELS["tiny"]
+
+
+def test_a_model_for_other_inputs_is_refused_by_name():
+    with pytest.raises(
+        ConfigError, match=r"config.model is 'cnn2'; it must be a model for tables: 'linear', 'm"
+    ):
+        models.build("cnn2", 1, "table")
+    with pytest.raises(ConfigError, match="model is 'resnet'"):
+        models.build("resnet", 1, "table")
+
+    @models.register_for("table")
+    def narrow(num_classes):
+        return models.Network(num_classes, dense=(3,))
+
+    try:
+        assert models.build("narrow", 1, "table").num_classes == 1
+        assert "narrow" in models.names_for("table") and "narrow" not in models.names_for("image")
+        with pytest.raises(ConfigError, match="'narrow'; it must be a model for images"):
+            models.build("narrow", 10)
+    finally:
+        del models.MODELS["narrow"], models.INPUTS["narrow"]
