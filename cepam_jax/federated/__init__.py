@@ -4,7 +4,17 @@ from cepam_jax.extras import need
 
 need("cepam_jax.federated", "train", "flax", "optax")
 
-from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, Facts, Public, Published, precision
+from cepam_jax.federated.aggregation import (
+    AGGREGATORS,
+    Aggregator,
+    Facts,
+    Public,
+    Published,
+    precision,
+    robust,
+)
+from cepam_jax.federated.attacks import ATTACKS, Attack, Seen
+from cepam_jax.federated.byzantine import Byzantine
 from cepam_jax.federated.control import CONTROLS, Control, Released, constant, scheduled
 from cepam_jax.federated.downlink import Downlink, compressed
 from cepam_jax.federated.local import Influence, LocalTraining, LocalUpdate, Trained, make_local_update
@@ -14,8 +24,11 @@ from cepam_jax.federated.state import ClientArrays, Report, RoundReport, State, 
 
 __all__ = [
     "AGGREGATORS",
+    "ATTACKS",
     "CONTROLS",
     "Aggregator",
+    "Attack",
+    "Byzantine",
     "ClientArrays",
     "Control",
     "Downlink",
@@ -29,6 +42,7 @@ __all__ = [
     "Released",
     "Report",
     "RoundReport",
+    "Seen",
     "State",
     "Trained",
     "compressed",
@@ -37,6 +51,7 @@ __all__ = [
     "make_local_update",
     "make_round",
     "precision",
+    "robust",
     "scheduled",
     "shared_key",
 ]

@@ -3,17 +3,35 @@
 import jax.numpy as jnp
 
 from cepam_jax.errors import ConfigError
+from cepam_jax.federated import admission
 from cepam_jax.federated.aggregation.base import Aggregator, Public
 from cepam_jax.federated.plan import Plan
 from cepam_jax.mechanisms import About, Knobs
 
 
 def check(plan: Plan) -> None:
-    """Checks that an aggregator which needs a clip has one.
+    """Checks that an aggregator which needs a clip has one, and participants enough; so for norms and lies.
 
     Raises:
-      ConfigError: the mechanism does not clip.
+      ConfigError: the mechanism does not clip, or something is not there.
     """
+    rule = plan.aggregator
+    if plan.per_round < rule.least:
+        raise ConfigError(
+            f"the aggregator bears its lies among at least {rule.least} updates a round, and there are "
+            f"{plan.per_round}"
+        )
+    if plan.false_alarm is not None:
+        admission.check(plan.mechanism.about)
+    if plan.false_alarm is not None and plan.quantize == "weights":
+        raise ConfigError(
+            "the server is to check norms (config.byzantine.check), but weights are sent in place of updates "
+            "(config.mechanism.quantize), which have no limit that a clip sets"
+        )
+    if plan.attack is not None and plan.attack.craft is not None and rule.streams:
+        raise ConfigError("an aggregator that streams has no place for an attack: see aggregation.guarded")
+    if plan.attack is not None and plan.attack.turns_labels and (plan.task is None or not plan.task.turned):
+        raise ConfigError("the attack turns labels, and the task has none that it could turn (Task.turned)")
     if plan.aggregator.needs_clip and plan.mechanism.about.clip is None:
         raise ConfigError(
             f"the mechanism {plan.mechanism.about.name} does not clip updates, and the aggregator estimates "

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from cepam_jax.federated import admission
 from cepam_jax.federated.local import Trained
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
@@ -98,6 +99,10 @@ def send(
     code = jnp.where(jnp.isfinite(decoded).all(), VALID, failure_code(client, MECHANISM))
     code = jnp.where(jnp.isfinite(update).all(), code, client)
     error = jnp.square(decoded - clipped)
+    taken = None
+    if plan.false_alarm is not None:
+        limit = admission.limit(mechanism.about, knobs, decoded.shape[0], plan.false_alarm)
+        (decoded,), (taken,) = admission.admitted(mechanism.about, decoded[None], limit[None])
     # An aggregator by errors needs one float per tensor of each client.
     extra_bits = 32 * len(plan.segments) if plan.aggregator.per_tensor else 0
     report = Report(
@@ -110,6 +115,8 @@ def send(
         signal=jnp.sum(jnp.square(clipped)),
         noise=jnp.sum(error),
         weight=jnp.float32(1),
+        lies=None if arrays.liars is None else arrays.liars[client].astype(jnp.float32),
+        admitted=None if taken is None else taken.astype(jnp.float32),
     )
     lost = None if state.memory is None else update - decoded
     return Sent(

@@ -12,7 +12,7 @@ from cepam_jax import federated, mechanisms
 from cepam_jax.data import partition
 from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, DatasetError
-from cepam_jax.federated import aggregation, control, local, rounds, server
+from cepam_jax.federated import aggregation, byzantine, control, local, rounds, server
 from cepam_jax.models import MODELS
 from cepam_jax.run import evaluation
 from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout, at_once
@@ -126,8 +126,11 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
     present = mesh.devices.size if mesh else 1
     mechanism = mechanisms.build(config.mechanism, tuple(leaf.shape for leaf in leaves))
     _check_about(mechanism.about, about_of(config))
+    attack, update = byzantine.attack_of(config), local.make_local_update(task, training_of(config))
+    if attack is not None and attack.turns_labels and task.turned is not None:
+        update = byzantine.with_false_labels(update, task)
     return federated.Plan(
-        local_update=local.make_local_update(task, training_of(config)),
+        local_update=update,
         mechanism=mechanism,
         aggregator=aggregation.of_config(config),
         server=server.OPTIMIZERS[config.server.optimizer](
@@ -140,6 +143,8 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
         task=task,
         quantize=config.mechanism.quantize,
         wire=config.wire,
+        attack=attack,
+        false_alarm=config.byzantine.false_alarm if config.byzantine.check else None,
         mesh=mesh,
     )
 
@@ -211,6 +216,7 @@ def tested(data: Examples) -> HeldOut:
 
 def client_arrays(config: ml_collections.ConfigDict, split: partition.Partition) -> federated.ClientArrays:
     """The arrays of a federation but for its examples."""
+    liars, strength = byzantine.liars_of(config)
     return federated.ClientArrays(
         examples=None,
         constants=None,
@@ -220,4 +226,6 @@ def client_arrays(config: ml_collections.ConfigDict, split: partition.Partition)
         knobs=mechanisms.knobs_of(config),
         training_key=jax.random.key(config.seeds.training),
         shared_key=federated.shared_key(config.seeds.shared),
+        liars=liars,
+        strength=strength,
     )

@@ -6,7 +6,7 @@ A fork's part joins by being imported before a configuration is made or checked.
 from cepam_jax import mechanisms, models, privacy, tasks
 from cepam_jax import settings as _settings
 from cepam_jax.data import partition, sources
-from cepam_jax.federated import aggregation, control, local, participation, server
+from cepam_jax.federated import aggregation, byzantine, control, local, participation, server
 from cepam_jax.run import devices, evaluation, writers
 from cepam_jax.settings import FIELDS, defaults, flat, plain, table, validate
 
@@ -27,7 +27,7 @@ PARTS = (
         server,
         mechanisms,
     ),
-    *(aggregation, control, privacy),
+    *(aggregation, byzantine, control, privacy),
 )
 
 _settings.declare(

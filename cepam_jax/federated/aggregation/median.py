@@ -1,8 +1,7 @@
 """The median of decoded updates, coordinate by coordinate: the simplest rule that gathers."""
 
-import jax.numpy as jnp
-
-from cepam_jax.federated.aggregation.base import AGGREGATORS, Aggregator
+from cepam_jax.federated.aggregation.base import Aggregator
+from cepam_jax.federated.aggregation.coordinates import coordinate_median
 
 
 def median() -> Aggregator:
@@ -13,10 +12,7 @@ def median() -> Aggregator:
     protection of its own noise; the noises of the others do not add to it, since a median is no sum.
     """
     return Aggregator(
-        combine=lambda state, updates, facts: (jnp.median(updates, axis=0), state),
+        combine=lambda state, updates, facts: (coordinate_median(updates), state),
         coordinatewise=True,
         post_processing=True,
     )
-
-
-AGGREGATORS.register("median", median())

@@ -1,0 +1,208 @@
+"""Rules that need the distances between updates, as weights that follow from one Gram matrix.
+
+All of them give a combination of the updates whose weights depend on distances alone, so a server needs the
+inner products f32[n, n] of n updates and no more: d may be cut into parts, or spread over devices. A rule
+here takes the Gram matrix and gives weights f32[n] (or a matrix f32[m, n] of such weights, one row for each
+of m mixed updates). Distances of float32 Gram matrices are exact to about 1e-7 of the squared norms.
+
+Sources are named at each function. Where papers differ in which neighbours they count, the definitions are
+those of ByzFL (Guerraoui, Gupta, Pinot, Rouault, Stephan, González: ByzFL: Research Framework for Robust
+Federated Learning, arXiv 2505.24802), against which the tests hold them.
+"""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_TINY = 1e-30  # what a distance is at least, where it divides
+
+
+def gram(updates) -> jax.Array:
+    """Inner products f32[n, n] of updates f32[n, d], in full float32 also where a device would round."""
+    return jnp.matmul(updates, updates.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def without_noise(products, noise) -> jax.Array:
+    """Inner products f32[n, n] less what independent noises add to them in the mean: to the diagonal alone.
+
+    With x^_k = x_k + n_k, E <n_j, n_k> = 0 for j != k and E |n_k|^2 = d sigma_k^2, so that the result is an
+    unbiased estimate of <x_j, x_k>; so is what linear maps make of it, such as distances of mixed updates.
+
+    Args:
+      products: f32[n, n].
+      noise: f32[n], d sigma_k^2 of each update.
+    """
+    return products - jnp.diag(noise)
+
+
+def squared_distances(products) -> jax.Array:
+    """Squared distances f32[n, n] from inner products; estimates `without_noise` may be negative."""
+    square = jnp.diagonal(products)
+    found = square[:, None] + square[None, :] - 2 * products
+    return jnp.where(jnp.eye(len(products), dtype=bool), 0.0, found)
+
+
+def _others_first(distances):
+    """Each row's distances to the others in order, f32[n, n - 1]."""
+    n = len(distances)
+    apart = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distances)
+    return jnp.sort(apart, axis=1)[:, : n - 1]
+
+
+def krum_scores(distances, tolerated: int) -> jax.Array:
+    """f32[n], the mean squared distance of each update to its n - f - 1 nearest others.
+
+    Blanchard, El Mhamdi, Guerraoui, Stainer: Machine Learning with Adversaries: Byzantine Tolerant Gradient
+    Descent, NeurIPS 2017 (with n - f - 2 neighbours there, n - f - 1 in ByzFL and here).
+
+    Args:
+      distances: f32[n, n], squared.
+      tolerated: f.
+    """
+    return _others_first(distances)[:, : len(distances) - tolerated - 1].mean(1)
+
+
+def _mean_of(chosen, preference):
+    """Weights f32[n] of the mean over chosen updates; with a preference f32[n], weighed by it."""
+    weights = chosen if preference is None else chosen * preference
+    return weights / weights.sum()
+
+
+def krum_weights(distances, tolerated: int) -> jax.Array:
+    """f32[n], one at the update with the smallest `krum_scores`."""
+    return jax.nn.one_hot(jnp.argmin(krum_scores(distances, tolerated)), len(distances))
+
+
+def multi_krum_weights(distances, tolerated: int, preference=None) -> jax.Array:
+    """f32[n], of the mean over the n - f updates with the smallest `krum_scores`.
+
+    Args:
+      distances: f32[n, n], squared.
+      tolerated: f.
+      preference: f32[n], weights within that mean; None: equal ones.
+    """
+    n = len(distances)
+    order = jnp.argsort(krum_scores(distances, tolerated))
+    chosen = jnp.zeros(n).at[order[: n - tolerated]].set(1.0)
+    return _mean_of(chosen, preference)
+
+
+def subsets(n: int, tolerated: int) -> int:
+    """How many sets `smallest_diameter_weights` compares."""
+    return math.comb(n, tolerated)
+
+
+def smallest_diameter_weights(distances, tolerated: int, preference=None) -> jax.Array:
+    """f32[n], of the mean over the n - f updates whose largest distance from each other is the smallest.
+
+    Minimum-diameter averaging: El Mhamdi, Guerraoui, Guirguis, Hoang, Rouault: Genuinely Distributed
+    Byzantine Machine Learning, arXiv 1905.03853. All n over f sets are compared, so n must be small.
+
+    Args:
+      distances: f32[n, n], squared.
+      tolerated: f.
+      preference: as for `multi_krum_weights`.
+    """
+    n = len(distances)
+    kept = np.ones((subsets(n, tolerated), n), bool)
+    for row, left in enumerate(itertools.combinations(range(n), tolerated)):
+        kept[row, list(left)] = False
+    # In the order in which the kept ones are counted up, so that the first of equal sets is the same one.
+    kept = kept[::-1]
+    ordered = distances if preference is None else jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, distances)
+
+    def diameter(keeps):
+        return jnp.where(keeps[:, None] & keeps[None, :], ordered, -jnp.inf).max()
+
+    best = jnp.argmin(jax.lax.map(diameter, jnp.asarray(kept), batch_size=64))
+    return _mean_of(jnp.asarray(kept)[best].astype(jnp.float32), preference)
+
+
+def _distance_to(products, weights):
+    """f32[n], distance of each update to the combination of them with these weights f32[n]."""
+    inner = jnp.matmul(products, weights, precision=jax.lax.Precision.HIGHEST)
+    square = jnp.diagonal(products) - 2 * inner + jnp.dot(weights, inner)
+    return jnp.sqrt(jnp.maximum(square, 0.0))
+
+
+def geometric_median_weights(products, smoothing: float, iterations: int, preference=None) -> jax.Array:
+    """f32[n], of the point near which the sum of distances to the updates is least.
+
+    Smoothed Weiszfeld, from zero (Pillutla, Kakade, Harchaoui: Robust Aggregation for Federated Learning,
+    arXiv 1912.13445): each step is the mean by 1 / max(smoothing, distance).
+
+    Args:
+      products: f32[n, n], inner products.
+      smoothing: nu, the least distance that counts, in units of an update's norm.
+      iterations: steps.
+      preference: f32[n], what each distance is multiplied by; None: one.
+    """
+    preference = jnp.ones(len(products)) if preference is None else preference
+
+    def step(weights, _):
+        pull = preference / jnp.maximum(smoothing, _distance_to(products, weights))
+        return pull / pull.sum(), None
+
+    weights, _ = jax.lax.scan(step, jnp.zeros(len(products)), length=iterations)
+    return weights
+
+
+def centered_clipping_weights(products, radius, iterations: int, preference=None) -> jax.Array:
+    """f32[n + 1], of v + mean of clip(x_k - v): updates drawn to a centre v, at most `radius` from it.
+
+    Karimireddy, He, Jaggi: Learning from History for Byzantine Robust Optimization, arXiv 2012.10333.
+
+    Args:
+      products: f32[n + 1, n + 1], inner products of the updates and, last, the centre, which is the last
+        aggregate.
+      radius: f32[] or f32[n].
+      iterations: steps; the result of one is the centre of the next.
+      preference: f32[n], weights of the mean; None: equal ones.
+    """
+    n = len(products) - 1
+    share = jnp.full(n, 1 / n) if preference is None else preference / preference.sum()
+
+    def step(centre, _):
+        away = _distance_to(products, centre)[:n]
+        pull = share * jnp.minimum(1.0, radius / jnp.maximum(away, _TINY))
+        return jnp.append(pull, 0.0) + (1 - pull.sum()) * centre, None
+
+    weights, _ = jax.lax.scan(step, jax.nn.one_hot(n, n + 1), length=iterations)
+    return weights
+
+
+def nearest_mixing(distances, tolerated: int) -> jax.Array:
+    """f32[n, n], whose rows give the mean of each update's n - f nearest, itself among them.
+
+    Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan: Fixing by Mixing: A Recipe for Optimal Byzantine
+    ML under Heterogeneity, arXiv 2302.01772.
+
+    Args:
+      distances: f32[n, n], squared.
+      tolerated: f.
+    """
+    n = len(distances)
+    own_first = jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, distances)
+    near = jnp.argsort(own_first, axis=1)[:, : n - tolerated]
+    rows = jnp.arange(n)[:, None]
+    return jnp.zeros((n, n)).at[rows, near].set(1 / (n - tolerated))
+
+
+def buckets(key, n: int, size: int) -> jax.Array:
+    """f32[ceil(n / size), n], whose rows give the means of random groups of `size` updates.
+
+    The last group may be smaller. Karimireddy, He, Jaggi: Byzantine-Robust Learning on Heterogeneous Datasets
+    via Bucketing, arXiv 2006.09365.
+
+    Args:
+      key: public randomness of the round.
+      n: updates.
+      size: s.
+    """
+    number = -(-n // size)
+    place = jnp.argsort(jax.random.permutation(key, n)) // size
+    member = jax.nn.one_hot(place, number).T
+    return member / member.sum(1, keepdims=True)
