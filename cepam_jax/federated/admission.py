@@ -1,7 +1,7 @@
 """What an honest client's decoded update must satisfy, and what the server does with others.
 
 A decoded update is x + n with |x| at most C, by the clip, and n of a known law. Its norm is therefore below a
-limit but with a stated probability, the false alarm: the server puts zeros in place of what lies beyond, or
+limit but with a stated probability, the false alarm: the server leaves out of its rule what lies beyond, or
 is not finite. A liar may choose what is decoded, but not beyond the limit.
 
 Gaussian noise: |x + n|^2 / sigma^2 has a noncentral chi-squared law of d degrees of freedom with
@@ -76,7 +76,7 @@ def norm(about: About, decoded) -> jax.Array:
 
 
 def admitted(about: About, decoded, limits) -> tuple[jax.Array, jax.Array]:
-    """(decoded updates f32[n, d], zeros in place of those that are refused; who was taken bool[n])."""
+    """(decoded updates f32[n, d], zeros in place of those that are refused; who is taken bool[n])."""
     found = jax.vmap(lambda one: norm(about, one))(decoded)
     taken = jnp.isfinite(found) & (found <= limits)
     return jnp.where(taken[:, None], decoded, 0.0), taken

@@ -26,9 +26,9 @@ def in_order(plan: Plan, values):
     return values.reshape(-1, *values.shape[2:])[: plan.per_round]
 
 
-def facts_of(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, clients) -> Facts:
-    """What a rule may know of the participants int32[participants]."""
-    about, d = plan.mechanism.about, sum(plan.segments)
+def facts_of(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, report: Report) -> Facts:
+    """What a rule may know of the participants of a Report."""
+    about, d, clients = plan.mechanism.about, sum(plan.segments), report.client
     deviation = about.outsiders.deviation(knobs) if about.outsiders else 0.0
     each = jnp.broadcast_to(jnp.asarray(deviation, jnp.float32), arrays.counts.shape)[clients]
     return Facts(
@@ -36,6 +36,7 @@ def facts_of(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, clien
         examples=arrays.counts[clients].astype(jnp.float32),
         noise=d * jnp.square(each),
         key=_key(arrays.shared_key, state, _PUBLIC),
+        taken=None if report.admitted is None else report.admitted > 0,
     )
 
 
@@ -54,7 +55,10 @@ def gather(
     """
     rule, last = plan.aggregator, state.aggregator
     if plan.attack is not None and plan.attack.craft is not None:
-        updates, report = _lied(plan, state, arrays, knobs, in_order(plan, decoded), facts, report)
+        updates, taken = _lied(plan, state, arrays, knobs, in_order(plan, decoded), facts)
+        if taken is not None:
+            facts = facts._replace(taken=taken)
+            report = report._replace(admitted=taken.astype(jnp.float32))
         return *combined(rule, last, updates, facts), report
     if not rule.coordinatewise:
         return *combined(rule, last, in_order(plan, decoded), facts), report
@@ -89,13 +93,14 @@ def combined(rule: Aggregator, last, updates, facts: Facts, axis: str | None = N
         return rule.combine(last, updates, facts)
     mixing = None
     if rule.mix is not None:
-        # What is not finite, or too large for its square, counts as zero: it may not hide all distances.
-        updates = jnp.where(_usable(updates, axis)[:, None], updates, 0.0)
+        # What is not finite, or too large for its square, is left out: it may not hide all distances.
+        usable = _usable(updates, axis)
+        updates = jnp.where(usable[:, None], updates, 0.0)
+        facts = facts._replace(taken=usable if facts.taken is None else usable & facts.taken)
         if rule.from_last:
             updates = jnp.concatenate([updates, last[None]])
         products = _summed(updates)
-        mixing, preference = rule.mix(products if axis is None else jax.lax.psum(products, axis), facts)
-        facts = facts._replace(preference=preference)
+        mixing, facts = rule.mix(products if axis is None else jax.lax.psum(products, axis), facts)
     aggregate = _by_coordinates(rule, mixing, updates, facts)
     return aggregate, aggregate if rule.from_last else last
 
@@ -148,10 +153,8 @@ def _by_coordinates(rule, mixing, updates, facts):
     return jnp.concatenate([results[:-1].reshape(-1), results[-1, -last:]])
 
 
-def _lied(
-    plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, updates, facts: Facts, report: Report
-):
-    """(updates f32[participants, d] with those of liars, and zeros for what the server refuses; Report)."""
+def _lied(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, updates, facts: Facts):
+    """(updates f32[participants, d] with those of liars, zeros for what the server refuses; who is taken)."""
     about, alarm, clients = plan.mechanism.about, plan.false_alarm, facts.client
     assert plan.attack is not None and arrays.liars is not None
     limits = jnp.full(len(clients), jnp.inf)
@@ -160,9 +163,11 @@ def _lied(
         limits = admission.limit(about, mine, updates.shape[1], alarm)
 
     def take(sent):
-        if alarm is None:
-            return sent, jnp.ones(len(clients), bool)
-        return admission.admitted(about, sent, limits)
+        return (sent, None) if alarm is None else admission.admitted(about, sent, limits)
+
+    def aggregate(sent):
+        sent, taken = take(sent)
+        return combined(plan.aggregator, state.aggregator, sent, facts._replace(taken=taken))[0]
 
     lies = arrays.liars[clients]
     seen = Seen(
@@ -170,7 +175,6 @@ def _lied(
         lies=lies,
         key=_key(arrays.training_key, state, _LIARS),
         limit=limits,
-        aggregate=lambda sent: combined(plan.aggregator, state.aggregator, take(sent)[0], facts)[0],
+        aggregate=aggregate,
     )
-    updates, taken = take(lied(plan.attack, seen, arrays.strength))
-    return updates, report._replace(admitted=taken.astype(jnp.float32)) if alarm else report
+    return take(lied(plan.attack, seen, arrays.strength))

@@ -131,11 +131,14 @@ def _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model, weigh
         sums = jax.lax.psum(sums._replace(code=jnp.int32(0)), CLIENTS)._replace(code=code)
     report = jax.tree.map(lambda a: gathering.in_order(plan, a), kept.report)
     if plan.aggregator.streams:
-        aggregate = sums.update / per_coordinate(plan, sums.weight)
-        step_weight = sums.steps / jnp.mean(sums.weight)
+        total = sums.weight
+        if plan.false_alarm is not None:  # nobody may be left
+            total = jnp.maximum(total, 1e-30)
+        aggregate = sums.update / per_coordinate(plan, total)
+        step_weight = sums.steps / jnp.mean(total)
         rule = state.aggregator
     else:
-        known = gathering.facts_of(plan, state, arrays, knobs, report.client)
+        known = gathering.facts_of(plan, state, arrays, knobs, report)
         aggregate, rule, report = gathering.gather(plan, state, arrays, knobs, kept.decoded, known, report)
         step_weight = sums.steps / sums.weight
     return Arrived(aggregate, rule, step_weight, sums.code, report, kept.lost, kept.local)
@@ -189,6 +192,8 @@ def _send(context, client, mask, trained) -> tuple[Sums, Kept]:
         weight = mask * plan.aggregator.weigh(count, sent.errors)
     else:
         weight = mask * weights[client]
+    if sent.report.admitted is not None:  # what the server refuses is left out of the sum
+        weight = weight * sent.report.admitted
     update = per_coordinate(plan, weight) * sent.decoded
     sums = Sums(update, weight, jnp.mean(weight) * sent.step_weight, sent.code)
     return sums, Kept(sent.report._replace(weight=jnp.mean(weight)), sent.lost, sent.local, None)

@@ -88,7 +88,7 @@ class Report(NamedTuple):
       signal, noise: sums of squares of the clipped update and of the error.
       weight: mean over tensors of the weight that the aggregation gave it; 1 for rules that gather.
       lies: 1 where the participant lied, else 0; None where nobody may.
-      admitted: 0 where the server put zeros in place of its update, else 1; None where it does not check.
+      admitted: 0 where the server refused its update, else 1; None where it does not check.
     """
 
     client: jax.Array

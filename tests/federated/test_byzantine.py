@@ -236,8 +236,7 @@ def one_round(attack, aggregator, fed=None, **plan):
     return jax.jit(run)(state, fed)
 
 
-@pytest.mark.parametrize("per_chunk", [1, 3])
-def test_a_round_aggregates_what_liars_send(per_chunk):
+def test_a_round_aggregates_what_liars_send():
     """By hand: five honest updates with mean m, and twice -3 m, in a mean over seven."""
     mechanism, _, _ = make()
     fed, decoded, scales = federation(), [], []
@@ -248,21 +247,23 @@ def test_a_round_aggregates_what_liars_send(per_chunk):
         decoded.append(mechanism.decode(keys.shared, mechanism.encode(keys, update, knobs), knobs))
         scales.append(scale)
     honest = np.mean([x for k, x in enumerate(decoded) if k not in (1, 4)], axis=0)
-    state, report = one_round(
-        attacks.Attack(attacks.sign_flip, 3.0), AGGREGATORS["mean"], per_chunk=per_chunk
-    )
+    state, report = one_round(attacks.Attack(attacks.sign_flip, 3.0), AGGREGATORS["mean"], per_chunk=3)
     np.testing.assert_array_equal(report.participants.lies, [0, 1, 0, 0, 1, 0, 0])
     assert report.participants.admitted is None
     expected = start().params["w"] + (5 * honest - 2 * 3 * honest) / 7 * np.mean(scales)
     np.testing.assert_allclose(state.params["w"], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize("rule", ["mean", "trimmed_mean", "centered_clipping"])
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        *(("mean", name) for name, attack in ATTACKS.items() if attack.craft),
+        ("centered_clipping", "dither_abuse"),
+        ("trimmed_mean", "optimal_little"),
+    ],
+)
 def test_every_attack_runs_and_the_check_refuses_what_is_too_large(rule, name):
     attack = ATTACKS[name]
-    if attack.turns_labels:
-        pytest.skip("on the data: tested with a task that has labels")
     aggregator = robust(rule, tolerated=2) if rule in RULES else AGGREGATORS[rule]
     fed = federation()
     fed = fed._replace(knobs=fed.knobs._replace(sigma=jnp.full(CLIENTS, 0.1)))
@@ -345,7 +346,7 @@ def test_a_liar_that_knows_the_dither_chooses_what_is_decoded():
 def test_a_rule_over_devices_and_parts_of_coordinates_is_the_same(monkeypatch):
     """Inner products are added up over parts; eight devices are in tests/run/test_devices.py."""
     updates = np.random.default_rng(8).normal(size=(9, 101))
-    for name in RULES:
+    for name in ("krum", "trimmed_mean", "centered_clipping"):
         rule = robust(name, tolerated=2, before="mixing", noise="known")
         noise = jnp.linspace(1, 2, 9)
         whole = combine(rule, updates, noise)

@@ -38,6 +38,8 @@ class Facts(NamedTuple):
       noise: f32[participants], expected squared norm d sigma_k^2 of each one's noise against outsiders; 0 for
         mechanisms without noise.
       key: randomness of the round that everybody may know.
+      taken: bool[participants], whose updates the server takes; the others are zeros, and to be left out.
+        None: all are taken.
       preference: f32[rows], what `mix` found each row of the updates to be worth; None: it said nothing.
     """
 
@@ -45,6 +47,7 @@ class Facts(NamedTuple):
     examples: jax.Array
     noise: jax.Array | None = None
     key: jax.Array | None = None
+    taken: jax.Array | None = None
     preference: jax.Array | None = None
 
 
@@ -89,9 +92,8 @@ class Aggregator(NamedTuple):
       combine: (state, decoded updates f32[participants, c], Facts) -> (f32[c], state). c is d, or less for a
         coordinatewise rule, which is given some of the coordinates at a time.
       mix: for a coordinatewise rule that needs distances: (inner products f32[n, n] of the updates, Facts) ->
-        (f32[m, n] or None, f32[m] or None). `combine` is then given the m combinations of the updates with
-        these weights instead of the updates (None: the updates), and the second array as
-        `Facts.preference`.
+        (f32[m, n] or None, Facts). `combine` is then given the m combinations of the updates with these
+        weights instead of the updates (None: the updates), and these facts.
       from_last: for a rule with `mix`: whether the last aggregate counts as one more update, the last row;
         zeros before the first round. It is the rule's state.
       per_tensor: whether weights differ from tensor to tensor; then each client sends one float per tensor
@@ -118,7 +120,7 @@ class Aggregator(NamedTuple):
 
     weigh: Callable | None = None
     combine: Callable[[Any, jax.Array, Facts], tuple[jax.Array, Any]] | None = None
-    mix: Callable[[jax.Array, Facts], tuple[jax.Array | None, jax.Array | None]] | None = None
+    mix: Callable[[jax.Array, Facts], tuple[jax.Array | None, Facts]] | None = None
     from_last: bool = False
     per_tensor: bool = False
     coordinatewise: bool = False

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_TINY = 1e-30  # what a distance is at least, where it divides
+_TINY = 1e-30  # what a divisor is at least
+_FAR = 1e30  # squared distance from an update that is left out
 
 
 def gram(updates) -> jax.Array:
@@ -38,10 +39,17 @@ def without_noise(products, noise) -> jax.Array:
     return products - jnp.diag(noise)
 
 
-def squared_distances(products) -> jax.Array:
-    """Squared distances f32[n, n] from inner products; estimates `without_noise` may be negative."""
+def squared_distances(products, taken=None) -> jax.Array:
+    """Squared distances f32[n, n] from inner products; estimates `without_noise` may be negative.
+
+    Args:
+      products: f32[n, n].
+      taken: bool[n]; updates that are not taken are far from all others. None: all are.
+    """
     square = jnp.diagonal(products)
     found = square[:, None] + square[None, :] - 2 * products
+    if taken is not None:
+        found = jnp.where(taken[:, None] & taken[None, :], found, _FAR)
     return jnp.where(jnp.eye(len(products), dtype=bool), 0.0, found)
 
 
@@ -68,7 +76,7 @@ def krum_scores(distances, tolerated: int) -> jax.Array:
 def _mean_of(chosen, preference):
     """Weights f32[n] of the mean over chosen updates; with a preference f32[n], weighed by it."""
     weights = chosen if preference is None else chosen * preference
-    return weights / weights.sum()
+    return weights / jnp.maximum(weights.sum(), _TINY)
 
 
 def krum_weights(distances, tolerated: int) -> jax.Array:
@@ -82,7 +90,7 @@ def multi_krum_weights(distances, tolerated: int, preference=None) -> jax.Array:
     Args:
       distances: f32[n, n], squared.
       tolerated: f.
-      preference: f32[n], weights within that mean; None: equal ones.
+      preference: f32[n], weights within that mean, 0 for updates that are left out; None: equal ones.
     """
     n = len(distances)
     order = jnp.argsort(krum_scores(distances, tolerated))
@@ -138,13 +146,13 @@ def geometric_median_weights(products, smoothing: float, iterations: int, prefer
       products: f32[n, n], inner products.
       smoothing: nu, the least distance that counts, in units of an update's norm.
       iterations: steps.
-      preference: f32[n], what each distance is multiplied by; None: one.
+      preference: f32[n], what each distance is multiplied by, 0 for updates that are left out; None: one.
     """
     preference = jnp.ones(len(products)) if preference is None else preference
 
     def step(weights, _):
         pull = preference / jnp.maximum(smoothing, _distance_to(products, weights))
-        return pull / pull.sum(), None
+        return pull / jnp.maximum(pull.sum(), _TINY), None
 
     weights, _ = jax.lax.scan(step, jnp.zeros(len(products)), length=iterations)
     return weights
@@ -160,10 +168,10 @@ def centered_clipping_weights(products, radius, iterations: int, preference=None
         aggregate.
       radius: f32[] or f32[n].
       iterations: steps; the result of one is the centre of the next.
-      preference: f32[n], weights of the mean; None: equal ones.
+      preference: f32[n], weights of the mean, 0 for updates that are left out; None: equal ones.
     """
     n = len(products) - 1
-    share = jnp.full(n, 1 / n) if preference is None else preference / preference.sum()
+    share = _mean_of(jnp.ones(n), preference)
 
     def step(centre, _):
         away = _distance_to(products, centre)[:n]
@@ -174,7 +182,7 @@ def centered_clipping_weights(products, radius, iterations: int, preference=None
     return weights
 
 
-def nearest_mixing(distances, tolerated: int) -> jax.Array:
+def nearest_mixing(distances, tolerated: int, taken=None) -> jax.Array:
     """f32[n, n], whose rows give the mean of each update's n - f nearest, itself among them.
 
     Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan: Fixing by Mixing: A Recipe for Optimal Byzantine
@@ -183,15 +191,22 @@ def nearest_mixing(distances, tolerated: int) -> jax.Array:
     Args:
       distances: f32[n, n], squared.
       tolerated: f.
+      taken: bool[n]; the others are in no mean. None: all are taken.
     """
     n = len(distances)
     own_first = jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, distances)
     near = jnp.argsort(own_first, axis=1)[:, : n - tolerated]
-    rows = jnp.arange(n)[:, None]
-    return jnp.zeros((n, n)).at[rows, near].set(1 / (n - tolerated))
+    member = jnp.zeros((n, n)).at[jnp.arange(n)[:, None], near].set(1.0)
+    return _rows_to_means(member, taken)
 
 
-def buckets(key, n: int, size: int) -> jax.Array:
+def _rows_to_means(member, taken):
+    """Rows of 0 and 1, f32[m, n], as means over those that are taken; rows without any are zero."""
+    member = member if taken is None else member * taken
+    return member / jnp.maximum(member.sum(1, keepdims=True), 1.0)
+
+
+def buckets(key, n: int, size: int, taken=None) -> jax.Array:
     """f32[ceil(n / size), n], whose rows give the means of random groups of `size` updates.
 
     The last group may be smaller. Karimireddy, He, Jaggi: Byzantine-Robust Learning on Heterogeneous Datasets
@@ -201,8 +216,8 @@ def buckets(key, n: int, size: int) -> jax.Array:
       key: public randomness of the round.
       n: updates.
       size: s.
+      taken: bool[n]; the others are in no mean. None: all are taken.
     """
     number = -(-n // size)
     place = jnp.argsort(jax.random.permutation(key, n)) // size
-    member = jax.nn.one_hot(place, number).T
-    return member / member.sum(1, keepdims=True)
+    return _rows_to_means(jax.nn.one_hot(place, number).T, taken)

@@ -44,7 +44,8 @@ def guarded(rule: Aggregator, attacked: bool) -> Aggregator:
 def _mean(weigh, state, updates, facts):
     """The weighted mean f32[c] of gathered updates f32[n, c]."""
     weights = jax.vmap(lambda examples: weigh(examples, jnp.ones(1)))(facts.examples)
-    return weights @ updates / weights.sum(), state
+    weights = weights if facts.taken is None else weights * facts.taken
+    return weights @ updates / jnp.maximum(weights.sum(), 1e-30), state
 
 
 def of_config(config) -> Aggregator:

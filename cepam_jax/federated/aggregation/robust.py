@@ -148,34 +148,32 @@ def _combined(name, options: Options, state, rows, facts: Facts):
     """(f32[c], state) of some coordinates of the updates, or of what `_mixed` made of them."""
     by_coordinate = RULES[name].by_coordinate
     if by_coordinate:
-        return by_coordinate(rows, options, facts.preference), state
+        return by_coordinate(rows, facts, options), state
     return rows[0], state  # the one combination
 
 
 def _mixed(name, options: Options, products, facts: Facts):
-    """(weights f32[m, n], preference f32[m]) of a rule, from the inner products of all updates."""
+    """(weights f32[m, n] or None, Facts of the m rows) of a rule, from the inner products of all updates."""
     rule, n = RULES[name], len(facts.client)
     noise = jnp.zeros(n) if facts.noise is None else facts.noise
     known = options.noise == "known"
     # The last aggregate, where it is a row, has no noise of its own.
     whole = jnp.zeros(len(products)).at[:n].set(noise)
     clean = distances.without_noise(products, whole) if known else products
-    first = _before(options, clean[:n, :n], facts)
+    first, taken = _before(options, clean[:n, :n], facts)
     if first is not None and rule.from_last:
         first = jnp.zeros((len(first) + 1, n + 1)).at[:-1, :n].set(first).at[-1, n].set(1.0)
     if first is not None:
         products, clean = (_turned(first, matrix) for matrix in (products, clean))
         whole = jnp.square(first) @ whole
     rows = len(products) - rule.from_last
-    preference = None
+    facts = facts._replace(noise=whole[:rows], taken=taken)
     if known:
-        preference = _preference(options, clean[:rows, :rows], whole[:rows])
+        facts = facts._replace(preference=_preference(options, clean[:rows, :rows], facts))
     if rule.by_gram is None:
-        return first, preference
-    used = clean if known and name in BETWEEN else products
-    weights = rule.by_gram(used, facts._replace(noise=whole[:rows]), options, preference)
-    weights = weights if first is None else weights @ first
-    return weights[None], None
+        return first, facts
+    weights = rule.by_gram(clean if known and name in BETWEEN else products, facts, options)
+    return (weights if first is None else weights @ first)[None], facts
 
 
 def _turned(mixing, products):
@@ -185,22 +183,26 @@ def _turned(mixing, products):
 
 
 def _before(options: Options, products, facts: Facts):
-    """The mixing that comes before a rule, f32[m, n]; None: there is none."""
+    """(the mixing that comes before a rule f32[m, n], which rows are taken bool[m]); None: there is none."""
+    taken = facts.taken
     if options.before == "mixing":
-        return distances.nearest_mixing(distances.squared_distances(products), options.tolerated)
+        apart = distances.squared_distances(products, taken)
+        return distances.nearest_mixing(apart, options.tolerated, taken), taken
     if options.before == "bucketing":
-        return distances.buckets(facts.key, len(products), options.bucket)
-    return None
+        mixing = distances.buckets(facts.key, len(products), options.bucket, taken)
+        return mixing, None if taken is None else mixing.sum(1) > 0
+    return None, taken
 
 
-def _preference(options: Options, products, noise):
+def _preference(options: Options, products, facts: Facts):
     """f32[n], 1 / (d tau^2 + d sigma_k^2), times their mean: what each update is worth in a mean.
 
     d tau^2 is half of a typical squared distance without noise: of the pairs in order, that in the middle of
     the share that two honest updates make up, if all others are farther apart.
     """
-    n = len(products)
-    pairs = distances.squared_distances(products)[jnp.triu_indices(n, 1)]
+    n, noise = len(products), facts.noise
+    assert noise is not None
+    pairs = distances.squared_distances(products, facts.taken)[jnp.triu_indices(n, 1)]
     honest = max(1, n - options.tolerated) / n
     spread = jnp.maximum(jnp.quantile(pairs, honest**2 / 2), 0.0) / 2
     # With neither noise nor spread all are worth the same.

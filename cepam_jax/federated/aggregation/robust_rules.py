@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from cepam_jax.federated.aggregation import coordinates, distances
+from cepam_jax.federated.aggregation.base import Facts
 
 
 class Options(NamedTuple):
@@ -35,8 +36,9 @@ class Rule(NamedTuple):
     """One rule.
 
     Attributes:
-      by_gram: (inner products [n, n], Facts, Options, preference) -> weights f32[n], or None.
-      by_coordinate: (updates f32[n, c], Options, preference) -> f32[c], or None.
+      by_gram: (inner products [n, n], Facts, Options) -> weights f32[n], or None. What the facts say is of
+        the rows that are left after mixing.
+      by_coordinate: (updates f32[n, c], Facts, Options) -> f32[c], or None.
       least: f -> the smallest number of updates with which f lies can be borne.
       from_last: whether the last aggregate is the last row of the inner products.
     """
@@ -47,38 +49,48 @@ class Rule(NamedTuple):
     from_last: bool = False
 
 
-def _krum(products, facts, options, preference):
-    return distances.krum_weights(distances.squared_distances(products), options.tolerated)
+def _worth(facts: Facts):
+    """f32[n], what each row is worth in a mean, 0 for what is left out; None: all the same."""
+    if facts.taken is None:
+        return facts.preference
+    return facts.taken * (1.0 if facts.preference is None else facts.preference)
 
 
-def _multi_krum(products, facts, options, preference):
-    apart = distances.squared_distances(products)
-    return distances.multi_krum_weights(apart, options.tolerated, preference)
+def _krum(products, facts, options):
+    apart = distances.squared_distances(products, facts.taken)
+    return distances.krum_weights(apart, options.tolerated)
 
 
-def _smallest_diameter(products, facts, options, preference):
-    apart = distances.squared_distances(products)
-    return distances.smallest_diameter_weights(apart, options.tolerated, preference)
+def _multi_krum(products, facts, options):
+    apart = distances.squared_distances(products, facts.taken)
+    return distances.multi_krum_weights(apart, options.tolerated, _worth(facts))
 
 
-def _geometric_median(products, facts, options, preference):
-    pull = None if preference is None else jnp.sqrt(preference)
+def _smallest_diameter(products, facts, options):
+    apart = distances.squared_distances(products, facts.taken)
+    return distances.smallest_diameter_weights(apart, options.tolerated, _worth(facts))
+
+
+def _geometric_median(products, facts, options):
+    worth = _worth(facts)
+    pull = None if worth is None else jnp.sqrt(worth)
     return distances.geometric_median_weights(products, options.smoothing, options.iterations, pull)
 
 
-def _centered_clipping(products, facts, options, preference):
+def _centered_clipping(products, facts, options):
     radius = options.radius
-    if preference is not None:  # |x^ - v|^2 is the distance without noise and d sigma^2 more, in the mean
+    if options.noise == "known":  # |x^ - v|^2 is the distance without noise and d sigma^2 more, in the mean
         radius = jnp.sqrt(radius**2 + facts.noise)
-    return distances.centered_clipping_weights(products, radius, options.iterations, preference)
+    return distances.centered_clipping_weights(products, radius, options.iterations, _worth(facts))
 
 
-def _trimmed(updates, options, preference):
-    return coordinates.trimmed_mean(updates, options.tolerated, preference)
+def _trimmed(updates, facts, options):
+    return coordinates.trimmed_mean(updates, options.tolerated, facts.preference, facts.taken)
 
 
-def _median(updates, options, preference):
-    return coordinates.coordinate_median(updates, None if preference is None else jnp.sqrt(preference))
+def _median(updates, facts, options):
+    worth = None if facts.preference is None else jnp.sqrt(facts.preference)
+    return coordinates.coordinate_median(updates, worth, facts.taken)
 
 
 RULES: dict[str, Rule] = {
