@@ -3,8 +3,8 @@
   python -m experiments.figures.byzantine --data=mnist --workdir=/tmp/byzantine
 
 Federated averaging over 30 clients, some of which lie, with robust aggregators of decoded updates, in 32-bit
-floats and through CEPAM's quantizer at several gammas. Every number is the worst over the attacks: the least of
-their mean accuracies over seeds. The server checks norms; liars see all honest updates and choose what is
+floats and through CEPAM's quantizer at several gammas. Every number is the worst over the attacks: the least
+of their mean accuracies over seeds. The server checks norms; liars see all honest updates and choose what is
 decoded of theirs. A combination of gamma and liars is *lost* where even the best rule loses more than --lost
 points against the mean without liars in 32-bit floats.
 
