@@ -23,11 +23,6 @@ def check(plan: Plan) -> None:
         )
     if plan.false_alarm is not None:
         admission.check(plan.mechanism.about)
-    if plan.false_alarm is not None and plan.quantize == "weights":
-        raise ConfigError(
-            "the server is to check norms (config.byzantine.check), but weights are sent in place of updates "
-            "(config.mechanism.quantize), which have no limit that a clip sets"
-        )
     if plan.attack is not None and plan.attack.craft is not None and rule.streams:
         raise ConfigError("an aggregator that streams has no place for an attack: see aggregation.guarded")
     if plan.attack is not None and plan.attack.turns_labels and (plan.task is None or not plan.task.turned):
