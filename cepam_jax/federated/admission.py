@@ -1,18 +1,21 @@
 """What an honest client's decoded update must satisfy, and what the server does with others.
 
-A decoded update is x + n with |x| at most C, by the clip, and n of a known law. Its norm is therefore below a
-limit but with a stated probability, the false alarm: the server leaves out of its rule what lies beyond, or
-is not finite. A liar may choose what is decoded, but not beyond the limit.
+A decoded update is x + n with |x| at most C, by the clip, and n of a known law. Its norm therefore lies
+between two limits but with a stated probability, the false alarm: the server leaves out of its rule what lies
+beyond them, or is not finite. A liar may choose what is decoded, but not beyond the limits: so it cannot do
+without noise, and its lies are as long as honest updates.
 
 Gaussian noise: |x + n|^2 / sigma^2 has a noncentral chi-squared law of d degrees of freedom with
-noncentrality l <= C^2 / sigma^2, and exceeds d + l + 2 sqrt((d + 2 l) t) + 2 t with probability at most
-exp(-t) (Birgé: An Alternative Point of View on Lepski's Method, 2001, lemma 8.1). Laplace noise of scale b:
-|x + n|_1 is at most |x|_1 + |n|_1, and |n|_1 / b has a gamma law of shape d, which exceeds
-d + sqrt(2 d t) + t with probability at most exp(-t) (Boucheron, Lugosi, Massart: Concentration
+noncentrality l <= C^2 / sigma^2. With probability at least 1 - exp(-t) each, it is at most
+d + l + 2 sqrt((d + 2 l) t) + 2 t and at least d + l - 2 sqrt((d + 2 l) t) (Birgé: An Alternative Point of
+View on Lepski's Method, 2001, lemma 8.1); over all l >= 0 the latter is at least d - 2 sqrt(d t). Laplace
+noise of scale b: |x + n|_1 lies between |n|_1 - C and |n|_1 + C, and |n|_1 / b has a gamma law of shape d,
+which is at most d + sqrt(2 d t) + t and at least d - sqrt(2 d t) (Boucheron, Lugosi, Massart: Concentration
 Inequalities, 2013, section 2.4).
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,36 +40,46 @@ def check(about: About) -> None:
             f"the server is to check norms (config.byzantine.check), but the mechanism {about.name} {cause}: "
             "nothing says how large an honest update may be decoded"
         )
-    if about.clip != "l1" and about.outsiders is not None and about.outsiders.law == "laplace":
+    if about.outsiders is not None and about.outsiders.law == "laplace" and about.sensitivity != "l1":
         raise ConfigError(
-            "the server is to check norms (config.byzantine.check), but the noise is Laplace noise and the "
-            "clip bounds the L2 norm; clip the L1 norm (config.mechanism.clip=l1)"
+            "the server is to check norms (config.byzantine.check), but where the Laplace noise comes in no "
+            "L1 norm is bounded; clip the L1 norm (config.mechanism.clip=l1), and do not rotate"
         )
 
 
-def limit(about: About, knobs: Knobs, d: int, false_alarm: float) -> jax.Array:
-    """The largest norm of an honest decoded update, but with probability `false_alarm`.
+class Limits(NamedTuple):
+    """Between which an honest decoded update's norm lies, but for false alarms.
+
+    Attributes:
+      least, most: f32[...], of the norm that `norm` gives.
+    """
+
+    least: jax.Array
+    most: jax.Array
+
+
+def limits(about: About, knobs: Knobs, d: int, false_alarm: float) -> Limits:
+    """Both limits.
 
     Args:
       about: of the mechanism; `check` has passed.
       knobs: f32[...] each.
       d: coordinates.
-      false_alarm: probability with which an honest update of the largest norm is beyond, at most; of one
-        message.
-
-    Returns:
-      f32[...], of the norm that `norm` gives.
+      false_alarm: probability with which an honest message is beyond, at most, whatever its update.
     """
     require(0 < false_alarm < 1, "false alarm", false_alarm, "a probability above 0 and below 1")
-    t, bound = math.log(1 / false_alarm), jnp.asarray(knobs.clip, jnp.float32)
+    t, bound = math.log(2) - math.log(false_alarm), jnp.asarray(knobs.clip, jnp.float32)
     deviation = about.outsiders.deviation(knobs) if about.outsiders else jnp.zeros_like(bound)
     if about.outsiders is not None and about.outsiders.law == "laplace":
-        noise = deviation / math.sqrt(2) * (d + math.sqrt(2 * d * t) + t)
-        return (bound + noise) * (1 + _ROUNDING)
-    square = jnp.square(deviation)
-    middle = square * d + jnp.square(bound)
-    width = 2 * deviation * jnp.sqrt((square * d + 2 * jnp.square(bound)) * t) + 2 * square * t
-    return jnp.sqrt(middle + width) * (1 + _ROUNDING)
+        scale = deviation / math.sqrt(2)
+        least = scale * (d - math.sqrt(2 * d * t)) - bound
+        most = scale * (d + math.sqrt(2 * d * t) + t) + bound
+    else:
+        square = jnp.square(deviation)
+        wide = 2 * deviation * jnp.sqrt((square * d + 2 * jnp.square(bound)) * t) + 2 * square * t
+        least = deviation * math.sqrt(max(0.0, d - 2 * math.sqrt(d * t)))
+        most = jnp.sqrt(square * d + jnp.square(bound) + wide)
+    return Limits(jnp.maximum(least, 0.0) * (1 - _ROUNDING), most * (1 + _ROUNDING))
 
 
 def norm(about: About, decoded) -> jax.Array:
@@ -75,8 +88,8 @@ def norm(about: About, decoded) -> jax.Array:
     return (l1_norm if laplace else l2_norm)(decoded)
 
 
-def admitted(about: About, decoded, limits) -> tuple[jax.Array, jax.Array]:
-    """(decoded updates f32[n, d], zeros in place of those that are refused; who is taken bool[n])."""
-    found = jax.vmap(lambda one: norm(about, one))(decoded)
-    taken = jnp.isfinite(found) & (found <= limits)
-    return jnp.where(taken[:, None], decoded, 0.0), taken
+def admitted(about: About, decoded, limits: Limits) -> tuple[jax.Array, jax.Array]:
+    """(a decoded update f32[d], or zeros if it is refused; whether it is taken bool[])."""
+    found = norm(about, decoded)
+    taken = jnp.isfinite(found) & (found <= limits.most) & (found >= limits.least)
+    return jnp.where(taken, decoded, 0.0), taken

@@ -3,7 +3,7 @@
 An attack is crafted in the space of decoded updates. A liar knows the shared dither, so it can choose its
 integers such that the server decodes what it wants, up to a cell of the quantizer; and it may know what the
 honest clients sent. Both are the worst case, and the usual one of the literature. Bits and losses of a liar's
-report are those of its honest message.
+report are those of its honest message. Where the server refuses what has no noise, liars add noise.
 
 A fork's attack is a function (Seen, strength) -> f32[n, d], registered with its usual strength.
 """
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cepam_jax.federated.admission import Limits
 from cepam_jax.registry import Registry
 
 _EVALUATIONS, _START, _GROWTH, _SHRINK = 20, 10.0, 2.0, 0.8  # of the line search, as in ByzFL
@@ -26,14 +27,17 @@ class Seen(NamedTuple):
       updates: f32[n, d], decoded updates of all participants; those of liars are what they would have been.
       lies: bool[n], who lies.
       key: randomness of the liars.
-      limit: f32[n], the largest norm that the server takes of each participant; infinity: it does not look.
+      limits: norms between which the server takes each participant's update, f32[n] each; 0 and infinity: it
+        does not look.
+      norm: f32[d] -> f32[], the norm that it looks at.
       aggregate: f32[n, d] -> f32[d], what the server would make of such updates, its checks included.
     """
 
     updates: jax.Array
     lies: jax.Array
     key: jax.Array
-    limit: jax.Array
+    limits: Limits
+    norm: Callable[[jax.Array], jax.Array]
     aggregate: Callable[[jax.Array], jax.Array]
 
 
@@ -42,7 +46,7 @@ class Attack(NamedTuple):
 
     Attributes:
       craft: (Seen, strength) -> f32[d] or f32[n, d], what the liars send; None: they send their updates.
-      strength: the usual one.
+      strength: the usual one; some attacks have none.
       turns_labels: whether liars train on examples with false labels.
     """
 
@@ -59,8 +63,33 @@ def lied(attack: Attack, seen: Seen, strength) -> jax.Array:
     """f32[n, d]: all updates with the liars' in place of theirs."""
     if attack.craft is None:
         return seen.updates
-    crafted = jnp.broadcast_to(attack.craft(seen, strength), seen.updates.shape)
-    return jnp.where(seen.lies[:, None], crafted, seen.updates)
+    return _sent(seen, attack.craft(seen, strength))
+
+
+def _sent(seen: Seen, crafted) -> jax.Array:
+    """f32[n, d]: all updates, with what is crafted f32[d] or f32[n, d] in place of the liars'."""
+    crafted = jnp.broadcast_to(crafted, seen.updates.shape)
+    return jnp.where(seen.lies[:, None], _hidden(seen, crafted), seen.updates)
+
+
+def _hidden(seen: Seen, crafted) -> jax.Array:
+    """What is crafted, with noise where the server would miss it: a lie that is too short has none.
+
+    The noise is Gaussian, each liar's own, turned square to its lie and scaled to the least norm.
+    """
+
+    def one(lie, number, least):
+        noise = jax.random.normal(jax.random.fold_in(seen.key, number), lie.shape)
+        noise = noise - lie * jnp.vdot(lie, noise) / jnp.maximum(jnp.vdot(lie, lie), 1e-30)
+        # In any norm |lie + a noise| is at least a |noise| - |lie|; in the L2 norm the squares add up.
+        square = jnp.maximum(jnp.square(1.001 * least) - jnp.vdot(lie, lie), 0.0)
+        scale = jnp.sqrt(square) / jnp.linalg.norm(noise)
+        enough = seen.norm(lie + scale * noise) >= least
+        sure = (1.001 * least + seen.norm(lie)) / seen.norm(noise)
+        scale = jnp.where(enough, scale, sure)
+        return jnp.where(seen.norm(lie) < least, lie + scale * noise, lie)
+
+    return jax.vmap(one)(crafted, jnp.arange(len(crafted)), seen.limits.least)
 
 
 def honest_mean(seen: Seen) -> jax.Array:
@@ -101,7 +130,7 @@ def little_is_enough(seen: Seen, strength) -> jax.Array:
 
 
 def mimic(seen: Seen, strength) -> jax.Array:
-    """The first honest participant's update again: it counts many times.
+    """The update of the honest participant with the smallest number again: it counts many times.
 
     Karimireddy, He, Jaggi: Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing, arXiv
     2006.09365.
@@ -128,8 +157,10 @@ def dither_abuse(seen: Seen, strength) -> jax.Array:
     """
     norms = jnp.linalg.norm(seen.updates, axis=1)
     usual = strength * jnp.where(seen.lies, 0.0, norms).max()
-    reach = jnp.where(jnp.isfinite(seen.limit), 0.999 * seen.limit, usual)
-    return -reach[:, None] * _direction(seen)
+    towards = _direction(seen)
+    whole = jnp.maximum(seen.norm(towards), 1e-30)
+    reach = jnp.where(jnp.isfinite(seen.limits.most), 0.999 * seen.limits.most / whole, usual)
+    return -reach[:, None] * towards
 
 
 def not_finite(seen: Seen, strength) -> jax.Array:
@@ -154,8 +185,7 @@ def optimal(craft: Callable[[Seen, jax.Array], jax.Array]) -> Callable[[Seen, ja
         mean = honest_mean(seen)
 
         def distance(x):
-            sent = jnp.where(seen.lies[:, None], craft(seen, x), seen.updates)
-            return jnp.linalg.norm(seen.aggregate(sent) - mean)
+            return jnp.linalg.norm(seen.aggregate(_sent(seen, craft(seen, x))) - mean)
 
         def step(carry, _):
             best, most, delta, grows = carry

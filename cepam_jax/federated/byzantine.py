@@ -45,6 +45,11 @@ def _rules(fields):
         "byzantine.clients",
         "positive where config.byzantine.attack is given, and 0 where it is 'none'",
     )
+    yield (
+        not fields["local.normalize"] or (attack == "none" and not fields["byzantine.check"]),
+        "local.normalize",
+        "False where clients lie or are checked: lies have no number of steps to divide by",
+    )
     yield liars < clients, "byzantine.clients", f"below config.num_clients = {clients}: somebody is honest"
 
 
@@ -77,13 +82,18 @@ def checked(byzantine: Byzantine | None, clients: int) -> tuple[Attack | None, A
     """
     byzantine = Byzantine() if byzantine is None else byzantine
     require(isinstance(byzantine, Byzantine), "byzantine", byzantine, "a federated.Byzantine")
-    attack, liars = byzantine.attack, list(byzantine.liars)
+    attack, given = byzantine.attack, byzantine.liars
+    require(isinstance(given, (tuple, list)), "liars", given, "a tuple of clients' numbers")
+    liars = list(given)
     attack = ATTACKS.get_or_raise(attack) if isinstance(attack, str) else attack
     require(isinstance(attack, Attack | None), "attack", attack, "a federated.Attack or the name of one")
-    fits = all(isinstance(k, (int, np.integer)) and 0 <= k < clients for k in liars)
+    whole = all(isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in liars)
+    fits = whole and all(0 <= k < clients for k in liars)
     require(fits and len(set(liars)) == len(liars) < clients, "liars", liars, f"some clients below {clients}")
     require((attack is None) == (not liars), "liars", liars, "given together with attack, or neither")
     strength, alarm = byzantine.strength, byzantine.false_alarm
+    for name, value in (("strength", strength), ("false_alarm", 0.5 if alarm is None else alarm)):
+        require(isinstance(value, (int, float)) and not isinstance(value, bool), name, value, "a number")
     require(0 <= strength < np.inf, "strength", strength, "a positive number, or 0: the attack's usual one")
     require(alarm is None or 0 < alarm < 1, "false_alarm", alarm, "None, or between 0 and 1")
     if attack is None:

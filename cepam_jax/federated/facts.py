@@ -23,6 +23,12 @@ def check(plan: Plan) -> None:
         )
     if plan.false_alarm is not None:
         admission.check(plan.mechanism.about)
+    about = plan.mechanism.about
+    if rule.needs_law and (about.outsiders is None or about.law != about.outsiders.law):
+        raise ConfigError(
+            "the aggregator uses the law of each update's whole error (config.byzantine.noise=known), and "
+            f"the mechanism {about.name} states none"
+        )
     if plan.attack is not None and plan.attack.craft is not None and rule.streams:
         raise ConfigError("an aggregator that streams has no place for an attack: see aggregation.guarded")
     if plan.attack is not None and plan.attack.turns_labels and (plan.task is None or not plan.task.turned):

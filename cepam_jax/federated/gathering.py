@@ -15,6 +15,8 @@ from cepam_jax.mechanisms import Knobs
 # Coordinates that a coordinatewise rule is given at a time: its copies, such as a sort's, are no larger.
 COORDINATES_AT_A_TIME = 2**16
 
+_LARGEST = 1e30  # squared norm of an update, for rules by distances: sums of some are still finite
+
 _PUBLIC = np.uint32(2**32 - 3)  # where a key is for the whole round, in place of a client
 _LIARS = np.uint32(2**32 - 4)
 
@@ -106,9 +108,9 @@ def combined(rule: Aggregator, last, updates, facts: Facts, axis: str | None = N
 
 
 def _usable(updates, axis):
-    """bool[participants], whose squared norm is a finite number."""
+    """bool[participants], whose squared norm is a number that others can be added to."""
     square = jnp.square(updates).sum(1)
-    return jnp.isfinite(square if axis is None else jax.lax.psum(square, axis))
+    return (square if axis is None else jax.lax.psum(square, axis)) <= _LARGEST
 
 
 def _parts(c: int) -> int:
@@ -157,13 +159,17 @@ def _lied(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, updates,
     """(updates f32[participants, d] with those of liars, zeros for what the server refuses; who is taken)."""
     about, alarm, clients = plan.mechanism.about, plan.false_alarm, facts.client
     assert plan.attack is not None and arrays.liars is not None
-    limits = jnp.full(len(clients), jnp.inf)
+    limits = admission.Limits(jnp.zeros(len(clients)), jnp.full(len(clients), jnp.inf))
     if alarm is not None:
         mine = jax.tree.map(lambda knob: knob[clients], knobs)
-        limits = admission.limit(about, mine, updates.shape[1], alarm)
+        limits = admission.limits(about, mine, updates.shape[1], alarm)
 
     def take(sent):
-        return (sent, None) if alarm is None else admission.admitted(about, sent, limits)
+        if alarm is None:
+            return sent, None
+        return jax.vmap(lambda one, *limit: admission.admitted(about, one, admission.Limits(*limit)))(
+            sent, *limits
+        )
 
     def aggregate(sent):
         sent, taken = take(sent)
@@ -174,7 +180,8 @@ def _lied(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, updates,
         updates=updates,
         lies=lies,
         key=_key(arrays.training_key, state, _LIARS),
-        limit=limits,
+        limits=limits,
+        norm=lambda one: admission.norm(about, one),
         aggregate=aggregate,
     )
     return take(lied(plan.attack, seen, arrays.strength))

@@ -96,7 +96,8 @@ def assemble(
     alarm = byzantine.false_alarm if byzantine else None
     rule = parts.aggregator_of(aggregator, clients.split.counts)
     if attack is not None or alarm is not None:
-        rule = guarded(rule, attack is not None and attack.craft is not None)
+        rule = guarded(rule, attack is not None and attack.craft is not None, alarm is not None)
+        require(not settings.normalize, "normalize", True, "False where clients lie or are checked")
     if attack is not None and attack.turns_labels and task.turned is not None:
         update = with_false_labels(update, task)
     plan = Plan(
@@ -134,8 +135,11 @@ def assemble(
         model,
         seeds,
         remembers=bool(error_feedback),
-        # What an update was divided by reaches the model; of one's own it may tell who was drawn.
-        hidden=local is None and not (settings.normalize and np.ptp(each_steps) > 0),
+        # What an update was divided by reaches the model; of one's own it may tell who was drawn. With
+        # momentum of their own clients send what depends on when they were drawn before.
+        hidden=local is None
+        and not settings.worker_momentum
+        and not (settings.normalize and np.ptp(each_steps) > 0),
         exposes=parts.exposed(clients, settings, each_steps),
     )
 

@@ -63,6 +63,7 @@ def _parts_by_name(config) -> tuple:
         TASKS.get_or_raise(config.task),
         MODELS.get_or_raise(config.model),
         aggregation.AGGREGATORS.get_or_raise(config.aggregator),
+        byzantine.attack_of(config),
         control.CONTROLS.get_or_raise(config.control),
         mechanisms.registry.CONFIGURABLE.get_or_raise(config.mechanism.name),
     )

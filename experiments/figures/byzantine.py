@@ -57,7 +57,9 @@ def settings_of(data, channel, gamma, rule, liars, attack):
         changes |= {"mechanism.name": "identity"}
     if rule in RULES:
         changes |= {"byzantine.tolerated": liars, "byzantine.before": f.before if liars else "none"}
-        changes |= {"byzantine.noise": f.noise} if noisy else {}
+        # Where all have the same noise, this only adds it to the radius of centered clipping.
+        known = rule == "centered_clipping" and not f.strong_gamma
+        changes |= {"byzantine.noise": "known" if known else f.noise} if noisy else {}
     if liars:
         changes |= {"byzantine.attack": attack, "byzantine.clients": liars}
     config = config_of(data, "cepam_gaussian", **changes)

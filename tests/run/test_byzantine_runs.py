@@ -53,6 +53,16 @@ def test_momentum_at_the_workers_alone_changes_no_epsilon():
     assert epsilons(config_of(**{"local.worker_momentum": 0.9})) == epsilons(config_of())
 
 
+def test_momentum_at_the_workers_betrays_earlier_draws():
+    """So nobody may count on hidden draws; the twin without momentum does."""
+    drawn = {"clients_per_round": 2, "mechanism.gamma": 1.0, "privacy.relation": "replace", "rounds": 20}
+    with_it, without = (
+        guarantees.federation_of(config_of(**drawn, **more), np.full(10, 100))
+        for more in ({"local.worker_momentum": 0.5}, {})
+    )
+    assert without.hidden and not with_it.hidden
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
@@ -66,6 +76,11 @@ def test_momentum_at_the_workers_alone_changes_no_epsilon():
             {"aggregator": "smallest_diameter", "byzantine.tolerated": 9, "num_clients": 30},
             "at most 200,000 sets",
         ),
+        (
+            {"aggregator": "multi_krum", "byzantine.attack": "mimic", "byzantine.clients": 1},
+            "multi_krum that tolerates none is the mean",
+        ),
+        ({"byzantine.check": True, "local.normalize": True}, "False where clients lie or are checked"),
         ({"byzantine.tolerated": 1}, "0 unless config.aggregator is one of median"),
         ({"byzantine.before": "mixing"}, "'none' unless"),
         ({"byzantine.attack": "mimic"}, "positive where config.byzantine.attack"),
@@ -158,6 +173,9 @@ def test_from_python():
         (Byzantine(None, (1,)), "liars"),
         (Byzantine("mimic", (8,)), "liars"),
         (Byzantine("mimic", (1, 1)), "liars"),
+        (Byzantine("mimic", 5), "liars"),
+        (Byzantine("mimic", (True,)), "liars"),
+        (Byzantine("mimic", (1,), strength="2"), "strength"),
         (Byzantine("lie", (1,)), "attack"),
         (Byzantine("mimic", (1,), strength=-1.0), "strength"),
         (Byzantine(false_alarm=0.0), "false_alarm"),

@@ -10,7 +10,8 @@ round from what is public. A rule that gathers, such as a median, sees all decod
   gathering   combine(state, updates, facts) -> (aggregate, state)
                                                           memory: participants x d floats; with several
                                                           devices and a coordinatewise rule, that divided by
-                                                          the devices. A rule by distances is one, with `mix`
+                                                          the devices, and up to three copies of it. A rule
+                                                          by distances is one, with `mix`
 
 Laws, each tested for every registered rule: the aggregate of equal updates is that update; the order of the
 participants does not matter, up to rounding; one device and several give the same, up to rounding.
@@ -110,7 +111,9 @@ class Aggregator(NamedTuple):
       least_ratios: for a rule with `weights` and a state: (deviations f64[clients], deviation of one client
         f64) -> f64[clients], the least w_j / w_k that any state may lead to, for each j and that client k.
       needs_clip: whether it needs a limit to the updates' norms, a clip of the mechanism.
+      needs_law: whether it uses the law of each update's whole error.
       least: the smallest number of participants with which the rule means anything.
+      leaves_out: for a rule with `combine`: whether it leaves out what `Facts.taken` says.
       configure: config -> the rule with the settings of a configuration; None: it has no settings.
       post_processing: whether the result follows from decoded updates and public facts alone, for a rule that
         is no such sum. Weights that follow from errors do not: an error is a function of the update itself.
@@ -131,6 +134,8 @@ class Aggregator(NamedTuple):
     least_ratios: Callable[[np.ndarray, float], np.ndarray] | None = None
     needs_clip: bool = False
     least: int = 1
+    leaves_out: bool = False
+    needs_law: bool = False
     configure: Callable[[Any], "Aggregator"] | None = None
     post_processing: bool = False
     refused: str = ""

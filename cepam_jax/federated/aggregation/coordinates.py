@@ -18,13 +18,13 @@ def trimmed_mean(updates, tolerated: int, preference=None, taken=None) -> jax.Ar
       updates: f32[n, d].
       tolerated: f.
       preference: f32[n], weights of that mean; None: equal ones.
-      taken: bool[n]; the others are left out, and count among the f. None: all are taken.
+      taken: bool[n]; the others are left out. None: all are taken.
     """
     n = len(updates)
     if preference is None and taken is None:
         return jnp.sort(updates, axis=0)[tolerated : n - tolerated].mean(0)
     values, weights, count = _ordered(updates, preference, taken)
-    trimmed = jnp.maximum(tolerated - (n - count), 0)
+    trimmed = jnp.minimum(tolerated, jnp.maximum(count - 1, 0) // 2)
     place = jnp.arange(n)[:, None]
     kept = (place >= trimmed) & (place < count - trimmed)
     total = jnp.where(kept, values * weights, 0.0).sum(0)

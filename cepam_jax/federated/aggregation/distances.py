@@ -3,7 +3,8 @@
 All of them give a combination of the updates whose weights depend on distances alone, so a server needs the
 inner products f32[n, n] of n updates and no more: d may be cut into parts, or spread over devices. A rule
 here takes the Gram matrix and gives weights f32[n] (or a matrix f32[m, n] of such weights, one row for each
-of m mixed updates). Distances of float32 Gram matrices are exact to about 1e-7 of the squared norms.
+of m mixed updates). Distances from a float32 Gram matrix err by about 5e-7 of the squared norms: where
+updates are a hundred times longer than they are apart, by half a percent.
 
 Sources are named at each function. Where papers differ in which neighbours they count, the definitions are
 those of ByzFL (Guerraoui, Gupta, Pinot, Rouault, Stephan, González: ByzFL: Research Framework for Robust
@@ -18,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 _TINY = 1e-30  # what a divisor is at least
-_FAR = 1e30  # squared distance from an update that is left out
 
 
 def gram(updates) -> jax.Array:
@@ -39,28 +39,20 @@ def without_noise(products, noise) -> jax.Array:
     return products - jnp.diag(noise)
 
 
-def squared_distances(products, taken=None) -> jax.Array:
-    """Squared distances f32[n, n] from inner products; estimates `without_noise` may be negative.
-
-    Args:
-      products: f32[n, n].
-      taken: bool[n]; updates that are not taken are far from all others. None: all are.
-    """
+def squared_distances(products) -> jax.Array:
+    """Squared distances f32[n, n] from inner products; estimates `without_noise` may be negative."""
     square = jnp.diagonal(products)
     found = square[:, None] + square[None, :] - 2 * products
-    if taken is not None:
-        found = jnp.where(taken[:, None] & taken[None, :], found, _FAR)
     return jnp.where(jnp.eye(len(products), dtype=bool), 0.0, found)
 
 
-def _others_first(distances):
-    """Each row's distances to the others in order, f32[n, n - 1]."""
-    n = len(distances)
-    apart = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distances)
-    return jnp.sort(apart, axis=1)[:, : n - 1]
+def _taken(n: int, taken):
+    """(bool[n], how many int32[])."""
+    taken = jnp.ones(n, bool) if taken is None else taken
+    return taken, taken.sum()
 
 
-def krum_scores(distances, tolerated: int) -> jax.Array:
+def krum_scores(distances, tolerated: int, taken=None) -> jax.Array:
     """f32[n], the mean squared distance of each update to its n - f - 1 nearest others.
 
     Blanchard, El Mhamdi, Guerraoui, Stainer: Machine Learning with Adversaries: Byzantine Tolerant Gradient
@@ -69,8 +61,18 @@ def krum_scores(distances, tolerated: int) -> jax.Array:
     Args:
       distances: f32[n, n], squared.
       tolerated: f.
+      taken: bool[n]; the others are left out, and n is the number of those that are taken. None: all are.
+
+    Returns:
+      f32[n], infinite for updates that are left out.
     """
-    return _others_first(distances)[:, : len(distances) - tolerated - 1].mean(1)
+    n = len(distances)
+    taken, count = _taken(n, taken)
+    pair = taken[:, None] & taken[None, :] & ~jnp.eye(n, dtype=bool)
+    ordered = jnp.sort(jnp.where(pair, distances, jnp.inf), axis=1)
+    near = jnp.arange(n) < jnp.maximum(count - tolerated - 1, 1)
+    total = jnp.where(near & jnp.isfinite(ordered), ordered, 0.0).sum(1)
+    return jnp.where(taken, total / jnp.maximum(count - tolerated - 1, 1), jnp.inf)
 
 
 def _mean_of(chosen, preference):
@@ -79,23 +81,29 @@ def _mean_of(chosen, preference):
     return weights / jnp.maximum(weights.sum(), _TINY)
 
 
-def krum_weights(distances, tolerated: int) -> jax.Array:
-    """f32[n], one at the update with the smallest `krum_scores`."""
-    return jax.nn.one_hot(jnp.argmin(krum_scores(distances, tolerated)), len(distances))
+def krum_weights(distances, tolerated: int, taken=None) -> jax.Array:
+    """f32[n], one at the update with the smallest `krum_scores`; zeros where none is taken."""
+    taken, count = _taken(len(distances), taken)
+    best = jnp.argmin(krum_scores(distances, tolerated, taken))
+    return jax.nn.one_hot(best, len(distances)) * (count > 0)
 
 
-def multi_krum_weights(distances, tolerated: int, preference=None) -> jax.Array:
+def multi_krum_weights(distances, tolerated: int, preference=None, taken=None) -> jax.Array:
     """f32[n], of the mean over the n - f updates with the smallest `krum_scores`.
 
     Args:
       distances: f32[n, n], squared.
       tolerated: f.
-      preference: f32[n], weights within that mean, 0 for updates that are left out; None: equal ones.
+      preference: f32[n], weights within that mean; None: equal ones.
+      taken: as for `krum_scores`.
     """
     n = len(distances)
-    order = jnp.argsort(krum_scores(distances, tolerated))
-    chosen = jnp.zeros(n).at[order[: n - tolerated]].set(1.0)
-    return _mean_of(chosen, preference)
+    taken, count = _taken(n, taken)
+    order = jnp.argsort(krum_scores(distances, tolerated, taken))
+    chosen = (
+        jnp.zeros(n).at[order].set((jnp.arange(n) < jnp.maximum(count - tolerated, 1)).astype(jnp.float32))
+    )
+    return _mean_of(chosen * taken, preference)
 
 
 def subsets(n: int, tolerated: int) -> int:
@@ -103,7 +111,7 @@ def subsets(n: int, tolerated: int) -> int:
     return math.comb(n, tolerated)
 
 
-def smallest_diameter_weights(distances, tolerated: int, preference=None) -> jax.Array:
+def smallest_diameter_weights(distances, tolerated: int, preference=None, taken=None) -> jax.Array:
     """f32[n], of the mean over the n - f updates whose largest distance from each other is the smallest.
 
     Minimum-diameter averaging: El Mhamdi, Guerraoui, Guirguis, Hoang, Rouault: Genuinely Distributed
@@ -112,21 +120,24 @@ def smallest_diameter_weights(distances, tolerated: int, preference=None) -> jax
     Args:
       distances: f32[n, n], squared.
       tolerated: f.
-      preference: as for `multi_krum_weights`.
+      preference, taken: as for `multi_krum_weights`.
     """
     n = len(distances)
+    taken, _ = _taken(n, taken)
     kept = np.ones((subsets(n, tolerated), n), bool)
     for row, left in enumerate(itertools.combinations(range(n), tolerated)):
         kept[row, list(left)] = False
     # In the order in which the kept ones are counted up, so that the first of equal sets is the same one.
     kept = kept[::-1]
-    ordered = distances if preference is None else jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, distances)
+    pair = taken[:, None] & taken[None, :] & ~jnp.eye(n, dtype=bool)
 
-    def diameter(keeps):
-        return jnp.where(keeps[:, None] & keeps[None, :], ordered, -jnp.inf).max()
+    def diameter(keeps):  # sets that hold all that is left out have the fewest others, and so the smallest
+        return jnp.where(pair & keeps[:, None] & keeps[None, :], distances, -jnp.inf).max()
 
-    best = jnp.argmin(jax.lax.map(diameter, jnp.asarray(kept), batch_size=64))
-    return _mean_of(jnp.asarray(kept)[best].astype(jnp.float32), preference)
+    found = jax.lax.map(diameter, jnp.asarray(kept), batch_size=64)
+    found = jnp.where((jnp.asarray(kept) & taken).any(1), found, jnp.inf)
+    best = jnp.asarray(kept)[jnp.argmin(found)] & taken
+    return _mean_of(best.astype(jnp.float32), preference)
 
 
 def _distance_to(products, weights):
@@ -172,6 +183,7 @@ def centered_clipping_weights(products, radius, iterations: int, preference=None
     """
     n = len(products) - 1
     share = _mean_of(jnp.ones(n), preference)
+    anybody = share.sum() > 0
 
     def step(centre, _):
         away = _distance_to(products, centre)[:n]
@@ -179,7 +191,7 @@ def centered_clipping_weights(products, radius, iterations: int, preference=None
         return jnp.append(pull, 0.0) + (1 - pull.sum()) * centre, None
 
     weights, _ = jax.lax.scan(step, jax.nn.one_hot(n, n + 1), length=iterations)
-    return weights
+    return weights * anybody  # without any update the last aggregate is not applied again
 
 
 def nearest_mixing(distances, tolerated: int, taken=None) -> jax.Array:
@@ -191,12 +203,14 @@ def nearest_mixing(distances, tolerated: int, taken=None) -> jax.Array:
     Args:
       distances: f32[n, n], squared.
       tolerated: f.
-      taken: bool[n]; the others are in no mean. None: all are taken.
+      taken: bool[n]; the others are in no mean, and n is the number of those that are taken. None: all are.
     """
     n = len(distances)
+    taken, count = _taken(n, taken)
     own_first = jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, distances)
-    near = jnp.argsort(own_first, axis=1)[:, : n - tolerated]
-    member = jnp.zeros((n, n)).at[jnp.arange(n)[:, None], near].set(1.0)
+    order = jnp.argsort(jnp.where(taken[None, :], own_first, jnp.inf), axis=1)
+    near = (jnp.arange(n) < jnp.maximum(count - tolerated, 1)).astype(jnp.float32)
+    member = jnp.zeros((n, n)).at[jnp.arange(n)[:, None], order].set(near[None, :])
     return _rows_to_means(member, taken)
 
 

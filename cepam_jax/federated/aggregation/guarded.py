@@ -10,7 +10,7 @@ from cepam_jax.federated.aggregation.base import AGGREGATORS, Aggregator
 from cepam_jax.federated.attacks import ATTACKS
 
 
-def guarded(rule: Aggregator, attacked: bool) -> Aggregator:
+def guarded(rule: Aggregator, attacked: bool, checked: bool = False) -> Aggregator:
     """A rule whose result is no longer a sum of honest decoded updates with known weights.
 
     What a liar sends has no noise that could protect others, and an update that is refused leaves the sum
@@ -20,10 +20,17 @@ def guarded(rule: Aggregator, attacked: bool) -> Aggregator:
     Args:
       rule: the aggregator.
       attacked: whether liars craft updates; then all decoded updates are gathered, for they look at them.
+      checked: whether the server refuses updates.
 
     Raises:
-      ConfigError: the rule weighs by errors or by its own state, which were not thought through with lies.
+      ConfigError: the rule weighs by errors or by noise, which were not thought through with lies, or leaves
+        out nothing.
     """
+    if rule.combine is not None and checked and not rule.leaves_out:
+        raise ConfigError(
+            "the server is to refuse updates (config.byzantine.check), and the aggregator does not say that "
+            "it leaves them out (Aggregator.leaves_out, Facts.taken)"
+        )
     if rule.combine is not None:
         return rule
     if rule.weigh is None or rule.public_weights is None:
@@ -37,6 +44,7 @@ def guarded(rule: Aggregator, attacked: bool) -> Aggregator:
         combine=functools.partial(_mean, rule.weigh),
         coordinatewise=True,
         post_processing=True,
+        leaves_out=True,
         exposes=rule.exposes,
     )
 
@@ -45,7 +53,8 @@ def _mean(weigh, state, updates, facts):
     """The weighted mean f32[c] of gathered updates f32[n, c]."""
     weights = jax.vmap(lambda examples: weigh(examples, jnp.ones(1)))(facts.examples)
     weights = weights if facts.taken is None else weights * facts.taken
-    return weights @ updates / jnp.maximum(weights.sum(), 1e-30), state
+    total = jnp.matmul(weights, updates, precision=jax.lax.Precision.HIGHEST)
+    return total / jnp.maximum(weights.sum(), 1e-30), state
 
 
 def of_config(config) -> Aggregator:
@@ -56,4 +65,5 @@ def of_config(config) -> Aggregator:
     name = config.byzantine.attack
     if name == "none" and not config.byzantine.check:
         return rule
-    return guarded(rule, name != "none" and ATTACKS.get_or_raise(name).craft is not None)
+    crafted = name != "none" and ATTACKS.get_or_raise(name).craft is not None
+    return guarded(rule, crafted, config.byzantine.check)

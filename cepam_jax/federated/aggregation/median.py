@@ -11,8 +11,8 @@ def median() -> Aggregator:
     Rates, arXiv 1803.01498, section 4. It follows from decoded updates alone, so each client keeps the
     protection of its own noise; the noises of the others do not add to it, since a median is no sum.
     """
-    return Aggregator(
-        combine=lambda state, updates, facts: (coordinate_median(updates), state),
-        coordinatewise=True,
-        post_processing=True,
-    )
+    return Aggregator(combine=_combined, coordinatewise=True, post_processing=True, leaves_out=True)
+
+
+def _combined(state, updates, facts):
+    return coordinate_median(updates, taken=facts.taken), state

@@ -7,7 +7,8 @@ the noises of the others do not add to it, since none of these rules is a sum wi
 The law of a client's noise is known. A rule may use it (`noise="known"`): distances are those without noise,
 estimated by subtracting d sigma_k^2 from each squared norm; means and medians prefer clients of little noise,
 by 1 / (tau^2 + sigma_k^2) with tau^2 estimated from those distances; centered clipping allows each client its
-own noise beyond the radius. Where all have the same noise, that changes nothing but the radius.
+own noise beyond the radius. Where all have the same noise and nothing is mixed before, that changes nothing
+but the radius. A lie has no noise unless the server insists on it, so `noise="known"` belongs with its check.
 """
 
 import functools
@@ -21,7 +22,7 @@ from cepam_jax.errors import require, require_choice
 from cepam_jax.federated.aggregation import distances
 from cepam_jax.federated.aggregation.base import AGGREGATORS, Aggregator, Facts
 from cepam_jax.federated.aggregation.median import median
-from cepam_jax.federated.aggregation.robust_rules import BETWEEN, RULES, Options
+from cepam_jax.federated.aggregation.robust_rules import BETWEEN, MEANS, RULES, Options
 
 MOST_SUBSETS = 200_000  # that minimum-diameter averaging compares
 BEFORE = ("none", "mixing", "bucketing")
@@ -39,9 +40,13 @@ settings.declare(
             BEFORE,
         ),
         "bucket": settings.integer(2, "Updates in a group of bucketing.", low=1),
-        "smoothing": settings.positive(0.1, "Least distance of the geometric median, in norms of an update."),
+        "smoothing": settings.positive(
+            0.1, "Least distance of the geometric median, an L2 length in units of the update."
+        ),
         "iterations": settings.integer(3, "Steps of the geometric median and of centered clipping."),
-        "radius": settings.positive(1.0, "Of centered clipping, in norms of an update."),
+        "radius": settings.positive(
+            1.0, "Of centered clipping, an L2 length in units of the update; the noise adds to distances."
+        ),
         "noise": settings.choice(
             "ignored", "Whether a robust rule uses the known law of each client's noise.", NOISE
         ),
@@ -59,6 +64,12 @@ def options_of(config) -> Options:
 def _rules(fields):
     """The rule bears as many lies as are to be tolerated."""
     name, number = fields["aggregator"], fields["clients_per_round"] or fields["num_clients"]
+    lies = fields["byzantine.attack"] != "none"
+    yield (
+        not lies or name not in MEANS or fields["byzantine.tolerated"] > 0,
+        "byzantine.tolerated",
+        f"positive where clients lie: {name} that tolerates none is the mean",
+    )
     options = Options(**{field: fields[f"byzantine.{field}"] for field in Options._fields})
     if name not in RULES:
         for field in ("tolerated", "before", "noise"):
@@ -100,7 +111,8 @@ def robust(name: str, **options) -> Aggregator:
 
     Args:
       name: one of RULES.
-      **options: fields of `Options`.
+      **options: fields of `Options`. Nothing is tolerated unless `tolerated` says so, and then some rules are
+        the mean.
 
     Raises:
       ConfigError: names the option that does not fit, and what would.
@@ -121,12 +133,15 @@ def robust(name: str, **options) -> Aggregator:
     return _aggregator(name, chosen)
 
 
+_MEDIAN = median()._replace(configure=lambda config: robust_of("median", config))
+
+
 def _aggregator(name: str, options: Options) -> Aggregator:
     rule, least = RULES[name], participants(name, options)
-    configure = functools.partial(robust_of, name)
     plain = rule.by_coordinate is not None and options.before == "none" and options.noise == "ignored"
     if name == "median" and plain:
-        return median()._replace(configure=configure, least=least)
+        # With nothing to tolerate it is the registered rule, by which the ledgers of earlier runs name it.
+        return _MEDIAN if least == 1 else _MEDIAN._replace(least=least)
     return Aggregator(
         combine=functools.partial(_combined, name, options),
         mix=None if plain else functools.partial(_mixed, name, options),
@@ -134,8 +149,10 @@ def _aggregator(name: str, options: Options) -> Aggregator:
         from_last=rule.from_last,
         initialize=jnp.zeros if rule.from_last else None,
         post_processing=True,
-        configure=configure,
+        configure=functools.partial(robust_of, name),
         least=least,
+        leaves_out=True,
+        needs_law=options.noise == "known",
     )
 
 
@@ -165,7 +182,7 @@ def _mixed(name, options: Options, products, facts: Facts):
         first = jnp.zeros((len(first) + 1, n + 1)).at[:-1, :n].set(first).at[-1, n].set(1.0)
     if first is not None:
         products, clean = (_turned(first, matrix) for matrix in (products, clean))
-        whole = jnp.square(first) @ whole
+        whole = jnp.matmul(jnp.square(first), whole, precision=jax.lax.Precision.HIGHEST)
     rows = len(products) - rule.from_last
     facts = facts._replace(noise=whole[:rows], taken=taken)
     if known:
@@ -173,7 +190,9 @@ def _mixed(name, options: Options, products, facts: Facts):
     if rule.by_gram is None:
         return first, facts
     weights = rule.by_gram(clean if known and name in BETWEEN else products, facts, options)
-    return (weights if first is None else weights @ first)[None], facts
+    if first is not None:
+        weights = jnp.matmul(weights, first, precision=jax.lax.Precision.HIGHEST)
+    return weights[None], facts
 
 
 def _turned(mixing, products):
@@ -186,7 +205,7 @@ def _before(options: Options, products, facts: Facts):
     """(the mixing that comes before a rule f32[m, n], which rows are taken bool[m]); None: there is none."""
     taken = facts.taken
     if options.before == "mixing":
-        apart = distances.squared_distances(products, taken)
+        apart = distances.squared_distances(products)
         return distances.nearest_mixing(apart, options.tolerated, taken), taken
     if options.before == "bucketing":
         mixing = distances.buckets(facts.key, len(products), options.bucket, taken)
@@ -202,9 +221,13 @@ def _preference(options: Options, products, facts: Facts):
     """
     n, noise = len(products), facts.noise
     assert noise is not None
-    pairs = distances.squared_distances(products, facts.taken)[jnp.triu_indices(n, 1)]
-    honest = max(1, n - options.tolerated) / n
-    spread = jnp.maximum(jnp.quantile(pairs, honest**2 / 2), 0.0) / 2
+    apart = distances.squared_distances(products)
+    if facts.taken is not None:
+        apart = jnp.where(facts.taken[:, None] & facts.taken[None, :], apart, jnp.inf)
+    pairs = apart[jnp.triu_indices(n, 1)]
+    honest = max(2, n - options.tolerated)
+    share = honest * (honest - 1) / max(1, n * (n - 1))
+    spread = jnp.maximum(jnp.quantile(pairs, share / 2, method="lower"), 0.0) / 2 if n > 1 else 0.0
     # With neither noise nor spread all are worth the same.
     total = spread + noise + 1e-20
     return total.mean() / total

@@ -17,9 +17,9 @@ class Options(NamedTuple):
       before: what is done before the rule: "none"; "mixing", each update becomes the mean of its n - f
         nearest; "bucketing", random groups of `bucket` are averaged.
       bucket: updates of a group.
-      smoothing: nu of the geometric median, in units of an update's norm.
+      smoothing: nu of the geometric median, an L2 length in units of the update.
       iterations: steps of the geometric median and of centered clipping.
-      radius: of centered clipping, in units of an update's norm.
+      radius: of centered clipping, an L2 length in units of the update.
       noise: "ignored", or "known": the rule uses the law of the clients' noise.
     """
 
@@ -57,18 +57,17 @@ def _worth(facts: Facts):
 
 
 def _krum(products, facts, options):
-    apart = distances.squared_distances(products, facts.taken)
-    return distances.krum_weights(apart, options.tolerated)
+    return distances.krum_weights(distances.squared_distances(products), options.tolerated, facts.taken)
 
 
 def _multi_krum(products, facts, options):
-    apart = distances.squared_distances(products, facts.taken)
-    return distances.multi_krum_weights(apart, options.tolerated, _worth(facts))
+    apart = distances.squared_distances(products)
+    return distances.multi_krum_weights(apart, options.tolerated, facts.preference, facts.taken)
 
 
 def _smallest_diameter(products, facts, options):
-    apart = distances.squared_distances(products, facts.taken)
-    return distances.smallest_diameter_weights(apart, options.tolerated, _worth(facts))
+    apart = distances.squared_distances(products)
+    return distances.smallest_diameter_weights(apart, options.tolerated, facts.preference, facts.taken)
 
 
 def _geometric_median(products, facts, options):
@@ -102,5 +101,7 @@ RULES: dict[str, Rule] = {
     "geometric_median": Rule(by_gram=_geometric_median),
     "centered_clipping": Rule(by_gram=_centered_clipping, from_last=True),
 }
+# Rules that are the mean where nothing is to be tolerated.
+MEANS = ("trimmed_mean", "multi_krum", "smallest_diameter")
 # Rules that measure distances between updates, not to a centre: these use them without noise.
 BETWEEN = ("krum", "multi_krum", "smallest_diameter")
