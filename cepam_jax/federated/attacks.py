@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from cepam_jax.federated.admission import Limits
 from cepam_jax.registry import Registry
 
+_HALVINGS = 24  # of the search for how much noise a lie needs
 _EVALUATIONS, _START, _GROWTH, _SHRINK = 20, 10.0, 2.0, 0.8  # of the line search, as in ByzFL
 
 
@@ -75,18 +76,21 @@ def _sent(seen: Seen, crafted) -> jax.Array:
 def _hidden(seen: Seen, crafted) -> jax.Array:
     """What is crafted, with noise where the server would miss it: a lie that is too short has none.
 
-    The noise is Gaussian, each liar's own, turned square to its lie and scaled to the least norm.
+    The noise is Gaussian, each liar's own, and scaled such that the whole has the least norm.
     """
 
     def one(lie, number, least):
         noise = jax.random.normal(jax.random.fold_in(seen.key, number), lie.shape)
-        noise = noise - lie * jnp.vdot(lie, noise) / jnp.maximum(jnp.vdot(lie, lie), 1e-30)
-        # In any norm |lie + a noise| is at least a |noise| - |lie|; in the L2 norm the squares add up.
-        square = jnp.maximum(jnp.square(1.001 * least) - jnp.vdot(lie, lie), 0.0)
-        scale = jnp.sqrt(square) / jnp.linalg.norm(noise)
-        enough = seen.norm(lie + scale * noise) >= least
-        sure = (1.001 * least + seen.norm(lie)) / seen.norm(noise)
-        scale = jnp.where(enough, scale, sure)
+        goal = 1.0005 * least
+
+        def halve(ends, _):
+            low, high = ends
+            middle = (low + high) / 2
+            enough = seen.norm(lie + middle * noise) >= goal
+            return (jnp.where(enough, low, middle), jnp.where(enough, middle, high)), None
+
+        most = (goal + seen.norm(lie)) / seen.norm(noise)  # is enough, by the triangle inequality
+        (_, scale), _ = jax.lax.scan(halve, (jnp.float32(0), most), length=_HALVINGS)
         return jnp.where(seen.norm(lie) < least, lie + scale * noise, lie)
 
     return jax.vmap(one)(crafted, jnp.arange(len(crafted)), seen.limits.least)

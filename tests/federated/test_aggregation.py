@@ -19,7 +19,8 @@ def aggregate(rule, updates, counts, errors):
     n, d = updates.shape
     if rule.combine:
         facts = Facts(jnp.arange(n), jnp.asarray(counts, jnp.float32))
-        return np.asarray(rule.combine(rule.initialize(d) if rule.initialize else None, updates, facts)[0])
+        state = rule.initialize(d) if rule.initialize else None
+        return np.asarray(gathering.combined(rule, state, jnp.asarray(updates), facts)[0])
     if rule.weights:
         public = Public(jnp.asarray(counts), jnp.asarray(errors).mean(1), jnp.float32(0.1))
         weights = np.asarray(rule.weights(rule.initialize(d) if rule.initialize else None, public))[:, None]
