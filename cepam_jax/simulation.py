@@ -33,7 +33,7 @@ from cepam_jax.data import examples as example_sets
 from cepam_jax.data.clients import Clients, arrays_of
 from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
-from cepam_jax.federated import Control, Downlink, LocalUpdate, Plan, RoundReport, State
+from cepam_jax.federated import Byzantine, Control, Downlink, LocalUpdate, Plan, RoundReport, State
 from cepam_jax.federated.rounds import initial_state, make_round
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import assembly, blame, devices, evaluation, guarantees, parts, precision
@@ -78,6 +78,7 @@ class Federation:
         device_count: int = 1,
         seed: int | Seeds = 0,
         ledger: Ledger | None = None,
+        byzantine: Byzantine | None = None,
         **training: Any,
     ):
         """Builds and checks everything; nothing is compiled yet.
@@ -106,6 +107,7 @@ class Federation:
           device_count: devices over which the clients of a round are spread; 0: all.
           seed: of all randomness but the partition's; or `Seeds`. Keep it as secret as the data.
           ledger: of an earlier process, of the same parts.
+          byzantine: who lies and how, and whether the server checks norms; by default nobody and no.
           **training: other fields of `federated.LocalTraining`, such as sampling or example_clip.
 
         Raises:
@@ -132,6 +134,7 @@ class Federation:
                 wire=wire,
                 device_count=device_count,
                 seed=seed,
+                byzantine=byzantine,
             )
         self._task, self._clients = task, clients
         self._account = assembly.account_of(self._parts, Ledger() if ledger is None else ledger)
@@ -212,8 +215,7 @@ class Federation:
         Raises:
           DatasetError: they are not like those of training.
         """
-        arrays = self._alike(examples)
-        nobody = np.zeros(0, np.int32)
+        arrays, nobody = self._alike(examples), np.zeros(0, np.int32)
         with jax.enable_x64(False):
             tested = evaluation.HeldOut(arrays, self._parts.arrays.constants)
             found = self._evaluate(state.model, tested, self._parts.arrays, nobody)
@@ -283,8 +285,7 @@ class Federation:
         return {row.adversary: row.epsilon for row in privacy.report(federation, delta)}
 
     def _ledger_of(self, planned_rounds: int) -> Ledger:
-        rounds = parts.count("planned_rounds", planned_rounds, 2**31 - 1)
-        if not rounds:
+        if not (rounds := parts.count("planned_rounds", planned_rounds, 2**31 - 1)):
             return self._account.ledger
         with jax.enable_x64(False):
             return planned(self.plan.control, self._parts.arrays.knobs, rounds)

@@ -4,7 +4,17 @@ from cepam_jax.extras import need
 
 need("cepam_jax.federated", "train", "flax", "optax")
 
-from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, Facts, Public, Published, precision
+from cepam_jax.federated.aggregation import (
+    AGGREGATORS,
+    Aggregator,
+    Facts,
+    Public,
+    Published,
+    precision,
+    robust,
+)
+from cepam_jax.federated.attacks import ATTACKS, Attack, Seen
+from cepam_jax.federated.byzantine import Byzantine
 from cepam_jax.federated.control import (
     CONTROLS,
     Control,
@@ -24,8 +34,11 @@ from cepam_jax.federated.state import ClientArrays, Report, RoundReport, State, 
 
 __all__ = [
     "AGGREGATORS",
+    "ATTACKS",
     "CONTROLS",
     "Aggregator",
+    "Attack",
+    "Byzantine",
     "ClientArrays",
     "Control",
     "Downlink",
@@ -40,6 +53,7 @@ __all__ = [
     "Released",
     "Report",
     "RoundReport",
+    "Seen",
     "State",
     "Trained",
     "compressed",
@@ -50,6 +64,7 @@ __all__ = [
     "make_round",
     "plateau",
     "precision",
+    "robust",
     "scheduled",
     "shared_key",
     "signal_to_noise",

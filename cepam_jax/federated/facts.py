@@ -4,23 +4,44 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.errors import ConfigError
+from cepam_jax.federated import admission
 from cepam_jax.federated.aggregation.base import Aggregator, Public
 from cepam_jax.federated.plan import Plan
 from cepam_jax.mechanisms import About, Knobs
 
 
 def check(plan: Plan) -> None:
-    """Checks that an aggregator which needs a clip has one, and a control rule the noise that it reads.
+    """Checks that the parts of a round have of each other what they need.
+
+    An aggregator a clip, participants enough and the law of errors; a control rule the noise that it reads;
+    the server's check a limit; an attack labels, or all updates.
 
     Raises:
-      ConfigError: the mechanism does not clip, or the noise of the aggregate is not known.
+      ConfigError: something is not there.
     """
-    if plan.control.needs_noise and not noise_is_known(plan.mechanism.about, plan.aggregator):
+    rule, about = plan.aggregator, plan.mechanism.about
+    if plan.control.needs_noise and not noise_is_known(about, rule):
         raise ConfigError(
             "the control rule goes by the noise in the released aggregate, which is known only where the "
             "mechanism adds noise to updates and the aggregator is a sum with public weights; this is "
-            f"{plan.mechanism.about.name} with another one, or without noise"
+            f"{about.name} with another one, or without noise"
         )
+    if plan.per_round < rule.least:
+        raise ConfigError(
+            f"the aggregator bears its lies among at least {rule.least} updates a round, and there are "
+            f"{plan.per_round}"
+        )
+    if plan.false_alarm is not None:
+        admission.check(about)
+    if rule.needs_law and (about.outsiders is None or about.law != about.outsiders.law):
+        raise ConfigError(
+            "the aggregator uses the law of each update's whole error (config.byzantine.noise=known), and "
+            f"the mechanism {about.name} states none"
+        )
+    if plan.attack is not None and plan.attack.craft is not None and rule.streams:
+        raise ConfigError("an aggregator that streams has no place for an attack: see aggregation.guarded")
+    if plan.attack is not None and plan.attack.turns_labels and (plan.task is None or not plan.task.turned):
+        raise ConfigError("the attack turns labels, and the task has none that it could turn (Task.turned)")
     if plan.aggregator.needs_clip and plan.mechanism.about.clip is None:
         raise ConfigError(
             f"the mechanism {plan.mechanism.about.name} does not clip updates, and the aggregator estimates "

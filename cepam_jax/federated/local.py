@@ -69,6 +69,9 @@ settings.declare(
         "example_clip": settings.not_negative(
             0.0, "L2 norm to which each example's gradient is clipped; 0: off (privacy is then of clients)."
         ),
+        "worker_momentum": settings.below_one(
+            0.0, "What each client keeps of its last update: it sends their running mean. 0: off."
+        ),
         "normalize": settings.boolean(
             False, "FedNova: whether updates are divided by the accumulated weight of the client's steps."
         ),
@@ -98,6 +101,16 @@ def rules(values: Mapping[str, Any], clip: str | None, name: Callable[[str], str
         not values["normalize"] or values["optimizer"] == "sgd",
         "normalize",
         f"False unless {name('optimizer')} is 'sgd': the weights of other optimizers' steps are not known",
+    )
+    yield (
+        not values["worker_momentum"] or not values["normalize"],
+        "worker_momentum",
+        f"0 where {name('normalize')} is True: updates of other weights would be averaged",
+    )
+    yield (
+        not values["worker_momentum"] or not values["example_clip"],
+        "worker_momentum",
+        f"0 where {name('example_clip')} is positive: an example would move the updates of later rounds too",
     )
     yield (
         values["steps"] * values["batch_size"] < 2**31,
@@ -229,12 +242,21 @@ def make_local_update(
         else:
             compute = clipped_gradient_update if training.example_clip else gradient_update
         update, loss = compute(task, training, model, arrays, rows, steps, step_key)
+        if training.worker_momentum:
+            update = training.worker_momentum * state + (1 - training.worker_momentum) * update
+            return Trained(update, loss, jnp.float32(1), update)
         if not training.normalize:
             return Trained(update, loss, jnp.float32(1), state)
         weight = training.weight(steps.astype(jnp.float32)) / training.weight(training.steps)
         return Trained(update / weight, loss, weight, state)
 
-    return LocalUpdate(run, influence=influence)
+    return LocalUpdate(run, _no_momentum if training.worker_momentum else None, influence)
+
+
+def _no_momentum(clients: int, model: Model):
+    """f32[clients, d] of zeros, what clients keep of their updates before the first."""
+    d = sum(leaf.size for leaf in jax.tree.leaves((model.params, model.statistics)))
+    return jnp.zeros((clients, d), jnp.float32)
 
 
 def influence_of(training: LocalTraining) -> Influence:

@@ -26,6 +26,9 @@ class LocalTraining(NamedTuple):
       batch_size: examples per step.
       learning_rate, momentum: of the local optimizer, which starts anew every round.
       optimizer: name of the local optimizer.
+      worker_momentum: beta; a client sends m <- beta m + (1 - beta) x in place of its update x, and keeps m
+        from round to round (Karimireddy, He, Jaggi: Learning from History for Byzantine Robust Optimization,
+        arXiv 2012.10333). 0: off.
       update_kind: "weights", the change of the weights by `steps` local steps (McMahan, Moore, Ramage,
         Hampson,
         Agüera y Arcas: Communication-Efficient Learning of Deep Networks from Decentralized Data, arXiv
@@ -51,6 +54,7 @@ class LocalTraining(NamedTuple):
     normalize: bool = False
     example_clip: float = 0.0
     optimizer: str = "sgd"
+    worker_momentum: float = 0.0
 
     def weight(self, steps):
         """Sum of the weights that SGD with momentum gives to the gradients of `steps` steps.

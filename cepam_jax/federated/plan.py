@@ -6,11 +6,14 @@ import optax
 from jax.sharding import Mesh
 
 from cepam_jax.federated.aggregation.base import Aggregator
+from cepam_jax.federated.attacks import Attack
 from cepam_jax.federated.control import Control, constant
 from cepam_jax.federated.downlink import Downlink
 from cepam_jax.federated.local import LocalUpdate
 from cepam_jax.mechanisms import Mechanism
 from cepam_jax.tasks.base import Task
+
+CLIENTS = "clients"  # the axis of a mesh over which participants are spread
 
 
 class Plan(NamedTuple):
@@ -30,6 +33,9 @@ class Plan(NamedTuple):
       downlink: how the model reaches the clients; None: as it is, 32 bits a coordinate.
       quantize: "updates", or "weights": the client's new weights go through the mechanism.
       wire: whether every message is packed into bytes and unpacked again.
+      attack: what the clients do that lie (`ClientArrays.liars`); None: nobody lies.
+      false_alarm: probability with which the server refuses an honest message of the largest norm, at most;
+        it checks norms then. None: it does not.
       mesh: devices over which the participants are spread, one axis `CLIENTS`; None: one device.
     """
 
@@ -45,6 +51,8 @@ class Plan(NamedTuple):
     downlink: Downlink | None = None
     quantize: str = "updates"
     wire: bool = False
+    attack: Attack | None = None
+    false_alarm: float | None = None
     mesh: Mesh | None = None
 
     @property

@@ -11,22 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from cepam_jax.federated import uplink
-from cepam_jax.federated.aggregation.base import Facts
-from cepam_jax.federated.plan import Plan
+from cepam_jax.federated import gathering, uplink
+from cepam_jax.federated.plan import CLIENTS, Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
 from cepam_jax.federated.uplink import VALID, Sent
 from cepam_jax.mechanisms import Knobs
-
-CLIENTS = "clients"  # the axis of a mesh over which participants are spread
 
 # Updates with so many coordinates pass through the mechanism one after another, even where their clients
 # trained under one vmap: one of them keeps every device busy, and messages, decoded updates and what
 # lies between them take the memory of one client.
 STREAMING_THRESHOLD = 2**20
-
-# Coordinates that a coordinatewise rule is given at a time: its copies, such as a sort's, are no larger.
-COORDINATES_AT_A_TIME = 2**16
 
 
 class Sums(NamedTuple):
@@ -135,14 +129,17 @@ def _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model, weigh
     if plan.mesh is not None:
         code = jax.lax.pmin(sums.code, CLIENTS)
         sums = jax.lax.psum(sums._replace(code=jnp.int32(0)), CLIENTS)._replace(code=code)
-    report = jax.tree.map(lambda a: _in_order(plan, a), kept.report)
+    report = jax.tree.map(lambda a: gathering.in_order(plan, a), kept.report)
     if plan.aggregator.streams:
-        aggregate = sums.update / per_coordinate(plan, sums.weight)
-        step_weight = sums.steps / jnp.mean(sums.weight)
+        total = sums.weight
+        if plan.false_alarm is not None:  # nobody may be left
+            total = jnp.maximum(total, 1e-30)
+        aggregate = sums.update / per_coordinate(plan, total)
+        step_weight = sums.steps / jnp.mean(total)
         rule = state.aggregator
     else:
-        facts = Facts(report.client, arrays.counts[report.client].astype(jnp.float32))
-        aggregate, rule = _gather(plan, state.aggregator, kept.decoded, facts, sent_model.shape[0])
+        known = gathering.facts_of(plan, state, arrays, knobs, report)
+        aggregate, rule, report = gathering.gather(plan, state, arrays, knobs, kept.decoded, known, report)
         step_weight = sums.steps / sums.weight
     return Arrived(aggregate, rule, step_weight, sums.code, report, kept.lost, kept.local)
 
@@ -195,6 +192,8 @@ def _send(context, client, mask, trained) -> tuple[Sums, Kept]:
         weight = mask * plan.aggregator.weigh(count, sent.errors)
     else:
         weight = mask * weights[client]
+    if sent.report.admitted is not None:  # what the server refuses is left out of the sum
+        weight = weight * sent.report.admitted
     update = per_coordinate(plan, weight) * sent.decoded
     sums = Sums(update, weight, jnp.mean(weight) * sent.step_weight, sent.code)
     return sums, Kept(sent.report._replace(weight=jnp.mean(weight)), sent.lost, sent.local, None)
@@ -205,42 +204,3 @@ def per_coordinate(plan: Plan, weight):
     if not plan.aggregator.per_tensor:
         return weight
     return jnp.concatenate([jnp.full((n,), weight[i]) for i, n in enumerate(plan.segments)])
-
-
-def _in_order(plan, values):
-    """[chunks, per_chunk, ...] of this device as [participants, ...] of all, in the order of their slots."""
-    if plan.mesh is not None:
-        values = jax.lax.all_gather(values, CLIENTS, axis=1, tiled=True)
-    return values.reshape(-1, *values.shape[2:])[: plan.per_round]
-
-
-def _gather(plan, rule, decoded, facts, d):
-    """(aggregate f32[d], state of the rule) from decoded updates f32[chunks, per_chunk, d] of each device."""
-    aggregator = plan.aggregator
-    if not aggregator.coordinatewise:
-        return aggregator.combine(rule, _in_order(plan, decoded), facts)
-    if plan.mesh is None:
-        return _by_coordinates(aggregator, decoded.reshape(-1, d)[: plan.per_round], facts), rule
-    # Each device is given all participants' values of its share of the coordinates, and no more.
-    share = -(-d // plan.devices)
-    padded = jnp.pad(decoded, ((0, 0), (0, 0), (0, share * plan.devices - d)))
-    mine = jax.lax.all_to_all(padded, CLIENTS, split_axis=2, concat_axis=1, tiled=True)
-    part = _by_coordinates(aggregator, mine.reshape(-1, share)[: plan.per_round], facts)
-    return jax.lax.all_gather(part, CLIENTS, tiled=True)[:d], rule
-
-
-def _by_coordinates(aggregator, updates, facts):
-    """A coordinatewise rule on f32[participants, c], some coordinates at a time."""
-    participants, c = updates.shape
-    if c <= COORDINATES_AT_A_TIME:
-        return aggregator.combine(None, updates, facts)[0]
-    parts = -(-c // COORDINATES_AT_A_TIME)
-
-    def one(part):
-        start = jnp.minimum(part * COORDINATES_AT_A_TIME, c - COORDINATES_AT_A_TIME)
-        piece = jax.lax.dynamic_slice(updates, (0, start), (participants, COORDINATES_AT_A_TIME))
-        return aggregator.combine(None, piece, facts)[0]
-
-    results = jax.lax.map(one, jnp.arange(parts))
-    last = c - (parts - 1) * COORDINATES_AT_A_TIME  # the last piece begins earlier, and overlaps
-    return jnp.concatenate([results[:-1].reshape(-1), results[-1, -last:]])

@@ -59,6 +59,8 @@ class ClientArrays(NamedTuple):
       knobs: of each client, arrays with leading axis [clients] (or None).
       training_key: batches, participation, dropout, private noise.
       shared_key: shared randomness.
+      liars: bool[clients], who lies; None: nobody.
+      strength: f32[], of their attack; None: nobody lies.
     """
 
     examples: Any
@@ -69,6 +71,8 @@ class ClientArrays(NamedTuple):
     knobs: Knobs
     training_key: jax.Array
     shared_key: jax.Array
+    liars: jax.Array | None = None
+    strength: jax.Array | None = None
 
 
 class Report(NamedTuple):
@@ -83,6 +87,8 @@ class Report(NamedTuple):
       clipped_norm: norm after clipping.
       signal, noise: sums of squares of the clipped update and of the error.
       weight: mean over tensors of the weight that the aggregation gave it; 1 for rules that gather.
+      lies: 1 where the participant lied, else 0; None where nobody may.
+      admitted: 0 where the server refused its update, else 1; None where it does not check.
     """
 
     client: jax.Array
@@ -94,6 +100,8 @@ class Report(NamedTuple):
     signal: jax.Array
     noise: jax.Array
     weight: jax.Array
+    lies: jax.Array | None = None
+    admitted: jax.Array | None = None
 
 
 class RoundReport(NamedTuple):

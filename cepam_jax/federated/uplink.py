@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from cepam_jax.federated import admission
 from cepam_jax.federated.local import Trained
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
@@ -98,6 +99,15 @@ def send(
     code = jnp.where(jnp.isfinite(decoded).all(), VALID, failure_code(client, MECHANISM))
     code = jnp.where(jnp.isfinite(update).all(), code, client)
     error = jnp.square(decoded - clipped)
+    taken, crafts = None, plan.attack is not None and plan.attack.craft is not None
+    if crafts:  # what liars would have sent is never used; all are checked when the lies are known
+        assert arrays.liars is not None
+        code = jnp.where(arrays.liars[client], VALID, code)
+    if plan.false_alarm is not None:
+        code = jnp.int32(VALID)
+        if not crafts:
+            limits = admission.limits(mechanism.about, knobs, decoded.shape[0], plan.false_alarm)
+            decoded, taken = admission.admitted(mechanism.about, decoded, limits)
     # An aggregator by errors needs one float per tensor of each client.
     extra_bits = 32 * len(plan.segments) if plan.aggregator.per_tensor else 0
     report = Report(
@@ -110,11 +120,17 @@ def send(
         signal=jnp.sum(jnp.square(clipped)),
         noise=jnp.sum(error),
         weight=jnp.float32(1),
+        lies=None if arrays.liars is None else arrays.liars[client].astype(jnp.float32),
+        admitted=None if taken is None else taken.astype(jnp.float32),
     )
-    lost = None if state.memory is None else update - decoded
-    return Sent(
-        decoded, tensor_means(error, plan.segments), trained.weight, code, report, lost, trained.state
-    )
+    lost, kept = None if state.memory is None else update - decoded, trained.state
+    if (
+        plan.false_alarm is not None
+    ):  # the round goes on without an update that is not finite: nothing is kept
+        finite = jnp.isfinite(update).all()
+        before = jax.tree.map(lambda a: a[client], (state.memory, state.local))
+        lost, kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (lost, kept), before)
+    return Sent(decoded, tensor_means(error, plan.segments), trained.weight, code, report, lost, kept)
 
 
 def public_scales(mean, segments, sigmas, family, per_round, private=0.0):

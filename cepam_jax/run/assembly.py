@@ -8,8 +8,10 @@ import numpy as np
 from cepam_jax.data.clients import Clients
 from cepam_jax.errors import require
 from cepam_jax.federated import ClientArrays, Downlink, LocalTraining, Plan, constant, shared_key
+from cepam_jax.federated.aggregation import guarded
+from cepam_jax.federated.byzantine import Byzantine, checked, with_false_labels
 from cepam_jax.federated.control import for_updates
-from cepam_jax.federated.spread import CLIENTS
+from cepam_jax.federated.plan import CLIENTS
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import devices, guarantees, parts, provenance, uncovered
 from cepam_jax.run.account import Account
@@ -67,6 +69,7 @@ def assemble(
     wire: bool,
     device_count: int,
     seed: Any,
+    byzantine: Byzantine | None,
 ) -> Assembled:
     """The parts of a federation; the arguments are those of `simulation.Federation`, which explains them.
 
@@ -91,10 +94,18 @@ def assemble(
     per_round = parts.count("participants", participants, clients.number) or clients.number
     present = devices.count(parts.count("device_count", device_count, len(jax.devices())))
     asked = parts.count("together", together, 2**31 - 1)
+    attack, liars, strength = checked(byzantine, clients.number)
+    alarm = byzantine.false_alarm if byzantine else None
+    rule = parts.aggregator_of(aggregator, clients.split.counts)
+    if attack is not None or alarm is not None:
+        rule = guarded(rule, attack is not None and attack.craft is not None, alarm is not None)
+        require(not settings.normalize, "normalize", True, "False where clients lie or are checked")
+    if attack is not None and attack.turns_labels and task.turned is not None:
+        update = with_false_labels(update, task)
     plan = Plan(
         local_update=update,
         mechanism=built,
-        aggregator=parts.aggregator_of(aggregator, clients.split.counts),
+        aggregator=rule,
         server=parts.server_of(server),
         segments=tuple(leaf.size for leaf in leaves),
         per_round=per_round,
@@ -105,6 +116,8 @@ def assemble(
         task=task,
         downlink=parts.check_kind("downlink", downlink, Downlink | None, "a federated.Downlink"),
         wire=bool(wire),
+        attack=attack,
+        false_alarm=alarm,
         mesh=devices.Layout(CLIENTS, present).mesh,
     )
     seeds = _seeds(seed)
@@ -117,6 +130,8 @@ def assemble(
         knobs=each,
         training_key=jax.random.key(seeds.training),
         shared_key=shared_key(seeds.shared),
+        liars=liars,
+        strength=strength if liars is not None else None,
     )
     return Assembled(
         plan,
@@ -124,8 +139,11 @@ def assemble(
         model,
         seeds,
         remembers=bool(error_feedback),
-        # What an update was divided by reaches the model; of one's own it may tell who was drawn.
-        hidden=local is None and not (settings.normalize and np.ptp(each_steps) > 0),
+        # What an update was divided by reaches the model; of one's own it may tell who was drawn. With
+        # momentum of their own clients send what depends on when they were drawn before.
+        hidden=local is None
+        and not settings.worker_momentum
+        and not (settings.normalize and np.ptp(each_steps) > 0),
         exposes=parts.exposed(clients, settings, each_steps),
     )
 

@@ -12,7 +12,7 @@ from cepam_jax import federated, mechanisms, models
 from cepam_jax.data import partition
 from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, DatasetError
-from cepam_jax.federated import aggregation, control, local, rounds, server
+from cepam_jax.federated import aggregation, byzantine, control, local, rounds, server
 from cepam_jax.run import evaluation, needs
 from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout, at_once
 from cepam_jax.run.evaluation import HeldOut
@@ -63,6 +63,7 @@ def _parts_by_name(config) -> tuple:
         TASKS.get_or_raise(config.task),
         models.parts_of(config.model),
         aggregation.AGGREGATORS.get_or_raise(config.aggregator),
+        byzantine.attack_of(config),
         control.CONTROLS.get_or_raise(config.control),
         mechanisms.registry.CONFIGURABLE.get_or_raise(config.mechanism.name),
     )
@@ -135,8 +136,11 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
     present = mesh.devices.size if mesh else 1
     mechanism = mechanisms.build(config.mechanism, tuple(leaf.shape for leaf in leaves))
     _check_about(mechanism.about, about_of(config))
+    attack, update = byzantine.attack_of(config), local.make_local_update(task, training_of(config))
+    if attack is not None and attack.turns_labels and task.turned is not None:
+        update = byzantine.with_false_labels(update, task)
     return federated.Plan(
-        local_update=local.make_local_update(task, training_of(config)),
+        local_update=update,
         mechanism=mechanism,
         aggregator=aggregation.of_config(config),
         server=server.OPTIMIZERS[config.server.optimizer](
@@ -149,6 +153,8 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
         task=task,
         quantize=config.mechanism.quantize,
         wire=config.wire,
+        attack=attack,
+        false_alarm=config.byzantine.false_alarm if config.byzantine.check else None,
         mesh=mesh,
     )
 
@@ -227,12 +233,13 @@ def client_arrays(
       config: valid configuration.
       split: who holds which examples.
       origin: 32-bit words that tell the model apart that training begins with; () where it is initialized.
-      They
-        go into the keys: with the run that made that model no noise is shared, though the seeds be equal.
+        They go into the keys: with the run that made that model no noise is shared, though the seeds be
+        equal.
     """
     training, shared = jax.random.key(config.seeds.training), federated.shared_key(config.seeds.shared)
     for word in origin:
         training, shared = (jax.random.fold_in(key, np.uint32(word)) for key in (training, shared))
+    liars, strength = byzantine.liars_of(config)
     return federated.ClientArrays(
         examples=None,
         constants=None,
@@ -242,4 +249,6 @@ def client_arrays(
         knobs=mechanisms.knobs_of(config),
         training_key=training,
         shared_key=shared,
+        liars=liars,
+        strength=strength,
     )

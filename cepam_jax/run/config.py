@@ -6,7 +6,15 @@ A fork's part joins by being imported before a configuration is made or checked.
 from cepam_jax import mechanisms, models, privacy, tasks
 from cepam_jax import settings as _settings
 from cepam_jax.data import partition, sources, text
-from cepam_jax.federated import adaptive_levels, aggregation, control, local, participation, server
+from cepam_jax.federated import (
+    adaptive_levels,
+    aggregation,
+    byzantine,
+    control,
+    local,
+    participation,
+    server,
+)
 from cepam_jax.run import devices, evaluation, needs, origins, writers
 from cepam_jax.settings import FIELDS, defaults, flat, plain, table, validate
 
@@ -29,7 +37,7 @@ PARTS = (
         server,
         mechanisms,
     ),
-    *(aggregation, control, adaptive_levels, privacy, needs),
+    *(aggregation, byzantine, control, adaptive_levels, privacy, needs),
 )
 
 _settings.declare(

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cepam_jax import settings
 from cepam_jax.errors import require
-from cepam_jax.federated.spread import CLIENTS
+from cepam_jax.federated.plan import CLIENTS
 
 RUNS = "runs"
 

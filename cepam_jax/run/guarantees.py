@@ -86,8 +86,10 @@ def facts_of(config, counts) -> Facts:
         relation=config.privacy.relation,
         remembers=settings.error_feedback,
         masked=settings.sparsify != "none",
-        # FedNova's server multiplies by the participants' mean step weight, which betrays them.
-        hidden=not config.local.normalize or np.ptp(build.steps_of(config, counts)) == 0,
+        # FedNova's server multiplies by the participants' mean step weight, which betrays them; with momentum
+        # of their own clients send what depends on when they were drawn before.
+        hidden=not config.local.worker_momentum
+        and (not config.local.normalize or np.ptp(build.steps_of(config, counts)) == 0),
         exposes=tuple(exposes),
         start=mechanisms.knobs_of(config),
     )

@@ -17,7 +17,8 @@ def summarize(report, coordinates: int, seconds: float) -> dict:
       seconds: wall time of the block, its evaluation included.
     """
     ran = np.flatnonzero(report.ran)
-    each = {name: np.asarray(v)[ran].astype(np.float64) for name, v in report.participants._asdict().items()}
+    given = {name: v for name, v in report.participants._asdict().items() if v is not None}
+    each = {name: np.asarray(v)[ran].astype(np.float64) for name, v in given.items()}
     rounds, participants = each["bits"].shape
     noise = each["noise"].sum()
     line = {
@@ -28,10 +29,24 @@ def summarize(report, coordinates: int, seconds: float) -> dict:
         "update_norm": each["norm"].mean(),
         "clipped_norm": each["clipped_norm"].mean(),
         "snr": each["signal"].sum() / noise if noise > 0 else None,
+        **_byzantine(each),
         "seconds": seconds,
         "seconds_per_round": seconds / rounds,
     }
     return {name: _finite(value) for name, value in line.items()}
+
+
+def _byzantine(each) -> dict:
+    """How many updates of a round were lies, and how many honest and lying ones the server refused."""
+    if not {"lies", "admitted"} & each.keys():
+        return {}
+    rounds, zero = len(each["bits"]), np.zeros_like(each["bits"])
+    lies, refused = each.get("lies", zero), 1 - each.get("admitted", zero + 1)
+    return {
+        "lies_per_round": lies.sum() / rounds,
+        "refused_lies_per_round": (lies * refused).sum() / rounds,
+        "refused_honest_per_round": ((1 - lies) * refused).sum() / rounds,
+    }
 
 
 def evaluated(task, evaluation, tests: int) -> dict:

@@ -195,7 +195,8 @@ def _name_of(rule: Aggregator) -> str:
 def _described(function: Any) -> str:
     """The name of a function, and the values that it was given before, the same in every process."""
     if isinstance(function, functools.partial):
-        values = [*map(repr, function.args), *(f"{n}={v!r}" for n, v in sorted(function.keywords.items()))]
+        shown = [_described(v) if callable(v) else repr(v) for v in function.args]
+        values = [*shown, *(f"{n}={v!r}" for n, v in sorted(function.keywords.items()))]
         return f"{_described(function.func)}({', '.join(values)})"
     return getattr(function, "__qualname__", repr(function))
 

@@ -13,7 +13,7 @@ import numpy as np
 from cepam_jax import mechanisms
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
-from cepam_jax.federated.spread import CLIENTS
+from cepam_jax.federated.plan import CLIENTS
 from cepam_jax.run import allowed, blame, build, devices, origins, stacking
 from cepam_jax.run.config import plain, validate
 from cepam_jax.run.devices import RUNS, Layout

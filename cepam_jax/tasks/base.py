@@ -62,6 +62,8 @@ class Task(NamedTuple):
       headline: the metric that results are compared by.
       higher_is_better: its direction.
       formats: metric -> how a number is shown, as in `format(value, ".3f")`.
+      turned: examples (name -> array) -> the same with false labels, for attacks on the data; None: it has no
+        labels.
       project: statistics -> statistics, brings back into their range what noise carried out of it; None: any
         number is in range.
       lower: metrics beside the headline of which less is better.
@@ -82,6 +84,7 @@ class Task(NamedTuple):
     lower: tuple[str, ...] = ("loss",)
     whole: Callable[[Model], Model] | None = None
     begin: Callable[[Model, jax.Array], Model] | None = None
+    turned: Callable[[Batch], Batch] | None = None
 
 
 # Name -> function (settings, specification of the examples) -> Task; `register` adds one by the function's

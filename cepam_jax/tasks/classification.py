@@ -20,6 +20,7 @@ def classification(
     inputs: str = "inputs",
     labels: str = "labels",
     prepare: Callable | None = None,
+    num_classes: int = 0,
 ) -> Task:
     """Learns which of several labels an example has.
 
@@ -30,6 +31,8 @@ def classification(
       labels: name of the array int[examples] of labels, from 0 on.
       prepare: (inputs of a batch, constants, key or None) -> what goes into the module; with a key it may
         augment. By default nothing is done.
+      num_classes: how many labels there are, for attacks that turn label k into the last one less k; 0: not
+        known, and there are none.
     """
     net = model if isinstance(model, Network) else network(model, example)
 
@@ -45,6 +48,9 @@ def classification(
         correct = (logits.argmax(-1) == batch[labels]).astype(jnp.float32)
         return {"loss": cross_entropy(logits, batch[labels]), "accuracy": correct}
 
+    def turned(examples):
+        return {**examples, labels: num_classes - 1 - examples[labels]}
+
     return Task(
         net.initialize,
         loss,
@@ -54,6 +60,7 @@ def classification(
         higher_is_better=True,
         formats=FORMATS,
         project=net.project,
+        turned=turned if num_classes else None,
     )
 
 

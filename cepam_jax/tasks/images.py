@@ -46,6 +46,6 @@ def image_classification(config, specification) -> Task:
         images = normalized(images, constants)
         return images if key is None else augment(key, images)
 
-    module = models.build(config.model, dict(facts)["num_classes"])
-    net = network(module, np.zeros(shape, np.float32))
-    return classification(net, inputs="image", labels="label", prepare=prepare)
+    classes = dict(facts)["num_classes"]
+    net = network(models.build(config.model, classes), np.zeros(shape, np.float32))
+    return classification(net, inputs="image", labels="label", prepare=prepare, num_classes=classes)

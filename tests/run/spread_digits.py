@@ -27,6 +27,28 @@ CASES = {
             "mechanism.per_client.gamma": (3.0, 10.0, *[300.0] * 7),
         },
     ),
+    "clipping": (
+        "cepam_gaussian",
+        {
+            "aggregator": "centered_clipping",
+            "byzantine.before": "mixing",
+            "byzantine.tolerated": 3,
+            "byzantine.noise": "known",
+            "byzantine.check": True,
+            "clients_per_round": 9,
+        },
+    ),
+    "liars": (
+        "cepam_gaussian",
+        {
+            "aggregator": "trimmed_mean",
+            "byzantine.tolerated": 3,
+            "byzantine.attack": "little_is_enough",
+            "byzantine.clients": 2,
+            "clients_per_round": 9,
+            "local.worker_momentum": 0.5,
+        },
+    ),
     "weights": ("clipped", {"aggregator": "inverse_error", "partition.kind": "dirichlet"}),
 }
 

@@ -10,7 +10,8 @@ round from what is public. A rule that gathers, such as a median, sees all decod
   gathering   combine(state, updates, facts) -> (aggregate, state)
                                                           memory: participants x d floats; with several
                                                           devices and a coordinatewise rule, that divided by
-                                                          the devices
+                                                          the devices, and up to three copies of it. A rule
+                                                          by distances is one, with `mix`
 
 Laws, each tested for every registered rule: the aggregate of equal updates is that update; the order of the
 participants does not matter, up to rounding; one device and several give the same, up to rounding.
@@ -35,10 +36,20 @@ class Facts(NamedTuple):
     Attributes:
       client: int32[participants], their numbers.
       examples: f32[participants], how many examples each has.
+      noise: f32[participants], expected squared norm d sigma_k^2 of each one's noise against outsiders; 0 for
+        mechanisms without noise.
+      key: randomness of the round that everybody may know.
+      taken: bool[participants], whose updates the server takes; the others are zeros, and to be left out.
+        None: all are taken.
+      preference: f32[rows], what `mix` found each row of the updates to be worth; None: it said nothing.
     """
 
     client: jax.Array
     examples: jax.Array
+    noise: jax.Array | None = None
+    key: jax.Array | None = None
+    taken: jax.Array | None = None
+    preference: jax.Array | None = None
 
 
 class Public(NamedTuple):
@@ -81,10 +92,15 @@ class Aggregator(NamedTuple):
         f32[] or f32[tensors].
       combine: (state, decoded updates f32[participants, c], Facts) -> (f32[c], state). c is d, or less for a
         coordinatewise rule, which is given some of the coordinates at a time.
+      mix: for a coordinatewise rule that needs distances: (inner products f32[n, n] of the updates, Facts) ->
+        (f32[m, n] or None, Facts). `combine` is then given the m combinations of the updates with these
+        weights instead of the updates (None: the updates), and these facts.
+      from_last: for a rule with `mix`: whether the last aggregate counts as one more update, the last row;
+        zeros before the first round. It is the rule's state.
       per_tensor: whether weights differ from tensor to tensor; then each client sends one float per tensor
         more.
-      coordinatewise: whether a coordinate of the result depends on that coordinate of the updates alone; such
-        a rule has no state.
+      coordinatewise: whether a coordinate of the result depends on that coordinate of the updates alone, and
+        on what `mix` made of all of them; such a rule has no state but the last aggregate.
       initialize: d -> state; None: the rule has none.
       public_weights: for a weighted sum of decoded updates whose weights everybody may know: numbers of
         examples int[clients] -> f64[clients], the weights up to a common factor. None for other rules.
@@ -95,6 +111,9 @@ class Aggregator(NamedTuple):
       least_ratios: for a rule with `weights` and a state: (deviations f64[clients], deviation of one client
         f64) -> f64[clients], the least w_j / w_k that any state may lead to, for each j and that client k.
       needs_clip: whether it needs a limit to the updates' norms, a clip of the mechanism.
+      needs_law: whether it uses the law of each update's whole error.
+      least: the smallest number of participants with which the rule means anything.
+      leaves_out: for a rule with `combine`: whether it leaves out what `Facts.taken` says.
       configure: config -> the rule with the settings of a configuration; None: it has no settings.
       post_processing: whether the result follows from decoded updates and public facts alone, for a rule that
         is no such sum. Weights that follow from errors do not: an error is a function of the update itself.
@@ -104,6 +123,8 @@ class Aggregator(NamedTuple):
 
     weigh: Callable | None = None
     combine: Callable[[Any, jax.Array, Facts], tuple[jax.Array, Any]] | None = None
+    mix: Callable[[jax.Array, Facts], tuple[jax.Array | None, Facts]] | None = None
+    from_last: bool = False
     per_tensor: bool = False
     coordinatewise: bool = False
     initialize: Callable[[int], Any] | None = None
@@ -112,6 +133,9 @@ class Aggregator(NamedTuple):
     observe: Callable[[Any, Published], Any] | None = None
     least_ratios: Callable[[np.ndarray, float], np.ndarray] | None = None
     needs_clip: bool = False
+    least: int = 1
+    leaves_out: bool = False
+    needs_law: bool = False
     configure: Callable[[Any], "Aggregator"] | None = None
     post_processing: bool = False
     refused: str = ""
@@ -129,9 +153,3 @@ AGGREGATORS: Registry = Registry("aggregator")
 settings.declare(
     "", {"aggregator": settings.choice("mean", "How the server combines decoded updates.", AGGREGATORS)}
 )
-
-
-def of_config(config) -> Aggregator:
-    """The rule that a configuration names, with its settings."""
-    rule = AGGREGATORS.get_or_raise(config.aggregator)
-    return rule.configure(config) if isinstance(rule, Aggregator) and rule.configure else rule

@@ -25,7 +25,12 @@ def check(rule: Aggregator) -> Aggregator:
         raise ConfigError(
             "an aggregator has either `weigh` or `weights` (it streams) or `combine` (it gathers)"
         )
-    if rule.coordinatewise and (rule.combine is None or rule.initialize is not None):
+    if rule.mix is not None and not rule.coordinatewise:
+        raise ConfigError("an aggregator with `mix` is coordinatewise in what it makes of the mixed updates")
+    if rule.from_last and (rule.mix is None or rule.initialize is None):
+        raise ConfigError("an aggregator that begins from the last aggregate has `mix` and `initialize`")
+    stateful = rule.initialize is not None and not rule.from_last
+    if rule.coordinatewise and (rule.combine is None or stateful):
         raise ConfigError("a coordinatewise aggregator has `combine` and no state")
     if rule.initialize is not None and rule.weigh is not None:
         raise ConfigError("an aggregator that streams has no state, unless it has `weights`")

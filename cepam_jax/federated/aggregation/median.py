@@ -1,8 +1,7 @@
 """The median of decoded updates, coordinate by coordinate: the simplest rule that gathers."""
 
-import jax.numpy as jnp
-
-from cepam_jax.federated.aggregation.base import AGGREGATORS, Aggregator
+from cepam_jax.federated.aggregation.base import Aggregator
+from cepam_jax.federated.aggregation.coordinates import coordinate_median
 
 
 def median() -> Aggregator:
@@ -12,11 +11,8 @@ def median() -> Aggregator:
     Rates, arXiv 1803.01498, section 4. It follows from decoded updates alone, so each client keeps the
     protection of its own noise; the noises of the others do not add to it, since a median is no sum.
     """
-    return Aggregator(
-        combine=lambda state, updates, facts: (jnp.median(updates, axis=0), state),
-        coordinatewise=True,
-        post_processing=True,
-    )
+    return Aggregator(combine=_combined, coordinatewise=True, post_processing=True, leaves_out=True)
 
 
-AGGREGATORS.register("median", median())
+def _combined(state, updates, facts):
+    return coordinate_median(updates, taken=facts.taken), state
