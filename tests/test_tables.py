@@ -144,5 +144,5 @@ def test_a_run_by_hospital(tmp_path, capsys):
     del stored["data"]["fold"]  # as a run has it that was made before there were folds
     path.write_text(json.dumps(stored))
     assert finished.load(tmp_path / "run").config == run.config
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="must be the work directory of a run"):
         finished.load(tmp_path)

@@ -89,7 +89,7 @@ def test_a_step_down_the_gradient_lowers_the_loss(name, data):
     check_model(model)
     loss = jax.jit(lambda p: task.loss(model._replace(params=p), batch, constants, jax.random.key(1))[0])
     gradient = jax.grad(loss)(model.params)
-    after = jax.tree.map(lambda w, g: w - 1e-3 * g, model.params, gradient)
+    after = jax.tree.map(lambda w, g: w - 1e-4 * g, model.params, gradient)
     assert float(loss(after)) < float(loss(model.params))
 
 
