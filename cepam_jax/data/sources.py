@@ -81,7 +81,7 @@ Options = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
 def sections_of(source: Any) -> tuple[str, ...]:
     """The sections of the configuration that a data set's function asks for."""
     parameters = inspect.signature(source).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty)
 
 
 def options_of(config: Any) -> Options:

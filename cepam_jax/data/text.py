@@ -59,6 +59,20 @@ settings.declare(
     "Texts, their speakers and windows.",
 )
 
+
+@settings.rule
+def _rules(fields):
+    """A clip of examples bounds a window's part; where windows overlap, a character has several."""
+    clipped = fields.get("local.example_clip", 0) > 0 and fields.get("task") == "next_character"
+    yield (
+        not clipped or fields["text.stride"] > fields["text.context"],
+        "text.stride",
+        f"above config.text.context = {fields['text.context']} where config.local.example_clip is positive: "
+        "windows that overlap have a character several times, and an epsilon for examples would be too small "
+        "for it",
+    )
+
+
 _SHORTEST = 4  # characters of a text of which both parts have one to predict
 
 

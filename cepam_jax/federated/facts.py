@@ -26,6 +26,14 @@ def check(plan: Plan) -> None:
             "mechanism adds noise to updates and the aggregator is a sum with public weights; this is "
             f"{about.name} with another one, or without noise"
         )
+    code = plan.mechanism.code
+    scalar = code.kind == "lattice" and code.lattice == "Z1" and code.layer == "gaussian"
+    modelled = scalar and about.server is None and about.clip is not None and code.weight is None
+    if plan.control.needs_rate and not modelled:
+        raise ConfigError(
+            "the control rule counts bits (config.filter.bits) by the rate model of scalar LRSUQ at the "
+            f"clip, which says nothing about the messages of {about.name}"
+        )
     if plan.per_round < rule.least:
         raise ConfigError(
             f"the aggregator bears its lies among at least {rule.least} updates a round, and there are "

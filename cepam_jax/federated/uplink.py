@@ -88,7 +88,10 @@ def send(
     measure = l1_norm if mechanism.about.clip == "l1" else l2_norm
     _, keys = client_keys(arrays, state.round, client)
     knobs = jax.tree.map(lambda knob: knob[client], knobs)._replace(scale=state.scale)
-    update = trained.update
+    update, finite = trained.update, jnp.isfinite(trained.update).all()
+    if plan.false_alarm is not None:
+        # The round goes on: a client whose training diverged sends noise alone, which betrays nothing of it.
+        update = jnp.where(finite, update, 0.0)
     base = sent_model if plan.quantize == "weights" else 0.0
     message = mechanism.encode(keys, base + update, knobs)
     size = jnp.int32(0)
@@ -103,11 +106,9 @@ def send(
     if crafts:  # what liars would have sent is never used; all are checked when the lies are known
         assert arrays.liars is not None
         code = jnp.where(arrays.liars[client], VALID, code)
-    if plan.false_alarm is not None:
-        code = jnp.int32(VALID)
-        if not crafts:
-            limits = admission.limits(mechanism.about, knobs, decoded.shape[0], plan.false_alarm)
-            decoded, taken = admission.admitted(mechanism.about, decoded, limits)
+    if plan.false_alarm is not None and not crafts:
+        limits = admission.limits(mechanism.about, knobs, decoded.shape[0], plan.false_alarm)
+        decoded, taken = admission.admitted(mechanism.about, decoded, limits)
     # An aggregator by errors needs one float per tensor of each client.
     extra_bits = 32 * len(plan.segments) if plan.aggregator.per_tensor else 0
     report = Report(
@@ -124,10 +125,7 @@ def send(
         admitted=None if taken is None else taken.astype(jnp.float32),
     )
     lost, kept = None if state.memory is None else update - decoded, trained.state
-    if (
-        plan.false_alarm is not None
-    ):  # the round goes on without an update that is not finite: nothing is kept
-        finite = jnp.isfinite(update).all()
+    if plan.false_alarm is not None:  # of what is not finite nothing is kept
         before = jax.tree.map(lambda a: a[client], (state.memory, state.local))
         lost, kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (lost, kept), before)
     return Sent(decoded, tensor_means(error, plan.segments), trained.weight, code, report, lost, kept)

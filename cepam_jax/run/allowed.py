@@ -259,4 +259,5 @@ def _checked(config, counts, wanted, gamma, by_bits, messages, peaks) -> Allowed
         close = need.bits < np.inf and gamma[k] >= by_bits[k] * (1 - 1e-9)
         asked = need.epsilon and gamma[k] < float(RANGE) / peaks
         limits.append("bits" if close else "epsilon" if asked else "nothing")
-    return Allowed(gamma, wanted, limits, epsilon, bits)
+    peak = 0.0 if messages is None or messages.sent is None else float(config.needs.peak)
+    return Allowed(gamma, wanted, limits, epsilon, bits, peak)

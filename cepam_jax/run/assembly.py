@@ -82,7 +82,7 @@ def assemble(
     check_model(model)
     leaves = jax.tree.leaves((model.params, model.statistics))
     built = parts.mechanism_of(mechanism, tuple(leaf.shape for leaf in leaves))
-    rule = constant() if control is None else control
+    ruling = constant() if control is None else control
     each = parts.client_knobs(built, knobs, clients.number)
     each_steps = parts.client_steps(steps, clients.number)
     settings = parts.local_training(int(each_steps.max()), batch_size, training, built)
@@ -111,7 +111,7 @@ def assemble(
         per_round=per_round,
         per_chunk=devices.at_once(asked, per_round, present),
         control=for_updates(
-            parts.check_control(rule, each, built.about.knobs), sum(leaf.size for leaf in leaves)
+            parts.check_control(ruling, each, built.about.knobs), sum(leaf.size for leaf in leaves)
         ),
         task=task,
         downlink=parts.check_kind("downlink", downlink, Downlink | None, "a federated.Downlink"),

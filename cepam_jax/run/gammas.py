@@ -16,6 +16,7 @@ class Allowed(NamedTuple):
       limits: what decided each gamma: "epsilon", "bits" or "nothing".
       epsilon: {adversary: f64[clients]}, of the planned run.
       bits: f64[clients], which at most 1 % of messages exceed; NaN where nothing is known.
+      peak: of the updates for which that holds; 0: of all.
     """
 
     gamma: np.ndarray
@@ -23,9 +24,10 @@ class Allowed(NamedTuple):
     limits: list[str]
     epsilon: dict[str, np.ndarray]
     bits: np.ndarray
+    peak: float = 0.0
 
     def text(self) -> str:
-        """A line for each kind of client."""
+        """A line for each kind of client, and what the limits to messages suppose."""
         kinds: dict[tuple, list[int]] = {}
         for k, need in enumerate(self.needs):
             kinds.setdefault((need, float(self.gamma[k]), self.limits[k]), []).append(k)
@@ -40,6 +42,11 @@ class Allowed(NamedTuple):
             lines.append(
                 f"{who}clients {_ranges(clients)} need {need.words()}: gamma = {gamma:.6g}, set by {limit}; "
                 f"planned: {', '.join(found) or 'nothing asked'}"
+            )
+        if self.peak and not np.isnan(self.bits).all():
+            lines.append(
+                "messages are that short if in no tensor of an update the root mean square is more than "
+                f"{self.peak:g} times the mean absolute value (config.needs.peak)"
             )
         return "\n".join(lines) + "\n"
 

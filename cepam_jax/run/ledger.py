@@ -170,8 +170,9 @@ def _entry(found: dict[str, Any], parts: Parts | None) -> Entry:
 
 def planned(rule: control.Control, knobs: Knobs, rounds: int) -> Ledger:
     """What rounds will apply under a rule that reads no results; of one that does, what the first would."""
-    if rule.adaptive and rule.budget is not None:  # what it spends at most, and no more
-        rounds = int(min(rounds, max(1, rule.budget)))
+    if rule.adaptive and rule.budget is not None and rule.budget < rounds:  # spent evenly
+        thinner = np.float32((rounds / rule.budget) ** 0.5 * (1 + 2.0**-15))
+        knobs = knobs._replace(sigma=None if knobs.sigma is None else knobs.sigma * thinner)
     # A million rounds of equal knobs are one entry, which need not be put together round by round.
     if rule.adaptive or rule.knobs is control.unchanged:
         return Ledger((Entry(rounds, jax.tree.map(lambda a: _shortened(np.asarray(a)), knobs)),))

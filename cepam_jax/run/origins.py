@@ -1,5 +1,6 @@
 """Where a run begins: at random, or with the model of another run; its work directory keeps a note of it."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -98,6 +99,7 @@ def finished(workdir: str | Path, name: str = "config.init") -> Finished:
 
 def _config(path: Path, name: str) -> ml_collections.ConfigDict:
     """The configuration in a file; fields of later releases are at their defaults."""
+    importlib.import_module("cepam_jax.run.config")  # declares what every part has; it imports this module
     try:
         fields = settings.flat(settings.plain(json.loads(path.read_text())))
         config = settings.defaults()

@@ -70,10 +70,9 @@ def words_of(about: About, federation: privacy.Federation, delta: float, coordin
         )
     chance = _chance_beyond(law, drawn.block, end, federation)
     unit = "deviations" if law == "gaussian" else "times its scale b"
-    noise = "" if federation.budget is None else " with the noise of the start"
     text += (
         f"; it ends at {end:.2f} {unit}, and an update that lies on one coordinate leaves that range with "
-        f"probability {chance:.1e} over the run{noise}"
+        f"probability {chance:.1e} over the run"
     )
     if chance > delta:
         text += (
@@ -94,7 +93,11 @@ def words_of(about: About, federation: privacy.Federation, delta: float, coordin
 
 
 def _chance_beyond(law, block, end, federation) -> float:
-    """Of the least protected client over all rounds, if it takes part in all of them."""
+    """Of the least protected client over all rounds, if it takes part in all of them.
+
+    Where a budget B is spent by results, rounds have f times the shift, and sum f^2 <= B. With g(u) the
+    chance of a round with f^2 = u, the sum over the rounds is at most rounds g(0) + B sup (g(u) - g(0)) / u.
+    """
     total = np.zeros(len(federation.clip))
     for phase in federation.phases:
         with np.errstate(divide="ignore"):
@@ -103,5 +106,13 @@ def _chance_beyond(law, block, end, federation) -> float:
                 * privacy.bounds(federation, phase)
                 / privacy.noise_scale(law, phase.outsiders)
             )
-        total += phase.rounds * arithmetic.beyond(law, block, end, np.minimum(shift, 1e3))
+        if federation.budget is None:
+            total += phase.rounds * arithmetic.beyond(law, block, end, np.minimum(shift, 1e3))
+            continue
+        squares = np.geomspace(1e-6, federation.budget, 400)[:, None]
+        none = arithmetic.beyond(law, block, end, np.zeros(1))
+        moved = arithmetic.beyond(law, block, end, np.minimum(np.sqrt(squares) * shift, 1e3))
+        # Between two points of the grid the quotient is no more than their ratio above the larger.
+        steep = squares[1] / squares[0] * np.max((moved - none) / squares, axis=0)
+        total += phase.rounds * none + federation.budget * np.maximum(steep, 0.0)
     return float(min(1.0, total.max()))

@@ -326,7 +326,9 @@ def test_honest_updates_that_are_refused_stay_refused_under_an_attack(monkeypatc
     np.testing.assert_array_equal(np.asarray(report.participants.admitted)[honest], expected)
 
 
-def test_an_honest_update_that_is_not_finite_is_left_out_by_a_check():
+def test_a_client_whose_training_diverged_sends_noise_alone_under_a_check():
+    """So the round goes on, and nobody sees by what was refused whose training diverged."""
+
     def poisoned(model_params, data, row, count, steps, key):
         update, loss, scale = local_update(model_params, data, row, count, steps, key)
         return jnp.where(row[0] == 4, jnp.nan, update), loss, scale
@@ -335,7 +337,7 @@ def test_an_honest_update_that_is_not_finite_is_left_out_by_a_check():
     _, run, _ = make(aggregator=rule, local_update=as_local_update(poisoned), false_alarm=1e-9)
     state, report = jax.jit(run)(start(), federation())
     assert bool(report.ran) and np.isfinite(state.params["w"]).all()
-    np.testing.assert_array_equal(report.participants.admitted, np.arange(CLIENTS) != 4)
+    np.testing.assert_array_equal(report.participants.admitted, np.ones(CLIENTS))
 
 
 def test_nan_of_a_liar_ends_no_round_with_a_check_and_fails_it_without():

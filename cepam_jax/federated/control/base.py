@@ -71,6 +71,7 @@ class Control(NamedTuple):
         number, whatever is released. So the whole run spends no more than so many rounds at the start's
         knobs. None: it states none, and has no guarantee.
       needs_noise: whether it reads `Released.noise`; where that is not known it is refused.
+      needs_rate: whether it counts bits by the rate model of scalar LRSUQ; other mechanisms are refused.
       sized: d -> the rule for updates of that length; None: it does not depend on d.
     """
 
@@ -81,6 +82,7 @@ class Control(NamedTuple):
     watch: Callable[[Any, Measured], Any] | None = None
     budget: float | None = None
     needs_noise: bool = False
+    needs_rate: bool = False
     sized: Callable[[int], "Control"] | None = None
 
     @property

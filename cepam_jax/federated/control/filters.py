@@ -142,6 +142,7 @@ def filtered(
         observe=rule.observe,
         budget=budget,
         needs_noise=spender.needs_noise,
+        needs_rate=bits > 0,
         sized=lambda d: filtered(spender, rounds, budget, bits, least, d),
     )
 
