@@ -571,7 +571,7 @@ WRONG = [
     ({"proximal": -1.0}, "proximal is -1.0"),
     ({"learning_rat": 0.1}, "argument of Federation is 'learning_rat'; it must be one of learning_rate"),
     ({"local": federated.LocalUpdate(lambda *a: None), "batch_size": 5}, "local= is given together with"),
-    ({"aggregator": "mode"}, "aggregator is 'mode'; it must be one of 'examples'"),
+    ({"aggregator": "mode"}, "aggregator is 'mode'; it must be one of 'centered_clipping', 'examples'"),
     ({"control": 3}, "control is 3; it must be a federated.Control"),
     (
         {"control": federated.Control(lambda s, k, n: k._replace(sigma=k.sigma[0]))},
@@ -606,7 +606,7 @@ def test_impossible_values_are_named_before_anything_runs(changes, message):
         (
             ({"inputs": X}, None, "natural", 3),
             ConfigError,
-            "partition is 'natural'; it must be one of 'dirichlet'",
+            "partition is 'natural'; it must be one of 'by_size', 'dirichlet'",
         ),
         (({"inputs": X}, None, "iid", 61), ConfigError, "at most 60, the examples"),
     ],
