@@ -35,9 +35,17 @@ def made(name, data):
     """(Task, Examples), with the first model that fits; each of these is without dropout."""
     config = defaults()
     found = sources.load_examples(data, "no such directory")
+    config.model = model_for(name, found.specification)
+    return TASKS[name](config, found.specification), found
+
+
+def model_for(name, specification):
+    """The first of FIRST that a task takes."""
+    config = defaults()
     for config.model in FIRST:
         with contextlib.suppress(ConfigError):
-            return TASKS[name](config, found.specification), found
+            TASKS[name](config, specification)
+            return config.model
     raise KeyError(f"none of {FIRST} fits {name}")
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_tasks import MODELS, PAIRS, made, start
+from test_tasks import PAIRS, made, model_for, start
 
 from cepam_jax.errors import ConfigError
 from cepam_jax.run import build, training
@@ -147,8 +147,8 @@ def test_statistics_and_what_was_frozen_go_through():
 @pytest.mark.parametrize("name", TASKS)
 def test_a_configuration_says_what_is_trained(name):
     config = defaults()
-    config.task, config.model = name, MODELS.get(name, "mlp")
     task, found = made(name, dict(PAIRS)[name])
+    config.task, config.model = name, model_for(name, found.specification)
     assert of_config(config, task) is task
     path = first_path(task.initialize(jax.random.key(0)))
     config.trainable = f"^{path}$"

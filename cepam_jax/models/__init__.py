@@ -145,11 +145,10 @@ def build(name: str, num_classes: int, inputs: str = "image") -> nn.Module:
     Raises:
       ConfigError: there is no such model, or it takes other inputs; lists those that fit.
     """
-    builder = MODELS.get_or_raise(name)
     fitting = names_for(inputs)
     allowed = f"a model for {inputs}s: {', '.join(map(repr, fitting))}"
     require(name in fitting, "config.model", name, allowed)
-    return builder(num_classes)
+    return MODELS[name](num_classes)
 
 
 def initialize(module: nn.Module, key: jax.Array, image_shape: tuple[int, ...]):

@@ -40,6 +40,9 @@ MECHANISMS = {
     "cepam E8": lambda segments: mechanisms.chain(
         mechanisms.clip("l2"), mechanisms.lrsuq(lattice="E8", segments=segments)
     ),
+    "cepam rotated E8": lambda segments: mechanisms.chain(
+        mechanisms.clip("l2"), mechanisms.rotated("E8", segments=segments)
+    ),
 }
 
 

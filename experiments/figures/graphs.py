@@ -83,7 +83,7 @@ def alone(config) -> dict[str, np.ndarray]:
     Returns:
       "all": f64[clients], accuracy of each on all test examples; "own": on its own, where they have owners.
     """
-    data = sources.load_examples(config.data.name, config.data.dir, config.data.fold)
+    data = sources.load_examples(config.data.name, config.data.dir, sources.options_of(config))
     split = build.split_of(config, data)
     task = build.program(config, data.specification).task
     steps = config.rounds * config.local.steps

@@ -78,7 +78,7 @@ def order(config, label: int) -> np.ndarray:
     """int[clients], who is strong first: those with the most examples of a label; -1: just in order."""
     if label < 0:
         return np.arange(config.num_clients)
-    data = sources.load_examples(config.data.name, config.data.dir, config.data.fold)
+    data = sources.load_examples(config.data.name, config.data.dir, sources.options_of(config))
     split = build.split_of(config, data)
     held = [np.sum(data.labels[split.client(k)] == label) for k in range(config.num_clients)]
     return np.argsort(-np.array(held), kind="stable")

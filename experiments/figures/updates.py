@@ -46,7 +46,7 @@ def updates(setting: str, data_dir: str):
     module_of_config, model, clients, taken = SETTINGS[setting]
     config = module_of_config.get_config("fedavg")
     config.model, config.num_clients, config.data.dir = model, clients, data_dir
-    data = sources.load_examples(config.data.name, config.data.dir, config.data.fold)
+    data = sources.load_examples(config.data.name, config.data.dir, sources.options_of(config))
     arrays = build.client_arrays(config, build.split_of(config, data))
     arrays = arrays._replace(examples=data.train, constants=data.constants)
     arrays = jax.tree.map(jnp.asarray, arrays)
