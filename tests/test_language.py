@@ -69,7 +69,7 @@ def test_other_models_and_other_data_are_refused_by_name():
     config.model = "lstm"
     with pytest.raises(DatasetError, match=r"'next_character', but .* \['image', 'label'\]; it needs charac"):
         TASKS["next_character"](config, sources.load_examples("digits").specification)
-    with pytest.raises(ConfigError, match="model of images is 'lstm'; it must be one of 'cnn2'"):
+    with pytest.raises(ConfigError, match="config.model is 'lstm'; it must be a model for images: 'cnn2'"):
         TASKS["image_classification"](config, sources.load_examples("digits").specification)
 
 

@@ -68,7 +68,7 @@ _WORDS = {
     "remembers": "error feedback",
     "masked": "different coordinates by client",
     "hidden": "draws hidden but for the model",
-    "adaptive": "knobs by results",
+    "adaptive": "knobs by what was released",
     "budget": "budget of the rule for knobs",
 }
 

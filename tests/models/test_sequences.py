@@ -111,7 +111,9 @@ def test_models_of_other_kinds_are_refused_by_name():
     module, params, _ = small("transformer_tiny")
     with pytest.raises(ConfigError, match="characters of a window is 13; it must be at most the context, 12"):
         module.apply({"params": params}, jnp.zeros((1, 13), jnp.int32))
-    with pytest.raises(ConfigError, match="model of images is 'lstm'; it must be one of 'cnn2', 'cnn3'"):
+    with pytest.raises(
+        ConfigError, match="config.model is 'lstm'; it must be a model for images: 'cnn2', 'cnn3'"
+    ):
         models.build("lstm", 10)
     assert models.parts_of("lstm") == (None, sequences.lstm)
     assert set(models.NAMES) == {*models.MODELS, *sequences.SEQUENCES}
