@@ -121,10 +121,14 @@ def drawn(clients: int, liars: int, seed: int) -> np.ndarray:
     return np.isin(np.arange(clients), order[:liars])
 
 
-def with_false_labels(local: LocalUpdate, task: Task) -> LocalUpdate:
-    """Local training in which liars learn from examples with false labels."""
+def with_false_labels(local: LocalUpdate, task: Task, attack: Attack | None) -> LocalUpdate:
+    """Local training, in which liars learn from examples with false labels if the attack turns labels.
+
+    A task that has none to turn leaves it as it is: `facts.check` refuses it.
+    """
     turned = task.turned
-    assert turned is not None
+    if attack is None or not attack.turns_labels or turned is None:
+        return local
 
     def run(model, arrays: ClientArrays, client, *rest):
         assert arrays.liars is not None

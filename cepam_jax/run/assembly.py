@@ -100,10 +100,8 @@ def assemble(
     if attack is not None or alarm is not None:
         rule = guarded(rule, attack is not None and attack.craft is not None, alarm is not None)
         require(not settings.normalize, "normalize", True, "False where clients lie or are checked")
-    if attack is not None and attack.turns_labels and task.turned is not None:
-        update = with_false_labels(update, task)
     plan = Plan(
-        local_update=update,
+        local_update=with_false_labels(update, task, attack),
         mechanism=built,
         aggregator=rule,
         server=parts.server_of(server),

@@ -137,10 +137,8 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
     mechanism = mechanisms.build(config.mechanism, tuple(leaf.shape for leaf in leaves))
     _check_about(mechanism.about, about_of(config))
     attack, update = byzantine.attack_of(config), local.make_local_update(task, training_of(config))
-    if attack is not None and attack.turns_labels and task.turned is not None:
-        update = byzantine.with_false_labels(update, task)
     return federated.Plan(
-        local_update=update,
+        local_update=byzantine.with_false_labels(update, task, attack),
         mechanism=mechanism,
         aggregator=aggregation.of_config(config),
         server=server.OPTIMIZERS[config.server.optimizer](

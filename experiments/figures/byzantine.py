@@ -141,27 +141,28 @@ def claims_of(data, rows, channels, liars) -> list[Claim]:
     ]
 
 
-def plot(rows, channels, liars, rules):
-    """A heat map: rules down, channels and liars across."""
+def plot(by_data, channels, liars, rules):
+    """A heat map for each data set: rules down, channels and liars across."""
     columns = [(channel, number) for channel in channels for number in liars]
-    figure = Figure(figsize=(1.5 + 0.62 * len(columns), 1.6 + 0.42 * len(rules)), layout="constrained")
-    axes = figure.subplots()
-    found = {(row["rule"], row["channel"], row["liars"]): np.mean(row["accuracy"]) for row in rows}
-    values = np.array([[found[(rule, *column)] for column in columns] for rule in rules])
-    image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    for (i, j), value in np.ndenumerate(values):
-        axes.text(
-            j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="w" if value < 0.6 else "k"
-        )
-    axes.set_yticks(range(len(rules)), rules)
-    axes.set_xticks(range(len(columns)), [str(number) for _, number in columns])
-    axes.set_xlabel("liars")
-    for place, channel in enumerate(channels):
-        middle = place * len(liars) + (len(liars) - 1) / 2
-        axes.text(middle, -0.75, channel, ha="center", va="bottom", fontsize=9)
-        if place:
-            axes.axvline(place * len(liars) - 0.5, color="w", linewidth=2)
-    figure.colorbar(image, ax=axes, label="worst accuracy over attacks")
+    height = 1.6 + 0.42 * len(rules)
+    figure = Figure(figsize=(1.5 + 0.62 * len(columns), height * len(by_data)), layout="constrained")
+    panels = figure.subplots(len(by_data), 1, squeeze=False).ravel()
+    for axes, (data, rows) in zip(panels, by_data.items(), strict=True):
+        found = {(row["rule"], row["channel"], row["liars"]): np.mean(row["accuracy"]) for row in rows}
+        values = np.array([[found[(rule, *column)] for column in columns] for rule in rules])
+        image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for (i, j), value in np.ndenumerate(values):
+            color = "w" if value < 0.6 else "k"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
+        axes.set_yticks(range(len(rules)), rules)
+        axes.set_xticks(range(len(columns)), [str(number) for _, number in columns])
+        axes.set_xlabel(f"liars, {data}")
+        for place, channel in enumerate(channels):
+            middle = place * len(liars) + (len(liars) - 1) / 2
+            axes.text(middle, -0.75, channel, ha="center", va="bottom", fontsize=9)
+            if place:
+                axes.axvline(place * len(liars) - 0.5, color="w", linewidth=2)
+        figure.colorbar(image, ax=axes, label="worst accuracy over attacks")
     return figure
 
 
@@ -200,15 +201,14 @@ def main():
         0 in liars and "mean" in f.rules, "--liars and --rules", (liars, f.rules), "with 0, and with mean"
     )
     channels = {FLOATS: 0.0, **{f"gamma {gamma:g}": gamma for gamma in cli.numbers("gammas")}}
-    tables, everything, claims, figures = [], [], [], []
+    tables, by_data, claims = [], {}, []
     for data in f.data:
         configs = runs_of(data, channels, f.rules, liars, f.attacks)
         labels = {" ".join(map(str, key)): config for key, config in configs.items()}
         found = train_all(labels, f.seeds, f"{f.workdir}/runs/{data}", f.progress, keep_failures=True)
         rows = rows_of(data, dict(zip(configs, found.values(), strict=True)))
-        everything += rows
+        by_data[data] = rows
         claims += claims_of(data, rows, channels, liars)
-        figures.append(plot(rows, channels, liars, f.rules))
         tables += [
             [
                 data,
@@ -223,7 +223,9 @@ def main():
             for row in rows
         ]
     header = ["data", "channel", "liars", "rule", "worst accuracy", "attack", "bits", "lies refused a round"]
-    output.save(settings_text(f.data, f.seeds) + markdown(header, tables), everything, figures[0], claims)
+    everything = [row for rows in by_data.values() for row in rows]
+    figure = plot(by_data, channels, liars, f.rules)
+    output.save(settings_text(f.data, f.seeds) + markdown(header, tables), everything, figure, claims)
 
 
 if __name__ == "__main__":

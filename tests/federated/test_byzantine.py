@@ -523,7 +523,7 @@ def test_liars_learn_from_false_labels():
     turned = arrays._replace(examples=task.turned(arrays.examples))
     np.testing.assert_array_equal(turned.examples["labels"], 1 - np.arange(CLIENTS) % 2)
     honest = make_local_update(task, LocalTraining(2, 1))
-    lying = byzantine.with_false_labels(honest, task)
+    lying = byzantine.with_false_labels(honest, task, ATTACKS["label_flip"])
     model, key = initialize(jax.random.key(0)), jax.random.key(1)
     for client in (1, 2):
         there = lying.run(model, arrays, client, key, None, 0)
