@@ -8,6 +8,7 @@ A writer is made by a function (work directory, rounds done) of the registry. A 
 """
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -64,7 +65,13 @@ def tensorboard(workdir: Path, done: int) -> Writer:
         raise ConfigError(
             "config.writer is 'tensorboard', which needs the package tensorboardX: pip install tensorboardX"
         ) from error
-    events = SummaryWriter(str(workdir / "tensorboard"), purge_step=done + 1 if done else None)
+    # The name of an event file has whole seconds alone: without the suffix a run continued within a second of
+    # its start would overwrite what the start wrote. Readers take the files in the order of their names.
+    events = SummaryWriter(
+        str(workdir / "tensorboard"),
+        purge_step=done + 1 if done else None,
+        filename_suffix=f".{time.time_ns():020d}",
+    )
 
     def write(line):
         for name, value in scalars(line).items():
