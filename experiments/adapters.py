@@ -23,7 +23,7 @@ from cepam_jax import settings
 from cepam_jax.data import sources
 from cepam_jax.federated.state import client_keys
 from cepam_jax.mechanisms import Knobs, sigma_of_gamma
-from cepam_jax.run import build, origins
+from cepam_jax.run import build, finished
 from cepam_jax.tasks import Model
 from cepam_jax.tasks.trainable import product
 from configs import shakespeare
@@ -45,7 +45,7 @@ def start(config, task) -> Model:
     key = jax.random.key(config.seeds.model)
     if not config.init:
         return task.initialize(key)
-    return task.begin(jax.tree.map(jnp.asarray, origins.finished(config.init).model), key)
+    return task.begin(jax.tree.map(jnp.asarray, finished.load(config.init, "config.init").model), key)
 
 
 def rounds(config, task, data, number: int):

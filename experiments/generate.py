@@ -6,7 +6,7 @@ python -m experiments.generate --run=/tmp/shakespeare --prompt="But, soft! " --l
 from absl import flags
 
 from cepam_jax.errors import ConfigError
-from cepam_jax.run import origins
+from cepam_jax.run import finished
 from cepam_jax.tasks import generation, language
 from experiments import cli
 
@@ -21,13 +21,13 @@ def define_flags():
 
 def main():
     f = flags.FLAGS
-    found = origins.finished(f.run, "--run")
+    found = finished.load(f.run)
     if found.config.task != "next_character":
         raise ConfigError(
             f"--run is {f.run!r}, a run of the task {found.config.task!r}; it must be one of 'next_character'"
         )
-    net = language.network_of(found.config, found.specification)
-    context = dict(found.specification[0])["context"]
+    net = language.network_of(found.config, found.data.specification)
+    context = dict(found.data.specification[0])["context"]
     print(generation.generate(net, found.model, context, f.prompt, f.length, f.temperature, f.seed))
 
 

@@ -13,7 +13,7 @@ from absl import flags
 
 from cepam_jax.data.examples import number_of
 from cepam_jax.errors import ConfigError
-from cepam_jax.run import finished
+from cepam_jax.run import build, finished
 from cepam_jax.tasks import scores
 from cepam_jax.tasks.tables import SPECIFICITY
 from experiments import cli
@@ -56,7 +56,7 @@ def row_of(name: str, trained: str, sums: dict, count: float, edge: int) -> list
 
 def table(run: finished.Finished) -> str:
     """Markdown: a line for each client with test examples, and one for all."""
-    found = finished.evaluate(run)
+    found, split = finished.evaluate(run), build.split_of(run.config, run.data)
     if "scores" not in found.test:
         raise ConfigError(f"config.task of the run is {run.config.task!r}; it must be 'binary_outcome'")
     no = np.asarray(found.test["scores"], np.float64)[0]
@@ -64,9 +64,9 @@ def table(run: finished.Finished) -> str:
     rows = []
     for k in np.flatnonzero(found.counts):
         sums = {name: each[k] for name, each in found.clients.items()}
-        rows.append(row_of(str(k), str(run.split.counts[k]), sums, float(found.counts[k]), edge))
+        rows.append(row_of(str(k), str(split.counts[k]), sums, float(found.counts[k]), edge))
     everyone = float(number_of(run.data.test))
-    rows.append(row_of("all", str(run.split.counts.sum()), found.test, everyone, edge))
+    rows.append(row_of("all", str(split.counts.sum()), found.test, everyone, edge))
     heads = ["hospital", "trained on", "tested", "of them malignant", "accuracy", "area under the ROC curve"]
     heads += ["sensitivity", "specificity", "calibration error"]
     return markdown(heads, rows)

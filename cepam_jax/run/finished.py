@@ -1,5 +1,7 @@
 """What a work directory holds of a run, read back without training on or writing there."""
 
+import importlib
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,53 +9,76 @@ import jax
 import ml_collections
 import numpy as np
 
+from cepam_jax import mechanisms, settings
 from cepam_jax.data import sources
 from cepam_jax.data.examples import Examples
-from cepam_jax.data.partition import Partition
-from cepam_jax.errors import require
-from cepam_jax.run import build, origins
+from cepam_jax.errors import ConfigError, require
+from cepam_jax.run import build, checkpoints
 from cepam_jax.run.evaluation import Evaluation, make_evaluate
 from cepam_jax.tasks.base import TASKS, Model, Task
 
 
 class Finished(NamedTuple):
-    """A run as its last checkpoint left it.
+    """A run as its last intact checkpoint left it.
 
     Attributes:
-      config: its configuration.
+      config: its configuration; fields of later releases are at their defaults.
       data: its data set.
-      split: who holds which training examples.
-      task: what was learned.
-      model: on the host.
+      task: what was learned, of whole models: what stayed frozen and what was trained are one.
+      model: the whole Model, host arrays.
       round: rounds done.
     """
 
     config: ml_collections.ConfigDict
     data: Examples
-    split: Partition
     task: Task
     model: Model
     round: int
 
 
-def load(workdir: str | Path) -> Finished:
-    """The last intact checkpoint of a run.
+def load(workdir: str | Path, name: str = "--run") -> Finished:
+    """What a run left in its work directory, up to its last intact checkpoint.
 
     Args:
       workdir: of `run.training.train`.
+      name: what an error calls it.
 
     Raises:
-      ConfigError: there is no run, or not one checkpoint.
-      CheckpointDamagedError: no checkpoint is intact.
+      ConfigError: there is no run with a checkpoint, or it has settings that are not known here.
+      CheckpointDamagedError: none of its checkpoints is intact.
       DataNotPreparedError: its data set is not here.
     """
-    left = origins.finished(workdir, "--run")
-    config = left.config
+    workdir = Path(workdir).expanduser()
+    allowed = "the work directory of a run that has a checkpoint"
+    path = workdir / "config.json"
+    require(path.is_file(), name, str(workdir), allowed)
+    config = _config(path, name)
     with jax.enable_x64(False):
         data = sources.load_examples(config.data.name, config.data.dir, sources.options_of(config))
-        split = build.split_of(config, data)
+        compiled = build.program(config, data.specification)
+        template = jax.eval_shape(compiled.initialize, jax.random.key(0), mechanisms.knobs_of(config))
+        found = checkpoints.Checkpoints(workdir / "checkpoints").newest(template)
+        if found is None:
+            raise ConfigError(f"{name} is {str(workdir)!r}, a run without a checkpoint; it must be {allowed}")
+        model = found.state.model
+        whole = model if compiled.task.whole is None else jax.jit(compiled.task.whole)(model)
         task = TASKS[config.task](config, data.specification)
-    return Finished(config, data, split, task, left.model, left.round)
+    return Finished(config, data, task, jax.tree.map(np.asarray, whole), found.round)
+
+
+def _config(path: Path, name: str) -> ml_collections.ConfigDict:
+    """The configuration in a file."""
+    importlib.import_module("cepam_jax.run.config")  # declares what every part has; it imports this module
+    try:
+        fields = settings.flat(settings.plain(json.loads(path.read_text())))
+        config = settings.defaults()
+        config.update_from_flattened_dict(fields)
+        settings.validate(config)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{name} is {str(path.parent)!r}, whose config.json is not one of here: {error}"
+        ) from error
+    return config
 
 
 def evaluate(run: Finished) -> Evaluation:
@@ -71,6 +96,7 @@ def evaluate(run: Finished) -> Evaluation:
     config.evaluation.clients = "test"
     with jax.enable_x64(False):
         judge: Any = jax.jit(make_evaluate(run.task, config.evaluation.batch_size, "test"))
-        owners = build.test_owners(config, run.data, run.split)
-        arrays = build.client_arrays(config, run.split)
+        split = build.split_of(config, run.data)
+        owners = build.test_owners(config, run.data, split)
+        arrays = build.client_arrays(config, split)
         return jax.tree.map(np.asarray, judge(run.model, build.tested(run.data), arrays, owners))

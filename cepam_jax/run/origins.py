@@ -1,19 +1,16 @@
 """Where a run begins: at random, or with the model of another run; its work directory keeps a note of it."""
 
-import importlib
+import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
-import numpy as np
 
-from cepam_jax import files, mechanisms, settings
-from cepam_jax.data import sources
+from cepam_jax import files, settings
 from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError, ConfigError, require
-from cepam_jax.run import build, checkpoints
+from cepam_jax.run import checkpoints, finished
 from cepam_jax.tasks.base import Model, Task
 
 settings.declare(
@@ -50,66 +47,24 @@ class Origin(NamedTuple):
 
     def write(self, workdir: Path) -> None:
         """Keeps the note in a work directory; OSError names the path."""
-        files.write(workdir / _NOTE, json.dumps(self._asdict(), indent=2) + "\n")
+        note = self._asdict() | {"record": self._record()}
+        files.write(workdir / _NOTE, json.dumps(note, indent=2) + "\n")
 
+    @classmethod
+    def read(cls, note: dict) -> "Origin":
+        """What `write` kept; ValueError, TypeError or AttributeError if it is not as it was written."""
+        fields = dict(note)
+        record = fields.pop("record", None)
+        found = cls(**fields)
+        if not re.fullmatch("[0-9a-f]{64}", found.digest):
+            raise ValueError(f"its digest is {found.digest!r}")
+        if record != found._record():
+            raise ValueError("it was altered")
+        return found
 
-class Finished(NamedTuple):
-    """What a run left.
-
-    Attributes:
-      config: its configuration.
-      specification: of its examples.
-      model: its whole Model after its last saved round, host arrays.
-      round: that round.
-    """
-
-    config: ml_collections.ConfigDict
-    specification: tuple
-    model: Model
-    round: int
-
-
-def finished(workdir: str | Path, name: str = "config.init") -> Finished:
-    """What a run left in its work directory, up to its last intact checkpoint.
-
-    Args:
-      workdir: of the run.
-      name: what an error calls it.
-
-    Raises:
-      ConfigError: there is no run with a checkpoint, or it has settings that are not known here.
-      CheckpointDamagedError: none of its checkpoints is intact.
-      DataNotPreparedError: its data set, which says how large its model is, is not here.
-    """
-    workdir = Path(workdir).expanduser()
-    allowed = "the work directory of a run that has a checkpoint"
-    path = workdir / "config.json"
-    require(path.is_file(), name, str(workdir), allowed)
-    config = _config(path, name)
-    data = sources.load_examples(config.data.name, config.data.dir, sources.options_of(config))
-    compiled = build.program(config, data.specification)
-    template = jax.eval_shape(compiled.initialize, jax.random.key(0), mechanisms.knobs_of(config))
-    found = checkpoints.Checkpoints(workdir / "checkpoints").newest(template)
-    if found is None:
-        raise ConfigError(f"{name} is {str(workdir)!r}, a run without a checkpoint; it must be {allowed}")
-    model = found.state.model
-    whole = model if compiled.task.whole is None else jax.jit(compiled.task.whole)(model)
-    return Finished(config, data.specification, jax.tree.map(np.asarray, whole), found.round)
-
-
-def _config(path: Path, name: str) -> ml_collections.ConfigDict:
-    """The configuration in a file; fields of later releases are at their defaults."""
-    importlib.import_module("cepam_jax.run.config")  # declares what every part has; it imports this module
-    try:
-        fields = settings.flat(settings.plain(json.loads(path.read_text())))
-        config = settings.defaults()
-        config.update_from_flattened_dict(fields)
-        settings.validate(config)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{name} is {str(path.parent)!r}, whose config.json is not one of here: {error}"
-        ) from error
-    return config
+    def _record(self) -> str:
+        """SHA-256 of the fields: an altered digest would let the run go on with other noise, unseen."""
+        return hashlib.sha256(json.dumps(self._asdict(), sort_keys=True).encode()).hexdigest()
 
 
 def of_config(config, task: Task, workdir: Path) -> tuple[Origin | None, Model | None]:
@@ -142,7 +97,7 @@ def of_config(config, task: Task, workdir: Path) -> tuple[Origin | None, Model |
                 f"the beginning."
             )
         return known, None
-    found = finished(config.init)
+    found = finished.load(config.init, "config.init")
     _check_alike(config.init, found.model, task)
     origin = Origin(
         str(Path(config.init).expanduser().resolve()), found.round, checkpoints.digest(found.model)
@@ -158,13 +113,10 @@ def of_config(config, task: Task, workdir: Path) -> tuple[Origin | None, Model |
 def _known(workdir: Path) -> Origin | None:
     """The note in a work directory, or None; CheckpointDamagedError if it cannot be read."""
     try:
-        found = Origin(**json.loads((workdir / _NOTE).read_text()))
-        if not re.fullmatch("[0-9a-f]{64}", found.digest):
-            raise ValueError(f"its digest is {found.digest!r}")
-        return found
+        return Origin.read(json.loads((workdir / _NOTE).read_text()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointDamagedError(f"{workdir / _NOTE} cannot be read ({error})") from error
 
 

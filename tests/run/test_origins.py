@@ -1,6 +1,7 @@
 """Runs that begin with another run's model: the same model, other noise, and a note of it that is kept."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from cepam_jax.data import sources
 from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError, ConfigError
-from cepam_jax.run import build, origins, training
+from cepam_jax.run import build, finished, origins, training
 from cepam_jax.run.checkpoints import digest
 from configs import digits
 
@@ -42,7 +43,7 @@ def test_it_begins_where_the_other_run_ended(first, tmp_path):
     assert metrics(mine[0]) == metrics(lines[-1]) != metrics(lines[0])
     note = json.loads((tmp_path / "a/initial.json").read_text())
     assert note["run"] == str(folder.resolve()) and note["round"] == 2
-    assert note["digest"] == digest(origins.finished(folder).model)
+    assert note["digest"] == digest(finished.load(folder).model)
     assert "initial.json" not in {path.name for path in folder.iterdir()}
 
 
@@ -58,7 +59,7 @@ def test_no_noise_is_shared_with_the_other_run(first, tmp_path):
     run(tmp_path / "a", init=str(first[0]))
     run(tmp_path / "b", init=str(tmp_path / "a"))
     split = build.split_of(config_of(), sources.load_examples("digits"))
-    notes = [origins.Origin(**json.loads((tmp_path / name / "initial.json").read_text())) for name in "ab"]
+    notes = [origins.Origin.read(json.loads((tmp_path / name / "initial.json").read_text())) for name in "ab"]
     arrays = [build.client_arrays(config_of(), split, words) for words in ((), *(n.words for n in notes))]
     for key in ("training_key", "shared_key"):
         words = [tuple(jax.random.key_data(getattr(a, key)).tolist()) for a in arrays]
@@ -80,8 +81,18 @@ def test_it_goes_on_to_the_bit_without_the_other_run(first, tmp_path):
             n: v for n, v in b.items() if "seconds" not in n
         }
     note = tmp_path / "broken/initial.json"
-    note.write_text(note.read_text().replace('"digest": "', '"digest": "?'))
-    with pytest.raises(CheckpointDamagedError, match="initial.json cannot be read"):
+    intact = note.read_text()
+    for altered in (
+        intact.replace('"digest": "', '"digest": "?'),
+        re.sub('"round": 2', '"round": 3', intact),
+    ):
+        note.write_text(altered)
+        with pytest.raises(CheckpointDamagedError, match="initial.json cannot be read"):
+            run(tmp_path / "broken", init=str(other), rounds=4)
+    other_noise = json.loads(intact)
+    other_noise["digest"] = "0" * 64
+    note.write_text(json.dumps(other_noise))
+    with pytest.raises(CheckpointDamagedError, match="it was altered"):
         run(tmp_path / "broken", init=str(other), rounds=4)
     note.unlink()
     with pytest.raises(CheckpointDamagedError, match="has lost its initial.json"):
@@ -108,7 +119,7 @@ def test_adapters_begin_with_the_others_model_and_are_merged_into_it(first, tmp_
     assert metrics(mine[0]) == metrics(first[1][-1])
     whole = run(tmp_path / "b", init=str(tmp_path / "a"))
     np.testing.assert_allclose(whole[0]["loss"], mine[-1]["loss"], rtol=1e-6)
-    before, after = (origins.finished(folder).model.params for folder in (first[0], tmp_path / "a"))
+    before, after = (finished.load(folder).model.params for folder in (first[0], tmp_path / "a"))
     np.testing.assert_array_equal(before["Dense_0"]["bias"], after["Dense_0"]["bias"])
     change = (after["Dense_0"]["kernel"] - before["Dense_0"]["kernel"]).astype(np.float64)
     assert np.linalg.matrix_rank(change, tol=1e-5) == 2
