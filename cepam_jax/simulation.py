@@ -35,6 +35,7 @@ from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
 from cepam_jax.federated import Byzantine, Control, Downlink, LocalUpdate, Plan, RoundReport, State
 from cepam_jax.federated.rounds import initial_state, make_round
+from cepam_jax.federated.state import ClientArrays
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import assembly, blame, devices, evaluation, guarantees, parts, precision
 from cepam_jax.run.assembly import Seeds
@@ -118,7 +119,7 @@ class Federation:
                 task,
                 clients,
                 mechanism,
-                _all_knobs(knobs, sigma, clip),
+                parts.one_of(knobs, sigma, clip),
                 optimizer=optimizer,
                 steps=steps,
                 batch_size=batch_size,
@@ -146,6 +147,11 @@ class Federation:
     def plan(self) -> Plan:
         """The parts of a round, as `federated.rounds` takes them."""
         return self._parts.plan
+
+    @property
+    def arrays(self) -> ClientArrays:
+        """What the rounds read of the clients; rounds that you make of it yourself no ledger counts."""
+        return self._parts.arrays
 
     @property
     def coordinates(self) -> int:
@@ -289,12 +295,3 @@ class Federation:
             return self._account.ledger
         with jax.enable_x64(False):
             return planned(self.plan.control, self._parts.arrays.knobs, rounds)
-
-
-def _all_knobs(knobs: Knobs | None, sigma, clip) -> Knobs:
-    if knobs is None:
-        return Knobs(sigma=sigma, clip=clip)
-    parts.check_kind("knobs", knobs, Knobs, "a mechanisms.Knobs")
-    if sigma is not None or clip is not None:
-        raise ConfigError("knobs are given twice: either knobs=, or sigma= and clip=")
-    return knobs

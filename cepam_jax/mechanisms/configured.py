@@ -27,6 +27,7 @@ from cepam_jax.registry import Registry
 if TYPE_CHECKING:
     import ml_collections
 
+CLIPPED = ("model", "tensor")  # what has a bound of its own
 SPARSIFIERS = Registry("sparsifier")
 SPARSIFIERS.register("mask", random_mask)
 SPARSIFIERS.register("top_k", top_k)
@@ -64,6 +65,9 @@ _FIELDS = {
     "threshold": settings.choice("mse", "Of `clipped`: rule for the clipping threshold.", THRESHOLDS),
     "granularity": settings.choice("tensor", "Of `clipped`: what has a threshold of its own.", GRANULARITIES),
     "clip": settings.choice("l2", "The norm of an update that is bounded.", NORMS, "none"),
+    "clip_per": settings.choice(
+        "model", "Whether the whole update is cut to the bound, or each tensor to its share of it.", CLIPPED
+    ),
     "clip_norm": settings.positive(1.0, "The bound on that norm, in units of the update.", **_ARRAY),
     "rotate": settings.boolean(False, "Whether updates are rotated at random before quantization."),
     "sparsify": settings.choice("none", "Which coordinates are sent.", SPARSIFIERS, "none"),
@@ -121,6 +125,11 @@ def _rules(fields):
         mechanism["quantize"] == "updates" or mechanism["clip"] == "none",
         "mechanism.clip",
         "'none' where config.mechanism.quantize is 'weights': weights are not bounded like updates",
+    )
+    yield (
+        mechanism["clip"] != "none" or mechanism["clip_per"] == "model",
+        "mechanism.clip_per",
+        "'model' where config.mechanism.clip is 'none': nothing is clipped",
     )
     yield (
         mechanism["scales"] == "own" or not (mechanism["rotate"] or mechanism["quantize"] == "weights"),
@@ -194,7 +203,8 @@ def build(config, shapes: tuple[tuple[int, ...], ...]) -> Mechanism:
     segments = tuple(math.prod(shape) for shape in shapes)
     mixed = config.rotate  # a rotation leaves no tensor where it was
     coder = {"segments": None if mixed else segments, "coding": config.coding, "scales": config.scales}
-    steps = [] if config.clip == "none" else [clip(config.clip)]
+    of_each = segments if config.clip_per == "tensor" and segments else None
+    steps = [] if config.clip == "none" else [clip(config.clip, of_each)]
     if config.rotate:
         steps.append(rotate())
     if config.sparsify != "none":

@@ -7,8 +7,8 @@ Sources: Abadi, Chu, Goodfellow, McMahan, Mironov, Talwar, Zhang: Deep Learning 
 (arXiv 1607.00133) for clipping; Suresh, Yu, Kumar, McMahan: Distributed Mean Estimation with Limited
 Communication (arXiv 1611.00429) for rotations; Konečný, McMahan, Yu, Richtárik, Suresh, Bacon: Federated
 Learning: Strategies for Improving Communication Efficiency (arXiv 1610.05492) for masks; Lin, Han, Mao, Wang,
-Dally: Deep Gradient
-Compression: Reducing the Communication Bandwidth for Distributed Training (arXiv 1712.01887) for top-k.
+Dally: Deep Gradient Compression: Reducing the Communication Bandwidth for Distributed Training (arXiv
+1712.01887) for top-k.
 """
 
 import functools
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cepam_jax.errors import require
 from cepam_jax.mechanisms import counter
 from cepam_jax.mechanisms.base import About, Keys, Knobs, Transform
 from cepam_jax.mechanisms.knobs import knob
@@ -46,20 +47,26 @@ def _scale(x: jax.Array) -> jax.Array:
 NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {"l2": l2_norm, "l1": l1_norm}
 
 
-def clip(norm: str) -> Transform:
+def clip(norm: str, segments: tuple[int, ...] | None = None) -> Transform:
     """Scales x down to norm `knobs.clip` where it is longer (arXiv 1607.00133, algorithm 1).
 
     Args:
-      norm: "l2" or "l1", over the whole model.
+      norm: "l2" or "l1".
+      segments: lengths of the update's tensors, for a clip of each alone (McMahan, Ramage, Talwar, Zhang:
+        Learning Differentially Private Recurrent Language Models, arXiv 1710.06963, section 3.1). The bound
+        is shared out evenly: each of T tensors is scaled down to clip / sqrt(T) in the L2 norm, to clip / T
+        in the L1 norm, so that the whole keeps the norm `knobs.clip`, which is its sensitivity. T tensors
+        that are each cut at C have together the bound sqrt(T) C, or T C. By default one bound for the whole.
 
     Returns:
-      A transform with knob `clip`, the bound in units of the update.
+      A transform with knob `clip`, the bound of the whole in units of the update.
     """
     measure = NORMS[norm]
+    project = partial(_clip, measure) if segments is None else partial(_clip_each, norm, segments)
     return Transform(
-        name=f"clip_{norm}",
-        forward=lambda keys, x, knobs: (_clip(measure, x, knobs), None),
-        reference=partial(_clip, measure),
+        name=f"clip_{norm}" + ("" if segments is None else "_each_tensor"),
+        forward=lambda keys, x, knobs: (project(x, knobs), None),
+        reference=project,
         variance=lambda x, knobs, rest: rest(x, knobs),
         about=About("", "none", knobs=("clip",), clip=norm, local=False),
         # Scaling down to the L2 ball is the projection on it; on the L1 ball it may drive updates apart.
@@ -71,6 +78,19 @@ def _clip(measure: Callable[[jax.Array], jax.Array], x: jax.Array, knobs: Knobs)
     """x f32[d], scaled down to norm `knobs.clip` where `measure(x)` exceeds it."""
     longest = knob(knobs, "clip")
     return x * jnp.minimum(1.0, longest / jnp.maximum(measure(x), longest))
+
+
+def share_of_tensor(norm: str, tensors: int) -> float:
+    """What a clip of each tensor leaves to each of so many, as a part of the bound of the whole."""
+    return tensors**-0.5 if norm == "l2" else 1.0 / tensors
+
+
+def _clip_each(norm: str, segments: tuple[int, ...], x: jax.Array, knobs: Knobs) -> jax.Array:
+    """x f32[d], each of its tensors scaled down to its share of `knobs.clip` where it is longer."""
+    require(sum(segments) == x.shape[0], "segments", segments, f"lengths with sum {x.shape[0]}, that of x")
+    mine = knobs._replace(clip=knob(knobs, "clip") * share_of_tensor(norm, len(segments)))
+    parts = jnp.split(x, np.cumsum(segments)[:-1])
+    return jnp.concatenate([_clip(NORMS[norm], part, mine) for part in parts])
 
 
 _SIGNS, _MASK = 5, 6  # tags of shared streams; part of the message format

@@ -207,3 +207,13 @@ def exposed(clients: Clients, training: LocalTraining, steps: np.ndarray) -> tup
     if clients.constants:
         found.append("the constants that every batch is seen with, if they were computed from examples")
     return tuple(found)
+
+
+def one_of(knobs: Knobs | None, sigma: Any, clip: Any) -> Knobs:
+    """All knobs, or those that are given apart; ConfigError if both are given, or they are no Knobs."""
+    if knobs is None:
+        return Knobs(sigma=sigma, clip=clip)
+    check_kind("knobs", knobs, Knobs, "a mechanisms.Knobs")
+    if sigma is not None or clip is not None:
+        raise ConfigError("knobs are given twice: either knobs=, or sigma= and clip=")
+    return knobs

@@ -22,6 +22,33 @@ def test_clip_bounds_the_norm_and_keeps_short_updates(norm, scale):
     np.testing.assert_allclose(clipped * 7, x, rtol=1e-5)
 
 
+@pytest.mark.parametrize("norm", transforms.NORMS)
+def test_a_clip_of_each_tensor_keeps_the_bound_of_the_whole(norm):
+    """Also where all tensors are long; a short one among long ones is left as it is."""
+    segments, knobs = (3, 50, 7), Knobs(clip=jnp.float32(2))
+    step, order = transforms.clip(norm, segments), 2 if norm == "l2" else 1
+    share = 2 * transforms.share_of_tensor(norm, 3)
+    long = 9 * jax.random.normal(jax.random.key(0), (60,))
+    parts = jnp.split(step.reference(long, knobs), np.cumsum(segments)[:-1])
+    norms = [float(jnp.linalg.norm(part, order)) for part in parts]
+    assert norms == pytest.approx([share] * 3, rel=1e-5)
+    assert float(jnp.linalg.norm(step.reference(long, knobs), order)) == pytest.approx(2, rel=1e-5)
+    mixed = long.at[:3].set(0.01)
+    np.testing.assert_array_equal(step.reference(mixed, knobs)[:3], mixed[:3])
+    # The twin: one bound for the whole scales the short one down with the rest.
+    assert (transforms.clip(norm).reference(mixed, knobs)[:3] < mixed[:3]).all()
+    # L2 balls in a product are convex: the step brings no two updates farther apart.
+    if norm == "l2":
+        other = long + jax.random.normal(jax.random.key(1), (60,))
+        apart = [
+            jnp.linalg.norm(a - b)
+            for a, b in ((long, other), map(lambda x: step.reference(x, knobs), (long, other)))
+        ]
+        assert step.keeps == ("l2",) and apart[1] <= apart[0]
+    with pytest.raises(ConfigError, match="segments is .*it must be lengths with sum 61"):
+        step.reference(jnp.ones(61), knobs)
+
+
 def test_clip_does_not_hide_nan():
     x = jnp.array([1.0, np.nan, 2.0])
     assert np.isnan(mechanisms.clip("l2").reference(x, Knobs(clip=1.0))).any()
