@@ -36,7 +36,7 @@ from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
 from cepam_jax.federated import Byzantine, Control, Downlink, LocalUpdate, Plan, RoundReport, State
 from cepam_jax.federated.rounds import initial_state, make_round
 from cepam_jax.mechanisms import Knobs
-from cepam_jax.run import assembly, blame, devices, evaluation, guarantees, parts, precision
+from cepam_jax.run import assembly, blame, devices, evaluation, guarantees, parts, precision, uncovered
 from cepam_jax.run.assembly import Seeds
 from cepam_jax.run.ledger import Ledger, planned
 from cepam_jax.tasks.base import Model, Task, check_model
@@ -118,7 +118,7 @@ class Federation:
                 task,
                 clients,
                 mechanism,
-                _all_knobs(knobs, sigma, clip),
+                parts.all_knobs(knobs, sigma, clip),
                 optimizer=optimizer,
                 steps=steps,
                 batch_size=batch_size,
@@ -270,7 +270,8 @@ class Federation:
             first = "no round was applied" if beside else "no round was run: nothing is released"
             return "\n".join([first, *beside])
         federation = guarantees.federation_from(self.facts(relation), ledger)
-        return precision.report(self.plan.mechanism.about, federation, delta, self.coordinates)
+        text = precision.report(self.plan.mechanism.about, federation, delta, self.coordinates)
+        return uncovered.with_broadcast(text, self.plan.downlink is not None)
 
     def epsilons(
         self, delta: float = 1e-5, relation: str = "add_remove", planned_rounds: int = 0
@@ -289,12 +290,3 @@ class Federation:
             return self._account.ledger
         with jax.enable_x64(False):
             return planned(self.plan.control, self._parts.arrays.knobs, rounds)
-
-
-def _all_knobs(knobs: Knobs | None, sigma, clip) -> Knobs:
-    if knobs is None:
-        return Knobs(sigma=sigma, clip=clip)
-    parts.check_kind("knobs", knobs, Knobs, "a mechanisms.Knobs")
-    if sigma is not None or clip is not None:
-        raise ConfigError("knobs are given twice: either knobs=, or sigma= and clip=")
-    return knobs

@@ -31,6 +31,7 @@ class Plan(NamedTuple):
       task: whose statistics, if there are any, are projected after the server's step; None: nothing to
         project.
       downlink: how the model reaches the clients; None: as it is, 32 bits a coordinate.
+      seeded: whether clients make the model before training themselves, from a public seed.
       quantize: "updates", or "weights": the client's new weights go through the mechanism.
       wire: whether every message is packed into bytes and unpacked again.
       attack: what the clients do that lie (`ClientArrays.liars`); None: nobody lies.
@@ -49,6 +50,7 @@ class Plan(NamedTuple):
     control: Control = constant()
     task: Task | None = None
     downlink: Downlink | None = None
+    seeded: bool = False
     quantize: str = "updates"
     wire: bool = False
     attack: Attack | None = None

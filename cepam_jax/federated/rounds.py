@@ -23,26 +23,35 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from cepam_jax.federated import aggregation, facts, participation
+from cepam_jax.federated.broadcast import Broadcast, behind_after, behind_at_start, broadcast
 from cepam_jax.federated.control import Measured, Released
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.spread import Arrived, over_participants
 from cepam_jax.federated.state import ClientArrays, RoundReport, State
 from cepam_jax.federated.uplink import (
+    DOWNLINK,
     LOCAL,
     MECHANISM,
     MODEL,
     VALID,
     failure,
     failure_code,
-    flat_model,
     public_scales,
 )
-from cepam_jax.mechanisms import Keys, Knobs, code_length
+from cepam_jax.mechanisms import Knobs, code_length
 from cepam_jax.tasks.base import Model
 
-__all__ = ["LOCAL", "MECHANISM", "MODEL", "Plan", "failure", "initial_state", "make_round", "public_scales"]
-
-_DOWNLINK = np.uint32(2**32 - 2)  # where a key is for the broadcast, in place of a client
+__all__ = [
+    "DOWNLINK",
+    "LOCAL",
+    "MECHANISM",
+    "MODEL",
+    "Plan",
+    "failure",
+    "initial_state",
+    "make_round",
+    "public_scales",
+]
 
 
 def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, RoundReport]]:
@@ -54,30 +63,19 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
         draw = participation.round_key(arrays.training_key, state.round)
         clients = participation.choose(draw, arrays.counts.shape[0], plan.per_round)
         knobs = plan.control.knobs(state.control, arrays.knobs, state.round)
-        sent_model, downlink, downlink_bits = broadcast(plan, state, arrays)
+        sent = broadcast(plan, state, arrays)
         slots, mask = _slots(plan, clients)
-        model = _unraveled(state, sent_model) if plan.downlink else state.model
         weights = weigh(plan, state, arrays, knobs)
-        arrived = over_participants(plan, state, arrays, knobs, slots, mask, sent_model, model, weights)
+        arrived = over_participants(plan, state, arrays, knobs, slots, mask, sent, weights)
         arrived = observe(plan, state, arrays, knobs, weights, arrived)
-        after = step(plan, state, arrived, knobs, slots)._replace(downlink=downlink)
+        after = step(plan, state, arrived, knobs, slots)
+        if plan.downlink is not None:
+            after = after._replace(downlink=sent.downlink, behind=behind_after(sent, clients))
         after = after._replace(control=control(plan, state, after, arrived, arrays, knobs))
-        kept, report = _if_valid(state, after, arrived, knobs, downlink_bits)
+        kept, report = _if_valid(state, after, arrived, knobs, sent)
         return kept, report._replace(weights=weights)
 
     return run_round
-
-
-def broadcast(plan: Plan, state: State, arrays: ClientArrays):
-    """(the model as clients receive it f32[d], state of the downlink, bits f32[] of a message)."""
-    model = flat_model(state)
-    if plan.downlink is None:
-        return model, None, jnp.float32(32.0 * model.shape[0])
-    shared, training = arrays.shared_key, arrays.training_key
-    keys = Keys(
-        *(jax.random.fold_in(jax.random.fold_in(key, state.round), _DOWNLINK) for key in (shared, training))
-    )
-    return plan.downlink.send(state.downlink, model, keys)
 
 
 def weigh(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs):
@@ -155,16 +153,19 @@ def control(plan: Plan, state: State, after: State, arrived: Arrived, arrays: Cl
     return mine
 
 
-def _if_valid(state: State, after: State, arrived: Arrived, knobs: Knobs, downlink_bits):
+def _if_valid(state: State, after: State, arrived: Arrived, knobs: Knobs, sent: Broadcast):
     """The state after a round that is valid, else the one before it with what was wrong; RoundReport."""
     code = arrived.code
     finite = _finite((after.params, after.server, after.statistics, after.control, after.aggregator))
     broken = failure_code(np.int32(0), MODEL)
     code = jnp.where((code == VALID) & ~finite, broken, code)
+    if state.behind is not None:  # what clients make of a broken broadcast says nothing about them
+        broken = failure_code(np.int32(0), DOWNLINK)
+        code = jnp.where(jnp.isfinite(sent.flat).all() | ~_finite(state.params), code, broken)
     failed = code < VALID
     kept = jax.tree.map(lambda a, b: jnp.where(failed, b, a), after, state)
     kept = kept._replace(invalid_client=jnp.where(failed, code, state.invalid_client))
-    return kept, RoundReport(~failed, arrived.report, knobs, downlink_bits)
+    return kept, RoundReport(~failed, arrived.report, knobs, sent.message.bits)
 
 
 def _finite(tree):
@@ -180,12 +181,6 @@ def _slots(plan: Plan, clients):
     slots = jnp.pad(clients, (0, fill), mode="edge").reshape(plan.chunks, width)
     mask = jnp.pad(jnp.ones(plan.per_round, jnp.float32), (0, fill)).reshape(plan.chunks, width)
     return slots, mask
-
-
-def _unraveled(state: State, flat) -> Model:
-    """A flat model as the Model that local training takes."""
-    params, statistics = ravel_pytree((state.params, state.statistics))[1](flat)
-    return Model(params, statistics, state.frozen)
 
 
 def initial_state(
@@ -222,4 +217,5 @@ def initial_state(
         downlink=plan.downlink.initialize(ravel_pytree((model.params, model.statistics))[0])
         if plan.downlink
         else None,
+        behind=behind_at_start(plan, num_clients),
     )

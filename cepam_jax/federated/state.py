@@ -9,6 +9,18 @@ from cepam_jax.mechanisms import Keys, Knobs
 from cepam_jax.tasks.base import Model
 
 
+class Behind(NamedTuple):
+    """What clients have not received of a compressed downlink, arrays [clients].
+
+    Attributes:
+      bits: f32, ideal code length of the messages that each has missed, at most that of a full model.
+      bytes: int32, their real length likewise; 0 unless messages are packed.
+    """
+
+    bits: jax.Array
+    bytes: jax.Array
+
+
 class State(NamedTuple):
     """All that a run carries from round to round, and all that a checkpoint holds.
 
@@ -26,6 +38,7 @@ class State(NamedTuple):
       statistics, frozen: of the global model, as `tasks.Model` says.
       local: what clients carry from round to round, leading axis [clients]; None: nothing.
       aggregator, control, downlink: states of these parts; None where they have none.
+      behind: what clients lack of a compressed downlink; None without one.
     """
 
     params: Any
@@ -40,6 +53,7 @@ class State(NamedTuple):
     aggregator: Any = None
     control: Any = None
     downlink: Any = None
+    behind: Behind | None = None
 
     @property
     def model(self) -> Model:
@@ -83,6 +97,8 @@ class Report(NamedTuple):
       loss: mean loss of local training.
       bits: ideal code length of its message.
       bytes: real length of its message; 0 unless it was packed.
+      down_bits: ideal code length of what the server sent it: what it lacked, or a full model.
+      down_bytes: real length likewise; 0 unless messages are packed.
       norm: norm of the update before clipping (L1 if the clip is an L1 clip, else L2).
       clipped_norm: norm after clipping.
       signal, noise: sums of squares of the clipped update and of the error.
@@ -95,6 +111,8 @@ class Report(NamedTuple):
     loss: jax.Array
     bits: jax.Array
     bytes: jax.Array
+    down_bits: jax.Array
+    down_bytes: jax.Array
     norm: jax.Array
     clipped_norm: jax.Array
     signal: jax.Array
@@ -111,7 +129,8 @@ class RoundReport(NamedTuple):
       ran: bool[], whether it was carried out and applied; if not, nothing else here means anything.
       participants: Report, leading axis [participants].
       knobs: Knobs of all clients as they were applied, leading axis [clients]: what the accountant reads.
-      downlink_bits: f32[], ideal code length of what the server sent to each participant.
+      downlink_bits: f32[], ideal code length of the round's broadcast; a client that lacks more is sent more
+        (`Report.down_bits`).
       weights: f32[clients], up to a common factor, of a rule that weighs all clients before the round; None
         for other rules.
     """

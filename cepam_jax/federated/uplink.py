@@ -18,8 +18,8 @@ from cepam_jax.wire.transmission import transmit
 VALID = np.int32(2**31 - 1)  # the code of an update that can be averaged; all other codes are smaller
 
 # Causes, in the order in which the first is reported; without one an invalid client is its number alone.
-LOCAL, MECHANISM, MODEL = "local update", "mechanism", "model"
-_CAUSES = (LOCAL, MECHANISM, MODEL)
+LOCAL, MECHANISM, MODEL, DOWNLINK = "local update", "mechanism", "model", "downlink"
+_CAUSES = (LOCAL, MECHANISM, MODEL, DOWNLINK)
 _CLIENT_BITS = 28
 
 
@@ -59,7 +59,8 @@ def failure(code) -> tuple[int, str]:
     Returns:
       The client, and the cause: LOCAL, its update was NaN or infinite before it was encoded; MECHANISM, its
       update was finite, what the server decoded was not; MODEL, all decoded updates were finite, and the
-      server's step led to a model that is not (then the client means nothing).
+      server's step led to a model that is not; DOWNLINK, the model was finite, and what clients decoded of it
+      was not (in the last two the client means nothing).
     """
     return int(code) % 2**_CLIENT_BITS, _CAUSES[int(code) >> _CLIENT_BITS]
 
@@ -71,7 +72,7 @@ def tensor_means(square, segments: tuple[int, ...]):
 
 
 def send(
-    plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, client, trained: Trained, sent_model
+    plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, client, trained: Trained, sent: Any
 ) -> Sent:
     """Encodes, transmits, decodes and checks one participant's update.
 
@@ -82,7 +83,7 @@ def send(
       knobs: of all clients, for this round.
       client: int32[], its number.
       trained: what local training left; its update holds the residual of error feedback already.
-      sent_model: f32[d], the global model as clients received it.
+      sent: Broadcast of the round.
     """
     mechanism = plan.mechanism
     measure = l1_norm if mechanism.about.clip == "l1" else l2_norm
@@ -92,7 +93,7 @@ def send(
     if plan.false_alarm is not None:
         # The round goes on: a client whose training diverged sends noise alone, which betrays nothing of it.
         update = jnp.where(finite, update, 0.0)
-    base = sent_model if plan.quantize == "weights" else 0.0
+    base = sent.flat if plan.quantize == "weights" else 0.0
     message = mechanism.encode(keys, base + update, knobs)
     size = jnp.int32(0)
     if plan.wire:
@@ -116,6 +117,8 @@ def send(
         loss=trained.loss,
         bits=mechanism.bits(keys.shared, message, knobs) + extra_bits,
         bytes=size + extra_bits // 8 if plan.wire else jnp.int32(0),
+        down_bits=sent.need.bits[client],
+        down_bytes=sent.need.bytes[client],
         norm=measure(update),
         clipped_norm=measure(clipped),
         signal=jnp.sum(jnp.square(clipped)),

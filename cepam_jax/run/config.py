@@ -11,6 +11,7 @@ from cepam_jax.federated import (
     aggregation,
     byzantine,
     control,
+    downlink,
     local,
     participation,
     server,
@@ -37,7 +38,7 @@ PARTS = (
         server,
         mechanisms,
     ),
-    *(aggregation, byzantine, control, adaptive_levels, privacy, needs),
+    *(downlink, aggregation, byzantine, control, adaptive_levels, privacy, needs),
 )
 
 _settings.declare(

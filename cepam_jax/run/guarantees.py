@@ -217,7 +217,8 @@ def report_text(
       coordinates: of an update, for the size of what 32-bit words leave out; 0: not known.
     """
     federation = federation_of(config, counts, rounds, ledger)
-    return precision.report(build.about_of(config), federation, config.privacy.delta, coordinates)
+    text = precision.report(build.about_of(config), federation, config.privacy.delta, coordinates)
+    return uncovered.with_broadcast(text, config.downlink.name != "none")
 
 
 def epsilons(config, counts, ledger: Ledger) -> dict:

@@ -66,6 +66,16 @@ def client_knobs(mechanism: Mechanism, knobs: Knobs, clients: int) -> Knobs:
     return Knobs(**found)
 
 
+def all_knobs(knobs: Knobs | None, sigma: Any, clip: Any) -> Knobs:
+    """The knobs that are given, in one of two ways; ConfigError where in both."""
+    if knobs is None:
+        return Knobs(sigma=sigma, clip=clip)
+    check_kind("knobs", knobs, Knobs, "a mechanisms.Knobs")
+    if sigma is not None or clip is not None:
+        raise ConfigError("knobs are given twice: either knobs=, or sigma= and clip=")
+    return knobs
+
+
 def local_training(
     steps: int, batch_size: int, fields: dict[str, Any], mechanism: Mechanism
 ) -> LocalTraining:

@@ -33,6 +33,16 @@ IN_PYTHON = (
 )
 
 
+def with_broadcast(text: str, compressed: bool) -> str:
+    """A report with what it says of a compressed broadcast, if there is one."""
+    if not compressed:
+        return text
+    return (
+        f"{text}\nthe broadcast goes through a quantizer: it is a function of the released models and of "
+        "randomness of its own, so nothing private is in it and no epsilon is spent on it (post-processing)"
+    )
+
+
 def of_failures(rounds: int) -> tuple[str, ...]:
     """What rounds that failed betray beyond their updates, which a ledger counts; () where none failed."""
     if not rounds:
