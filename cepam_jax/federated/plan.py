@@ -37,6 +37,7 @@ class Plan(NamedTuple):
       attack: what the clients do that lie (`ClientArrays.liars`); None: nobody lies.
       false_alarm: probability with which the server refuses an honest message of the largest norm, at most;
         it checks norms then. None: it does not.
+      ends: what ends a round, one of `links.ENDS`; who is later is left out.
       mesh: devices over which the participants are spread, one axis `CLIENTS`; None: one device.
     """
 
@@ -55,6 +56,7 @@ class Plan(NamedTuple):
     wire: bool = False
     attack: Attack | None = None
     false_alarm: float | None = None
+    ends: str = "slowest"
     mesh: Mesh | None = None
 
     @property

@@ -15,6 +15,7 @@ lost of its updates.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,10 +69,13 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
         weights = weigh(plan, state, arrays, knobs)
         arrived = over_participants(plan, state, arrays, knobs, slots, mask, sent, weights)
         arrived = observe(plan, state, arrays, knobs, weights, arrived)
+        anybody, arrived = somebody(plan, arrived)
         after = step(plan, state, arrived, knobs, slots)
+        if plan.ends != "slowest":
+            after = unchanged_without(anybody, state, after)
         if plan.downlink is not None:
             after = after._replace(downlink=sent.downlink, behind=behind_after(sent, clients))
-        after = after._replace(control=control(plan, state, after, arrived, arrays, knobs))
+        after = after._replace(control=control(plan, state, after, arrived, arrays, knobs, anybody))
         kept, report = _if_valid(state, after, arrived, knobs, sent)
         return kept, report._replace(weights=weights)
 
@@ -96,6 +100,26 @@ def observe(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, weight
     return arrived._replace(aggregator=plan.aggregator.observe(state.aggregator, published))
 
 
+def somebody(plan: Plan, arrived: Arrived) -> tuple[Any, Arrived]:
+    """(Whether any participant was in time bool[], what arrived); of nobody the aggregate is zero."""
+    if plan.ends == "slowest":
+        return jnp.bool_(True), arrived
+    assert arrived.report.late is not None
+    anybody = jnp.any(arrived.report.late == 0)
+    return anybody, arrived._replace(aggregate=jnp.where(anybody, arrived.aggregate, 0.0))
+
+
+def unchanged_without(anybody, state: State, after: State) -> State:
+    """The state after a round; where nobody was in time, with the model and all that goes by it as before."""
+    names = ("params", "server", "statistics", "scale", "aggregator")
+    found = {
+        name: jax.tree.map(lambda new, old: jnp.where(anybody, new, old), getattr(after, name), before)
+        for name in names
+        if (before := getattr(state, name)) is not None
+    }
+    return after._replace(**found)
+
+
 def step(plan: Plan, state: State, arrived: Arrived, knobs: Knobs, slots) -> State:
     """The server's step with the aggregate; what clients keep goes where they find it."""
     unravel = ravel_pytree((state.params, state.statistics))[1]
@@ -108,7 +132,7 @@ def step(plan: Plan, state: State, arrived: Arrived, knobs: Knobs, slots) -> Sta
         round=state.round + 1,
         memory=_scattered(state.memory, arrived.lost, slots),
         local=_scattered(state.local, arrived.local, slots),
-        scale=_scales(plan, state, arrived.aggregate, knobs),
+        scale=_scales(plan, state, arrived, knobs),
         aggregator=arrived.aggregator,
     )
 
@@ -128,24 +152,28 @@ def _scattered(before, kept, slots):
     )
 
 
-def _scales(plan, state, aggregate, knobs):
+def _scales(plan, state, arrived: Arrived, knobs):
     """What all may know of the next updates' scales, for coders whose scales are public."""
     if state.scale is None:
         return None
     about = plan.mechanism.about
     private = about.server.deviation(knobs) if about.server else 0.0
-    family = plan.mechanism.code.family
-    return public_scales(aggregate, plan.segments, knobs.sigma, family, plan.per_round, private)
+    family, late = plan.mechanism.code.family, arrived.report.late
+    averaged = plan.per_round if late is None else jnp.maximum(plan.per_round - late.sum(), 1.0)
+    return public_scales(arrived.aggregate, plan.segments, knobs.sigma, family, averaged, private)
 
 
-def control(plan: Plan, state: State, after: State, arrived: Arrived, arrays: ClientArrays, knobs: Knobs):
-    """State of the control rule after the round."""
+def control(
+    plan: Plan, state: State, after: State, arrived: Arrived, arrays: ClientArrays, knobs: Knobs, anybody
+):
+    """State of the control rule after the round; where nobody was in time there is no result to read."""
     rule, mine = plan.control, state.control
     if rule.advance:
         mine = rule.advance(mine)
     if rule.observe:
         noise = facts.noise_of_sum(plan, arrays.counts, knobs, arrived.report)
-        mine = rule.observe(mine, Released(after.round, arrived.aggregate, after.params, noise))
+        seen = rule.observe(mine, Released(after.round, arrived.aggregate, after.params, noise))
+        mine = jax.tree.map(lambda new, old: jnp.where(anybody, new, old), seen, mine)
     if rule.watch:
         loss, examples = arrived.report.loss, arrays.counts.astype(jnp.float32)
         of_participants = examples[arrived.report.client]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from cepam_jax.federated import gathering, uplink
+from cepam_jax.federated import gathering, links, uplink
 from cepam_jax.federated.broadcast import Broadcast
 from cepam_jax.federated.plan import CLIENTS, Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
@@ -129,9 +129,12 @@ def _on_device(plan, state, arrays, knobs, slots, mask, sent, weights) -> Arrive
         code = jax.lax.pmin(sums.code, CLIENTS)
         sums = jax.lax.psum(sums._replace(code=jnp.int32(0)), CLIENTS)._replace(code=code)
     report = jax.tree.map(lambda a: gathering.in_order(plan, a), kept.report)
+    if plan.ends == "quorum":
+        in_time = report.seconds <= links.end_of_round(arrays.links, report.seconds)
+        report = report._replace(late=1 - in_time.astype(jnp.float32))
     if plan.aggregator.streams:
         total = sums.weight
-        if plan.false_alarm is not None:  # nobody may be left
+        if plan.false_alarm is not None or plan.ends != "slowest":  # nobody may be left
             total = jnp.maximum(total, 1e-30)
         aggregate = sums.update / per_coordinate(plan, total)
         step_weight = sums.steps / jnp.mean(total)
@@ -139,7 +142,7 @@ def _on_device(plan, state, arrays, knobs, slots, mask, sent, weights) -> Arrive
     else:
         known = gathering.facts_of(plan, state, arrays, knobs, report)
         aggregate, rule, report = gathering.gather(plan, state, arrays, knobs, kept.decoded, known, report)
-        step_weight = sums.steps / sums.weight
+        step_weight = sums.steps / jnp.maximum(sums.weight, 1e-30)
     return Arrived(aggregate, rule, step_weight, sums.code, report, kept.lost, kept.local)
 
 
@@ -184,7 +187,8 @@ def _send(context, client, mask, trained) -> tuple[Sums, Kept]:
     plan, state, arrays, knobs, broadcast, weights = context
     sent: Sent = uplink.send(plan, state, arrays, knobs, client, trained, broadcast)
     if plan.aggregator.combine:
-        sums = Sums(jnp.zeros(0, jnp.float32), mask, mask * sent.step_weight, sent.code)
+        counted = mask if sent.report.late is None else mask * (1 - sent.report.late)
+        sums = Sums(jnp.zeros(0, jnp.float32), counted, counted * sent.step_weight, sent.code)
         return sums, Kept(sent.report, sent.lost, sent.local, sent.decoded)
     if weights is None:
         count = arrays.counts[client].astype(jnp.float32)
@@ -193,6 +197,8 @@ def _send(context, client, mask, trained) -> tuple[Sums, Kept]:
         weight = mask * weights[client]
     if sent.report.admitted is not None:  # what the server refuses is left out of the sum
         weight = weight * sent.report.admitted
+    if sent.report.late is not None:
+        weight = weight * (1 - sent.report.late)
     update = per_coordinate(plan, weight) * sent.decoded
     sums = Sums(update, weight, jnp.mean(weight) * sent.step_weight, sent.code)
     return sums, Kept(sent.report._replace(weight=jnp.mean(weight)), sent.lost, sent.local, None)

@@ -75,6 +75,7 @@ class ClientArrays(NamedTuple):
       shared_key: shared randomness.
       liars: bool[clients], who lies; None: nobody.
       strength: f32[], of their attack; None: nobody lies.
+      links: of all clients, `links.Links`; None: not known.
     """
 
     examples: Any
@@ -87,6 +88,7 @@ class ClientArrays(NamedTuple):
     shared_key: jax.Array
     liars: jax.Array | None = None
     strength: jax.Array | None = None
+    links: Any = None
 
 
 class Report(NamedTuple):
@@ -105,6 +107,8 @@ class Report(NamedTuple):
       weight: mean over tensors of the weight that the aggregation gave it; 1 for rules that gather.
       lies: 1 where the participant lied, else 0; None where nobody may.
       admitted: 0 where the server refused its update, else 1; None where it does not check.
+      seconds: from the beginning of the round to the arrival of its message; None where links are not known.
+      late: 1 where the round had ended before that, else 0; None where the slowest ends it.
     """
 
     client: jax.Array
@@ -120,6 +124,8 @@ class Report(NamedTuple):
     weight: jax.Array
     lies: jax.Array | None = None
     admitted: jax.Array | None = None
+    seconds: jax.Array | None = None
+    late: jax.Array | None = None
 
 
 class RoundReport(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import admission
+from cepam_jax.federated import admission, links
 from cepam_jax.federated.local import Trained
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
@@ -112,11 +112,14 @@ def send(
         decoded, taken = admission.admitted(mechanism.about, decoded, limits)
     # An aggregator by errors needs one float per tensor of each client.
     extra_bits = 32 * len(plan.segments) if plan.aggregator.per_tensor else 0
+    bits = mechanism.bits(keys.shared, message, knobs) + extra_bits
+    size = size + extra_bits // 8 if plan.wire else jnp.int32(0)
+    seconds, late = _time(plan, arrays, client, sent.need, bits, size)
     report = Report(
         client=client,
         loss=trained.loss,
-        bits=mechanism.bits(keys.shared, message, knobs) + extra_bits,
-        bytes=size + extra_bits // 8 if plan.wire else jnp.int32(0),
+        bits=bits,
+        bytes=size,
         down_bits=sent.need.bits[client],
         down_bytes=sent.need.bytes[client],
         norm=measure(update),
@@ -126,12 +129,30 @@ def send(
         weight=jnp.float32(1),
         lies=None if arrays.liars is None else arrays.liars[client].astype(jnp.float32),
         admitted=None if taken is None else taken.astype(jnp.float32),
+        seconds=seconds,
+        late=late,
     )
-    lost, kept = None if state.memory is None else update - decoded, trained.state
+    received = decoded if late is None else decoded * (1 - late)
+    lost, kept = None if state.memory is None else update - received, trained.state
     if plan.false_alarm is not None:  # of what is not finite nothing is kept
         before = jax.tree.map(lambda a: a[client], (state.memory, state.local))
         lost, kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (lost, kept), before)
     return Sent(decoded, tensor_means(error, plan.segments), trained.weight, code, report, lost, kept)
+
+
+def _time(plan: Plan, arrays: ClientArrays, client, need, bits, size):
+    """(seconds until a message arrives, f32 of 1 where that is after a deadline); None where not asked for.
+
+    Under a quorum nobody is late before the last has sent: see `spread`.
+    """
+    if arrays.links is None:
+        return None, None
+    down, up = (need.bytes[client] * 8.0, size * 8.0) if plan.wire else (need.bits[client], bits)
+    seconds = links.seconds(links.of_clients(arrays.links, client), up, down)
+    if plan.ends == "slowest":
+        return seconds, None
+    in_time = (seconds <= arrays.links.deadline) | (plan.ends == "quorum")
+    return seconds, 1 - in_time.astype(jnp.float32)
 
 
 def public_scales(mean, segments, sigmas, family, per_round, private=0.0):

@@ -12,7 +12,7 @@ from cepam_jax import federated, mechanisms, models
 from cepam_jax.data import partition
 from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, DatasetError
-from cepam_jax.federated import aggregation, byzantine, control, downlink, local, rounds, server
+from cepam_jax.federated import aggregation, byzantine, control, downlink, links, local, rounds, server
 from cepam_jax.run import evaluation, needs
 from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout, at_once
 from cepam_jax.run.evaluation import HeldOut
@@ -157,6 +157,7 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
         wire=config.wire,
         attack=attack,
         false_alarm=config.byzantine.false_alarm if config.byzantine.check else None,
+        ends=config.links.ends,
         mesh=mesh,
     )
 
@@ -253,4 +254,5 @@ def client_arrays(
         shared_key=shared,
         liars=liars,
         strength=strength,
+        links=links.of_config(config),
     )

@@ -12,6 +12,7 @@ from cepam_jax.federated import (
     byzantine,
     control,
     downlink,
+    links,
     local,
     participation,
     server,
@@ -38,7 +39,7 @@ PARTS = (
         server,
         mechanisms,
     ),
-    *(downlink, aggregation, byzantine, control, adaptive_levels, privacy, needs),
+    *(downlink, links, aggregation, byzantine, control, adaptive_levels, privacy, needs),
 )
 
 _settings.declare(

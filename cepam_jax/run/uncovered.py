@@ -9,7 +9,8 @@ _SHARED = (
 )
 _SEEDS = "whoever knows or guesses them has all noise"
 _FOR_WHOM = (
-    "losses, norms and signals of private updates, without noise; they are for whoever may see the data"
+    "losses, norms, signals and message lengths of private updates, without noise; they are for whoever may "
+    "see the data"
 )
 
 IN_A_RUN = (
