@@ -33,11 +33,11 @@ from cepam_jax.data import examples as example_sets
 from cepam_jax.data.clients import Clients, arrays_of
 from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
-from cepam_jax.federated import Byzantine, Control, Downlink, LocalUpdate, Plan, RoundReport, State
+from cepam_jax.federated import Byzantine, Control, Downlink, Links, LocalUpdate, Plan, RoundReport, State
 from cepam_jax.federated.rounds import initial_state, make_round
 from cepam_jax.federated.state import ClientArrays
 from cepam_jax.mechanisms import Knobs
-from cepam_jax.run import assembly, blame, devices, evaluation, guarantees, parts, precision
+from cepam_jax.run import assembly, blame, devices, evaluation, guarantees, parts, precision, uncovered
 from cepam_jax.run.assembly import Seeds
 from cepam_jax.run.ledger import Ledger, planned
 from cepam_jax.tasks.base import Model, Task, check_model
@@ -80,6 +80,8 @@ class Federation:
         seed: int | Seeds = 0,
         ledger: Ledger | None = None,
         byzantine: Byzantine | None = None,
+        links: Links | None = None,
+        seeded: bool = False,
         **training: Any,
     ):
         """Builds and checks everything; nothing is compiled yet.
@@ -109,6 +111,8 @@ class Federation:
           seed: of all randomness but the partition's; or `Seeds`. Keep it as secret as the data.
           ledger: of an earlier process, of the same parts.
           byzantine: who lies and how, and whether the server checks norms; by default nobody and no.
+          links: how fast each client's messages travel, and what ends a round; by default not known.
+          seeded: whether clients make the first model themselves, so that nothing is sent for it.
           **training: other fields of `federated.LocalTraining`, such as sampling or example_clip.
 
         Raises:
@@ -119,7 +123,7 @@ class Federation:
                 task,
                 clients,
                 mechanism,
-                parts.one_of(knobs, sigma, clip),
+                parts.all_knobs(knobs, sigma, clip),
                 optimizer=optimizer,
                 steps=steps,
                 batch_size=batch_size,
@@ -136,6 +140,8 @@ class Federation:
                 device_count=device_count,
                 seed=seed,
                 byzantine=byzantine,
+                links=links,
+                seeded=seeded,
             )
         self._task, self._clients = task, clients
         self._account = assembly.account_of(self._parts, Ledger() if ledger is None else ledger)
@@ -276,7 +282,8 @@ class Federation:
             first = "no round was applied" if beside else "no round was run: nothing is released"
             return "\n".join([first, *beside])
         federation = guarantees.federation_from(self.facts(relation), ledger)
-        return precision.report(self.plan.mechanism.about, federation, delta, self.coordinates)
+        text = precision.report(self.plan.mechanism.about, federation, delta, self.coordinates)
+        return uncovered.with_broadcast(text, self.plan.downlink is not None)
 
     def epsilons(
         self, delta: float = 1e-5, relation: str = "add_remove", planned_rounds: int = 0

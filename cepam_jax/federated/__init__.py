@@ -26,7 +26,8 @@ from cepam_jax.federated.control import (
     scheduled,
     signal_to_noise,
 )
-from cepam_jax.federated.downlink import Downlink, compressed
+from cepam_jax.federated.downlink import Downlink, Size, compressed
+from cepam_jax.federated.links import Links
 from cepam_jax.federated.local import Influence, LocalTraining, LocalUpdate, Trained, make_local_update
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.rounds import initial_state, make_round
@@ -44,6 +45,7 @@ __all__ = [
     "Downlink",
     "Facts",
     "Influence",
+    "Links",
     "LocalTraining",
     "LocalUpdate",
     "Measured",
@@ -54,6 +56,7 @@ __all__ = [
     "Report",
     "RoundReport",
     "Seen",
+    "Size",
     "State",
     "Trained",
     "compressed",

@@ -34,6 +34,8 @@ def check(plan: Plan) -> None:
             "the control rule counts bits (config.filter.bits) by the rate model of scalar LRSUQ at the "
             f"clip, which says nothing about the messages of {about.name}"
         )
+    if plan.ends != "slowest":
+        _check_late(plan)
     if plan.per_round < rule.least:
         raise ConfigError(
             f"the aggregator bears its lies among at least {rule.least} updates a round, and there are "
@@ -56,6 +58,25 @@ def check(plan: Plan) -> None:
             "the spread of the clients' updates, which nothing public limits then; give the spread "
             "(config.precision.tau; in Python aggregator=federated.precision(tau=...)), or clip updates"
         )
+
+
+def _check_late(plan: Plan) -> None:
+    """Checks that parts bear participants whose messages come too late.
+
+    Raises:
+      ConfigError: one does not, and why.
+    """
+    late = f"participants may be late (config.links.ends is {plan.ends!r}), and "
+    if plan.attack is not None and plan.attack.craft is not None:
+        raise ConfigError(late + "nothing says how long the messages are that liars craft")
+    if plan.control.watch:
+        raise ConfigError(late + "the control rule reads the training losses of all, also of those who are")
+    if plan.ends == "quorum" and plan.aggregator.streams:
+        raise ConfigError(
+            late + "the aggregator adds up updates before it is known who is: see aggregation.guarded"
+        )
+    if plan.aggregator.combine is not None and not plan.aggregator.leaves_out:
+        raise ConfigError(late + "the aggregator does not say that it leaves them out (leaves_out)")
 
 
 def public(plan: Plan, counts, knobs: Knobs) -> Public:

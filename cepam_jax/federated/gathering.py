@@ -31,6 +31,9 @@ def in_order(plan: Plan, values):
 def facts_of(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, report: Report) -> Facts:
     """What a rule may know of the participants of a Report."""
     about, d, clients = plan.mechanism.about, sum(plan.segments), report.client
+    taken = None if report.admitted is None else report.admitted > 0
+    if report.late is not None:
+        taken = (report.late == 0) & (True if taken is None else taken)
     deviation = about.outsiders.deviation(knobs) if about.outsiders else 0.0
     each = jnp.broadcast_to(jnp.asarray(deviation, jnp.float32), arrays.counts.shape)[clients]
     return Facts(
@@ -38,7 +41,7 @@ def facts_of(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, repor
         examples=arrays.counts[clients].astype(jnp.float32),
         noise=d * jnp.square(each),
         key=_key(arrays.shared_key, state, _PUBLIC),
-        taken=None if report.admitted is None else report.admitted > 0,
+        taken=taken,
     )
 
 

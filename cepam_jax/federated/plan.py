@@ -31,11 +31,13 @@ class Plan(NamedTuple):
       task: whose statistics, if there are any, are projected after the server's step; None: nothing to
         project.
       downlink: how the model reaches the clients; None: as it is, 32 bits a coordinate.
+      seeded: whether clients make the model before training themselves, from a public seed.
       quantize: "updates", or "weights": the client's new weights go through the mechanism.
       wire: whether every message is packed into bytes and unpacked again.
       attack: what the clients do that lie (`ClientArrays.liars`); None: nobody lies.
       false_alarm: probability with which the server refuses an honest message of the largest norm, at most;
         it checks norms then. None: it does not.
+      ends: what ends a round, one of `links.ENDS`; who is later is left out.
       mesh: devices over which the participants are spread, one axis `CLIENTS`; None: one device.
     """
 
@@ -49,10 +51,12 @@ class Plan(NamedTuple):
     control: Control = constant()
     task: Task | None = None
     downlink: Downlink | None = None
+    seeded: bool = False
     quantize: str = "updates"
     wire: bool = False
     attack: Attack | None = None
     false_alarm: float | None = None
+    ends: str = "slowest"
     mesh: Mesh | None = None
 
     @property

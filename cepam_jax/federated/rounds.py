@@ -15,6 +15,7 @@ lost of its updates.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,26 +24,35 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from cepam_jax.federated import aggregation, facts, participation
+from cepam_jax.federated.broadcast import Broadcast, behind_after, behind_at_start, broadcast
 from cepam_jax.federated.control import Measured, Released
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.spread import Arrived, over_participants
 from cepam_jax.federated.state import ClientArrays, RoundReport, State
 from cepam_jax.federated.uplink import (
+    DOWNLINK,
     LOCAL,
     MECHANISM,
     MODEL,
     VALID,
     failure,
     failure_code,
-    flat_model,
     public_scales,
 )
-from cepam_jax.mechanisms import Keys, Knobs, code_length
+from cepam_jax.mechanisms import Knobs, code_length
 from cepam_jax.tasks.base import Model
 
-__all__ = ["LOCAL", "MECHANISM", "MODEL", "Plan", "failure", "initial_state", "make_round", "public_scales"]
-
-_DOWNLINK = np.uint32(2**32 - 2)  # where a key is for the broadcast, in place of a client
+__all__ = [
+    "DOWNLINK",
+    "LOCAL",
+    "MECHANISM",
+    "MODEL",
+    "Plan",
+    "failure",
+    "initial_state",
+    "make_round",
+    "public_scales",
+]
 
 
 def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, RoundReport]]:
@@ -54,30 +64,22 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
         draw = participation.round_key(arrays.training_key, state.round)
         clients = participation.choose(draw, arrays.counts.shape[0], plan.per_round)
         knobs = plan.control.knobs(state.control, arrays.knobs, state.round)
-        sent_model, downlink, downlink_bits = broadcast(plan, state, arrays)
+        sent = broadcast(plan, state, arrays)
         slots, mask = _slots(plan, clients)
-        model = _unraveled(state, sent_model) if plan.downlink else state.model
         weights = weigh(plan, state, arrays, knobs)
-        arrived = over_participants(plan, state, arrays, knobs, slots, mask, sent_model, model, weights)
+        arrived = over_participants(plan, state, arrays, knobs, slots, mask, sent, weights)
         arrived = observe(plan, state, arrays, knobs, weights, arrived)
-        after = step(plan, state, arrived, knobs, slots)._replace(downlink=downlink)
-        after = after._replace(control=control(plan, state, after, arrived, arrays, knobs))
-        kept, report = _if_valid(state, after, arrived, knobs, downlink_bits)
+        anybody, arrived = somebody(plan, arrived)
+        after = step(plan, state, arrived, knobs, slots)
+        if plan.ends != "slowest":
+            after = unchanged_without(anybody, state, after)
+        if plan.downlink is not None:
+            after = after._replace(downlink=sent.downlink, behind=behind_after(sent, clients))
+        after = after._replace(control=control(plan, state, after, arrived, arrays, knobs, anybody))
+        kept, report = _if_valid(state, after, arrived, knobs, sent)
         return kept, report._replace(weights=weights)
 
     return run_round
-
-
-def broadcast(plan: Plan, state: State, arrays: ClientArrays):
-    """(the model as clients receive it f32[d], state of the downlink, bits f32[] of a message)."""
-    model = flat_model(state)
-    if plan.downlink is None:
-        return model, None, jnp.float32(32.0 * model.shape[0])
-    shared, training = arrays.shared_key, arrays.training_key
-    keys = Keys(
-        *(jax.random.fold_in(jax.random.fold_in(key, state.round), _DOWNLINK) for key in (shared, training))
-    )
-    return plan.downlink.send(state.downlink, model, keys)
 
 
 def weigh(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs):
@@ -98,6 +100,26 @@ def observe(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, weight
     return arrived._replace(aggregator=plan.aggregator.observe(state.aggregator, published))
 
 
+def somebody(plan: Plan, arrived: Arrived) -> tuple[Any, Arrived]:
+    """(Whether any participant was in time bool[], what arrived); of nobody the aggregate is zero."""
+    if plan.ends == "slowest":
+        return jnp.bool_(True), arrived
+    assert arrived.report.late is not None
+    anybody = jnp.any(arrived.report.late == 0)
+    return anybody, arrived._replace(aggregate=jnp.where(anybody, arrived.aggregate, 0.0))
+
+
+def unchanged_without(anybody, state: State, after: State) -> State:
+    """The state after a round; where nobody was in time, with the model and all that goes by it as before."""
+    names = ("params", "server", "statistics", "scale", "aggregator")
+    found = {
+        name: jax.tree.map(lambda new, old: jnp.where(anybody, new, old), getattr(after, name), before)
+        for name in names
+        if (before := getattr(state, name)) is not None
+    }
+    return after._replace(**found)
+
+
 def step(plan: Plan, state: State, arrived: Arrived, knobs: Knobs, slots) -> State:
     """The server's step with the aggregate; what clients keep goes where they find it."""
     unravel = ravel_pytree((state.params, state.statistics))[1]
@@ -110,7 +132,7 @@ def step(plan: Plan, state: State, arrived: Arrived, knobs: Knobs, slots) -> Sta
         round=state.round + 1,
         memory=_scattered(state.memory, arrived.lost, slots),
         local=_scattered(state.local, arrived.local, slots),
-        scale=_scales(plan, state, arrived.aggregate, knobs),
+        scale=_scales(plan, state, arrived, knobs),
         aggregator=arrived.aggregator,
     )
 
@@ -130,24 +152,28 @@ def _scattered(before, kept, slots):
     )
 
 
-def _scales(plan, state, aggregate, knobs):
+def _scales(plan, state, arrived: Arrived, knobs):
     """What all may know of the next updates' scales, for coders whose scales are public."""
     if state.scale is None:
         return None
     about = plan.mechanism.about
     private = about.server.deviation(knobs) if about.server else 0.0
-    family = plan.mechanism.code.family
-    return public_scales(aggregate, plan.segments, knobs.sigma, family, plan.per_round, private)
+    family, late = plan.mechanism.code.family, arrived.report.late
+    averaged = plan.per_round if late is None else jnp.maximum(plan.per_round - late.sum(), 1.0)
+    return public_scales(arrived.aggregate, plan.segments, knobs.sigma, family, averaged, private)
 
 
-def control(plan: Plan, state: State, after: State, arrived: Arrived, arrays: ClientArrays, knobs: Knobs):
-    """State of the control rule after the round."""
+def control(
+    plan: Plan, state: State, after: State, arrived: Arrived, arrays: ClientArrays, knobs: Knobs, anybody
+):
+    """State of the control rule after the round; where nobody was in time there is no result to read."""
     rule, mine = plan.control, state.control
     if rule.advance:
         mine = rule.advance(mine)
     if rule.observe:
         noise = facts.noise_of_sum(plan, arrays.counts, knobs, arrived.report)
-        mine = rule.observe(mine, Released(after.round, arrived.aggregate, after.params, noise))
+        seen = rule.observe(mine, Released(after.round, arrived.aggregate, after.params, noise))
+        mine = jax.tree.map(lambda new, old: jnp.where(anybody, new, old), seen, mine)
     if rule.watch:
         loss, examples = arrived.report.loss, arrays.counts.astype(jnp.float32)
         of_participants = examples[arrived.report.client]
@@ -155,16 +181,19 @@ def control(plan: Plan, state: State, after: State, arrived: Arrived, arrays: Cl
     return mine
 
 
-def _if_valid(state: State, after: State, arrived: Arrived, knobs: Knobs, downlink_bits):
+def _if_valid(state: State, after: State, arrived: Arrived, knobs: Knobs, sent: Broadcast):
     """The state after a round that is valid, else the one before it with what was wrong; RoundReport."""
     code = arrived.code
     finite = _finite((after.params, after.server, after.statistics, after.control, after.aggregator))
     broken = failure_code(np.int32(0), MODEL)
     code = jnp.where((code == VALID) & ~finite, broken, code)
+    if state.behind is not None:  # what clients make of a broken broadcast says nothing about them
+        broken = failure_code(np.int32(0), DOWNLINK)
+        code = jnp.where(jnp.isfinite(sent.flat).all() | ~_finite(state.params), code, broken)
     failed = code < VALID
     kept = jax.tree.map(lambda a, b: jnp.where(failed, b, a), after, state)
     kept = kept._replace(invalid_client=jnp.where(failed, code, state.invalid_client))
-    return kept, RoundReport(~failed, arrived.report, knobs, downlink_bits)
+    return kept, RoundReport(~failed, arrived.report, knobs, sent.message.bits)
 
 
 def _finite(tree):
@@ -180,12 +209,6 @@ def _slots(plan: Plan, clients):
     slots = jnp.pad(clients, (0, fill), mode="edge").reshape(plan.chunks, width)
     mask = jnp.pad(jnp.ones(plan.per_round, jnp.float32), (0, fill)).reshape(plan.chunks, width)
     return slots, mask
-
-
-def _unraveled(state: State, flat) -> Model:
-    """A flat model as the Model that local training takes."""
-    params, statistics = ravel_pytree((state.params, state.statistics))[1](flat)
-    return Model(params, statistics, state.frozen)
 
 
 def initial_state(
@@ -222,4 +245,5 @@ def initial_state(
         downlink=plan.downlink.initialize(ravel_pytree((model.params, model.statistics))[0])
         if plan.downlink
         else None,
+        behind=behind_at_start(plan, num_clients),
     )

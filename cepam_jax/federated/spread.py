@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from cepam_jax.federated import gathering, uplink
+from cepam_jax.federated import gathering, links, uplink
+from cepam_jax.federated.broadcast import Broadcast
 from cepam_jax.federated.plan import CLIENTS, Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
 from cepam_jax.federated.uplink import VALID, Sent
@@ -83,8 +84,7 @@ def over_participants(
     knobs: Knobs,
     slots,
     mask,
-    sent_model,
-    model,
+    sent: Broadcast,
     weights=None,
 ) -> Arrived:
     """Trains, sends and combines all participants of a round.
@@ -95,32 +95,31 @@ def over_participants(
       knobs: of all clients.
       slots: int32[chunks, devices * per_chunk], participants; the last ones are filled up.
       mask: f32, the same shape, 0 where a slot was filled up.
-      sent_model: f32[d], the global model as clients received it.
-      model: the same as a tasks.Model.
+      sent: Broadcast of the round.
       weights: f32[clients], for rules that weigh all clients before the round; else None.
     """
 
-    def here(state, arrays, knobs, slots, mask, sent_model, model, weights):
-        return _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model, weights)
+    def here(state, arrays, knobs, slots, mask, sent, weights):
+        return _on_device(plan, state, arrays, knobs, slots, mask, sent, weights)
 
     if plan.mesh is not None:
         cut = P(None, CLIENTS)
         here = jax.shard_map(
             here,
             mesh=plan.mesh,
-            in_specs=(P(), P(), P(), cut, cut, P(), P(), P()),
+            in_specs=(P(), P(), P(), cut, cut, P(), P()),
             out_specs=Arrived._make([*[P()] * 5, cut, cut]),
             check_vma=False,  # it asks for casts in every loop of every mechanism, to find nothing
         )
-    return here(state, arrays, knobs, slots, mask, sent_model, model, weights)
+    return here(state, arrays, knobs, slots, mask, sent, weights)
 
 
-def _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model, weights) -> Arrived:
+def _on_device(plan, state, arrays, knobs, slots, mask, sent, weights) -> Arrived:
     """One device's participants, int32[chunks, per_chunk], and what all devices make of them together."""
-    context = (plan, state, arrays, knobs, sent_model, model, weights)
+    context = (plan, state, arrays, knobs, sent, weights)
     tensors = len(plan.segments) if plan.aggregator.per_tensor else None
     start = Sums(
-        jnp.zeros_like(sent_model) if plan.aggregator.streams else jnp.zeros(0, jnp.float32),
+        jnp.zeros_like(sent.flat) if plan.aggregator.streams else jnp.zeros(0, jnp.float32),
         jnp.zeros(() if tensors is None else (tensors,), jnp.float32),
         jnp.float32(0),
         jnp.int32(VALID),
@@ -130,9 +129,12 @@ def _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model, weigh
         code = jax.lax.pmin(sums.code, CLIENTS)
         sums = jax.lax.psum(sums._replace(code=jnp.int32(0)), CLIENTS)._replace(code=code)
     report = jax.tree.map(lambda a: gathering.in_order(plan, a), kept.report)
+    if plan.ends == "quorum":
+        in_time = report.seconds <= links.end_of_round(arrays.links, report.seconds)
+        report = report._replace(late=1 - in_time.astype(jnp.float32))
     if plan.aggregator.streams:
         total = sums.weight
-        if plan.false_alarm is not None:  # nobody may be left
+        if plan.false_alarm is not None or plan.ends != "slowest":  # nobody may be left
             total = jnp.maximum(total, 1e-30)
         aggregate = sums.update / per_coordinate(plan, total)
         step_weight = sums.steps / jnp.mean(total)
@@ -140,7 +142,7 @@ def _on_device(plan, state, arrays, knobs, slots, mask, sent_model, model, weigh
     else:
         known = gathering.facts_of(plan, state, arrays, knobs, report)
         aggregate, rule, report = gathering.gather(plan, state, arrays, knobs, kept.decoded, known, report)
-        step_weight = sums.steps / sums.weight
+        step_weight = sums.steps / jnp.maximum(sums.weight, 1e-30)
     return Arrived(aggregate, rule, step_weight, sums.code, report, kept.lost, kept.local)
 
 
@@ -171,10 +173,10 @@ def _added(a: Sums, b: Sums) -> Sums:
 
 def _train(context, client):
     """Trained of one participant; its update holds what earlier messages lost."""
-    plan, state, arrays, _, _, model, _ = context
+    plan, state, arrays, _, sent, _ = context
     key, _ = client_keys(arrays, state.round, client)
     local = jax.tree.map(lambda a: a[client], state.local)
-    trained = plan.local_update.run(model, arrays, client, key, local, state.round)
+    trained = plan.local_update.run(sent.model, arrays, client, key, local, state.round)
     if state.memory is not None:
         trained = trained._replace(update=trained.update + state.memory[client])
     return trained
@@ -182,10 +184,11 @@ def _train(context, client):
 
 def _send(context, client, mask, trained) -> tuple[Sums, Kept]:
     """What one participant adds to the sums, and what is kept of it."""
-    plan, state, arrays, knobs, sent_model, _, weights = context
-    sent: Sent = uplink.send(plan, state, arrays, knobs, client, trained, sent_model)
+    plan, state, arrays, knobs, broadcast, weights = context
+    sent: Sent = uplink.send(plan, state, arrays, knobs, client, trained, broadcast)
     if plan.aggregator.combine:
-        sums = Sums(jnp.zeros(0, jnp.float32), mask, mask * sent.step_weight, sent.code)
+        counted = mask if sent.report.late is None else mask * (1 - sent.report.late)
+        sums = Sums(jnp.zeros(0, jnp.float32), counted, counted * sent.step_weight, sent.code)
         return sums, Kept(sent.report, sent.lost, sent.local, sent.decoded)
     if weights is None:
         count = arrays.counts[client].astype(jnp.float32)
@@ -194,6 +197,8 @@ def _send(context, client, mask, trained) -> tuple[Sums, Kept]:
         weight = mask * weights[client]
     if sent.report.admitted is not None:  # what the server refuses is left out of the sum
         weight = weight * sent.report.admitted
+    if sent.report.late is not None:
+        weight = weight * (1 - sent.report.late)
     update = per_coordinate(plan, weight) * sent.decoded
     sums = Sums(update, weight, jnp.mean(weight) * sent.step_weight, sent.code)
     return sums, Kept(sent.report._replace(weight=jnp.mean(weight)), sent.lost, sent.local, None)

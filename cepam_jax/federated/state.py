@@ -9,6 +9,18 @@ from cepam_jax.mechanisms import Keys, Knobs
 from cepam_jax.tasks.base import Model
 
 
+class Behind(NamedTuple):
+    """What clients have not received of a compressed downlink, arrays [clients].
+
+    Attributes:
+      bits: f32, ideal code length of the messages that each has missed, at most that of a full model.
+      bytes: int32, their real length likewise; 0 unless messages are packed.
+    """
+
+    bits: jax.Array
+    bytes: jax.Array
+
+
 class State(NamedTuple):
     """All that a run carries from round to round, and all that a checkpoint holds.
 
@@ -26,6 +38,7 @@ class State(NamedTuple):
       statistics, frozen: of the global model, as `tasks.Model` says.
       local: what clients carry from round to round, leading axis [clients]; None: nothing.
       aggregator, control, downlink: states of these parts; None where they have none.
+      behind: what clients lack of a compressed downlink; None without one.
     """
 
     params: Any
@@ -40,6 +53,7 @@ class State(NamedTuple):
     aggregator: Any = None
     control: Any = None
     downlink: Any = None
+    behind: Behind | None = None
 
     @property
     def model(self) -> Model:
@@ -61,6 +75,7 @@ class ClientArrays(NamedTuple):
       shared_key: shared randomness.
       liars: bool[clients], who lies; None: nobody.
       strength: f32[], of their attack; None: nobody lies.
+      links: of all clients, `links.Links`; None: not known.
     """
 
     examples: Any
@@ -73,6 +88,7 @@ class ClientArrays(NamedTuple):
     shared_key: jax.Array
     liars: jax.Array | None = None
     strength: jax.Array | None = None
+    links: Any = None
 
 
 class Report(NamedTuple):
@@ -83,18 +99,24 @@ class Report(NamedTuple):
       loss: mean loss of local training.
       bits: ideal code length of its message.
       bytes: real length of its message; 0 unless it was packed.
+      down_bits: ideal code length of what the server sent it: what it lacked, or a full model.
+      down_bytes: real length likewise; 0 unless messages are packed.
       norm: norm of the update before clipping (L1 if the clip is an L1 clip, else L2).
       clipped_norm: norm after clipping.
       signal, noise: sums of squares of the clipped update and of the error.
       weight: mean over tensors of the weight that the aggregation gave it; 1 for rules that gather.
       lies: 1 where the participant lied, else 0; None where nobody may.
       admitted: 0 where the server refused its update, else 1; None where it does not check.
+      seconds: from the beginning of the round to the arrival of its message; None where links are not known.
+      late: 1 where the round had ended before that, else 0; None where the slowest ends it.
     """
 
     client: jax.Array
     loss: jax.Array
     bits: jax.Array
     bytes: jax.Array
+    down_bits: jax.Array
+    down_bytes: jax.Array
     norm: jax.Array
     clipped_norm: jax.Array
     signal: jax.Array
@@ -102,6 +124,8 @@ class Report(NamedTuple):
     weight: jax.Array
     lies: jax.Array | None = None
     admitted: jax.Array | None = None
+    seconds: jax.Array | None = None
+    late: jax.Array | None = None
 
 
 class RoundReport(NamedTuple):
@@ -111,7 +135,8 @@ class RoundReport(NamedTuple):
       ran: bool[], whether it was carried out and applied; if not, nothing else here means anything.
       participants: Report, leading axis [participants].
       knobs: Knobs of all clients as they were applied, leading axis [clients]: what the accountant reads.
-      downlink_bits: f32[], ideal code length of what the server sent to each participant.
+      downlink_bits: f32[], ideal code length of the round's broadcast; a client that lacks more is sent more
+        (`Report.down_bits`).
       weights: f32[clients], up to a common factor, of a rule that weighs all clients before the round; None
         for other rules.
     """

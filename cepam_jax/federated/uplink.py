@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import admission
+from cepam_jax.federated import admission, links
 from cepam_jax.federated.local import Trained
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
@@ -18,8 +18,8 @@ from cepam_jax.wire.transmission import transmit
 VALID = np.int32(2**31 - 1)  # the code of an update that can be averaged; all other codes are smaller
 
 # Causes, in the order in which the first is reported; without one an invalid client is its number alone.
-LOCAL, MECHANISM, MODEL = "local update", "mechanism", "model"
-_CAUSES = (LOCAL, MECHANISM, MODEL)
+LOCAL, MECHANISM, MODEL, DOWNLINK = "local update", "mechanism", "model", "downlink"
+_CAUSES = (LOCAL, MECHANISM, MODEL, DOWNLINK)
 _CLIENT_BITS = 28
 
 
@@ -59,7 +59,8 @@ def failure(code) -> tuple[int, str]:
     Returns:
       The client, and the cause: LOCAL, its update was NaN or infinite before it was encoded; MECHANISM, its
       update was finite, what the server decoded was not; MODEL, all decoded updates were finite, and the
-      server's step led to a model that is not (then the client means nothing).
+      server's step led to a model that is not; DOWNLINK, the model was finite, and what clients decoded of it
+      was not (in the last two the client means nothing).
     """
     return int(code) % 2**_CLIENT_BITS, _CAUSES[int(code) >> _CLIENT_BITS]
 
@@ -71,7 +72,7 @@ def tensor_means(square, segments: tuple[int, ...]):
 
 
 def send(
-    plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, client, trained: Trained, sent_model
+    plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, client, trained: Trained, sent: Any
 ) -> Sent:
     """Encodes, transmits, decodes and checks one participant's update.
 
@@ -82,7 +83,7 @@ def send(
       knobs: of all clients, for this round.
       client: int32[], its number.
       trained: what local training left; its update holds the residual of error feedback already.
-      sent_model: f32[d], the global model as clients received it.
+      sent: Broadcast of the round.
     """
     mechanism = plan.mechanism
     measure = l1_norm if mechanism.about.clip == "l1" else l2_norm
@@ -92,7 +93,7 @@ def send(
     if plan.false_alarm is not None:
         # The round goes on: a client whose training diverged sends noise alone, which betrays nothing of it.
         update = jnp.where(finite, update, 0.0)
-    base = sent_model if plan.quantize == "weights" else 0.0
+    base = sent.flat if plan.quantize == "weights" else 0.0
     message = mechanism.encode(keys, base + update, knobs)
     size = jnp.int32(0)
     if plan.wire:
@@ -111,11 +112,16 @@ def send(
         decoded, taken = admission.admitted(mechanism.about, decoded, limits)
     # An aggregator by errors needs one float per tensor of each client.
     extra_bits = 32 * len(plan.segments) if plan.aggregator.per_tensor else 0
+    bits = mechanism.bits(keys.shared, message, knobs) + extra_bits
+    size = size + extra_bits // 8 if plan.wire else jnp.int32(0)
+    seconds, late = _time(plan, arrays, client, sent.need, bits, size)
     report = Report(
         client=client,
         loss=trained.loss,
-        bits=mechanism.bits(keys.shared, message, knobs) + extra_bits,
-        bytes=size + extra_bits // 8 if plan.wire else jnp.int32(0),
+        bits=bits,
+        bytes=size,
+        down_bits=sent.need.bits[client],
+        down_bytes=sent.need.bytes[client],
         norm=measure(update),
         clipped_norm=measure(clipped),
         signal=jnp.sum(jnp.square(clipped)),
@@ -123,12 +129,30 @@ def send(
         weight=jnp.float32(1),
         lies=None if arrays.liars is None else arrays.liars[client].astype(jnp.float32),
         admitted=None if taken is None else taken.astype(jnp.float32),
+        seconds=seconds,
+        late=late,
     )
-    lost, kept = None if state.memory is None else update - decoded, trained.state
+    received = decoded if late is None else decoded * (1 - late)
+    lost, kept = None if state.memory is None else update - received, trained.state
     if plan.false_alarm is not None:  # of what is not finite nothing is kept
         before = jax.tree.map(lambda a: a[client], (state.memory, state.local))
         lost, kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (lost, kept), before)
     return Sent(decoded, tensor_means(error, plan.segments), trained.weight, code, report, lost, kept)
+
+
+def _time(plan: Plan, arrays: ClientArrays, client, need, bits, size):
+    """(seconds until a message arrives, f32 of 1 where that is after a deadline); None where not asked for.
+
+    Under a quorum nobody is late before the last has sent: see `spread`.
+    """
+    if arrays.links is None:
+        return None, None
+    down, up = (need.bytes[client] * 8.0, size * 8.0) if plan.wire else (need.bits[client], bits)
+    seconds = links.seconds(links.of_clients(arrays.links, client), up, down)
+    if plan.ends == "slowest":
+        return seconds, None
+    in_time = (seconds <= arrays.links.deadline) | (plan.ends == "quorum")
+    return seconds, 1 - in_time.astype(jnp.float32)
 
 
 def public_scales(mean, segments, sigmas, family, per_round, private=0.0):

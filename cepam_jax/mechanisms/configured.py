@@ -111,16 +111,7 @@ def _rules(fields):
             f"mechanism.per_client.{knob}",
             f"empty or one number for each of config.num_clients = {clients} clients",
         )
-    yield (
-        not mechanism["rotate"] or mechanism["sparsify"] != "top_k",
-        "mechanism.sparsify",
-        "'mask' or 'none' where config.mechanism.rotate is True: rotated coordinates are all alike",
-    )
-    yield (
-        not mechanism["rotate"] or mechanism["name"] != "clipped" or mechanism["granularity"] == "model",
-        "mechanism.granularity",
-        "'model' where config.mechanism.rotate is True: a rotation mixes the tensors",
-    )
+    yield from rules_of_steps(fields, "mechanism")
     yield (
         mechanism["quantize"] == "updates" or mechanism["clip"] == "none",
         "mechanism.clip",
@@ -166,6 +157,37 @@ def _rules(fields):
         "'auto', 'mixture' or 'gaussian' where cells are rotated: turned coordinates have no Laplace law",
     )
     yield from _noise_range(fields)
+
+
+def rules_of_steps(fields: dict[str, Any], section: str):
+    """What the steps of a chain ask of each other, in any section that has them; as a rule of `settings`."""
+    rotate, name, sparsify, granularity = (
+        fields[f"{section}.{field}"] for field in ("rotate", "name", "sparsify", "granularity")
+    )
+    yield (
+        not rotate or sparsify != "top_k",
+        f"{section}.sparsify",
+        f"'mask' or 'none' where config.{section}.rotate is True: rotated coordinates are all alike",
+    )
+    yield (
+        not rotate or name != "clipped" or granularity == "model",
+        f"{section}.granularity",
+        f"'model' where config.{section}.rotate is True: a rotation mixes the tensors",
+    )
+
+
+def fields_of_steps(defaults: dict[str, Any]) -> dict[str, settings.Field]:
+    """The fields of a chain without noise and without a clip, for a section of its own.
+
+    Args:
+      defaults: name -> default, where it is another than that of `config.mechanism`.
+    """
+    names = ("lattice", "rate", "step", "bits", "levels", "rounding", "threshold", "granularity")
+    fields = {name: _FIELDS[name] for name in (*names, "rotate", "sparsify", "fraction", "coding")}
+    return {
+        name: field._replace(default=defaults.get(name, field.default), compiled=True)
+        for name, field in fields.items()
+    }
 
 
 def knob_values(fields: dict[str, Any], knob: str) -> tuple:

@@ -11,9 +11,11 @@ from cepam_jax.federated import ClientArrays, Downlink, LocalTraining, Plan, con
 from cepam_jax.federated.aggregation import guarded
 from cepam_jax.federated.byzantine import Byzantine, checked, with_false_labels
 from cepam_jax.federated.control import for_updates
+from cepam_jax.federated.links import Links
+from cepam_jax.federated.links import checked as checked_links
 from cepam_jax.federated.plan import CLIENTS
 from cepam_jax.mechanisms import Knobs
-from cepam_jax.run import devices, guarantees, parts, provenance, uncovered
+from cepam_jax.run import devices, guarantees, late, parts, provenance, uncovered
 from cepam_jax.run.account import Account
 from cepam_jax.run.ledger import Ledger
 from cepam_jax.tasks.base import Model, Task, check_model
@@ -70,6 +72,8 @@ def assemble(
     device_count: int,
     seed: Any,
     byzantine: Byzantine | None,
+    links: Links | None,
+    seeded: bool,
 ) -> Assembled:
     """The parts of a federation; the arguments are those of `simulation.Federation`, which explains them.
 
@@ -97,9 +101,15 @@ def assemble(
     attack, liars, strength = checked(byzantine, clients.number)
     alarm = byzantine.false_alarm if byzantine else None
     rule = parts.aggregator_of(aggregator, clients.split.counts)
-    if attack is not None or alarm is not None:
-        rule = guarded(rule, attack is not None and attack.craft is not None, alarm is not None)
-        require(not settings.normalize, "normalize", True, "False where clients lie or are checked")
+    known = None if links is None else checked_links(links, clients.number, per_round)
+    ends = "slowest" if links is None else links.ends
+    if attack is not None or alarm is not None or ends != "slowest":
+        gathered = (attack is not None and attack.craft is not None) or ends == "quorum"
+        rule = guarded(rule, gathered, alarm is not None or ends != "slowest")
+        allowed = "False where clients lie, are checked or may be late"
+        require(not settings.normalize, "normalize", True, allowed)
+    both = not (error_feedback and ends == "quorum")
+    require(both, "error_feedback", error_feedback, "False where a quorum ends a round")
     plan = Plan(
         local_update=with_false_labels(update, task, attack),
         mechanism=built,
@@ -113,9 +123,11 @@ def assemble(
         ),
         task=task,
         downlink=parts.check_kind("downlink", downlink, Downlink | None, "a federated.Downlink"),
+        seeded=bool(seeded),
         wire=bool(wire),
         attack=attack,
         false_alarm=alarm,
+        ends=ends,
         mesh=devices.Layout(CLIENTS, present).mesh,
     )
     seeds = _seeds(seed)
@@ -130,6 +142,7 @@ def assemble(
         shared_key=shared_key(seeds.shared),
         liars=liars,
         strength=strength if liars is not None else None,
+        links=known,
     )
     return Assembled(
         plan,
@@ -168,7 +181,7 @@ def facts_of(built: Assembled, account: Account | None, relation: str) -> guaran
     """What the parts state about privacy, and what the account says of how their rounds were used."""
     plan, counts, clip = built.plan, np.asarray(built.arrays.counts), built.arrays.knobs.clip
     return guarantees.Facts(
-        about=plan.mechanism.about,
+        about=late.about_with(plan.mechanism.about, plan.ends),
         aggregator=plan.aggregator,
         influence=plan.local_update.influence,
         control=plan.control,
@@ -178,9 +191,9 @@ def facts_of(built: Assembled, account: Account | None, relation: str) -> guaran
         relation=relation,
         remembers=built.remembers,
         masked=plan.mechanism.code.weight is not None,
-        hidden=built.hidden,
+        hidden=built.hidden and plan.ends == "slowest",
         exposes=(*(account.exposes if account else ()), *built.exposes),
-        refused=account.refused if account else (),
+        refused=(*(account.refused if account else ()), *late.refused(plan.mechanism.about, plan.ends)),
         always=uncovered.IN_PYTHON,
         start=built.arrays.knobs,
     )

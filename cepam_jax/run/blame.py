@@ -35,6 +35,12 @@ def explanation(record: Record, state: State) -> str:
             f"{settings.name!r} cannot code it: what it decodes to is NaN or infinite, and was not averaged; "
             f"{kept}. {_within_range(config, client)}"
         )
+    if cause == rounds.DOWNLINK:
+        return (
+            f"the model was finite in round {number}, but config.downlink.name = {config.downlink.name!r} "
+            f"cannot code what it changed by: what clients decode is NaN or infinite; {kept}. Make "
+            f"config.downlink.step larger (now {config.downlink.step:g}), or choose another mechanism."
+        )
     if cause == rounds.MODEL:
         server = f"config.server.learning_rate (now {config.server.learning_rate:g})"
         return (
@@ -67,6 +73,12 @@ def of_parts(mechanism: Mechanism, report: RoundReport, before: State, after: St
     """
     client, cause = rounds.failure(after.invalid_client)
     number = int(before.round) + 1
+    if cause == rounds.DOWNLINK:
+        return (
+            f"the model was finite in round {number}, but what clients decode of the downlink's message is "
+            "NaN or infinite; the round was not applied. Its mechanism cannot code the model's change: make "
+            "its step larger."
+        )
     if cause == rounds.MODEL:
         return (
             f"the global model became NaN or infinite in round {number}, from updates that were finite; the "

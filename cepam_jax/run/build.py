@@ -12,7 +12,7 @@ from cepam_jax import federated, mechanisms, models
 from cepam_jax.data import partition
 from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, DatasetError
-from cepam_jax.federated import aggregation, byzantine, control, local, rounds, server
+from cepam_jax.federated import aggregation, byzantine, control, downlink, links, local, rounds, server
 from cepam_jax.run import evaluation, needs
 from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout, at_once
 from cepam_jax.run.evaluation import HeldOut
@@ -66,6 +66,7 @@ def _parts_by_name(config) -> tuple:
         byzantine.attack_of(config),
         control.CONTROLS.get_or_raise(config.control),
         mechanisms.registry.CONFIGURABLE.get_or_raise(config.mechanism.name),
+        mechanisms.registry.CONFIGURABLE.get(config.downlink.name),
     )
 
 
@@ -134,7 +135,8 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
     leaves = jax.tree.leaves((model.params, model.statistics))
     per_round = config.clients_per_round or config.num_clients
     present = mesh.devices.size if mesh else 1
-    mechanism = mechanisms.build(config.mechanism, tuple(leaf.shape for leaf in leaves))
+    shapes = tuple(leaf.shape for leaf in leaves)
+    mechanism = mechanisms.build(config.mechanism, shapes)
     _check_about(mechanism.about, about_of(config))
     attack, update = byzantine.attack_of(config), local.make_local_update(task, training_of(config))
     return federated.Plan(
@@ -149,10 +151,13 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
         per_chunk=at_once(config.clients_per_chunk, per_round, present, backend),
         control=control.for_updates(control_of(config), sum(leaf.size for leaf in leaves)),
         task=task,
+        downlink=downlink.of_config(config, shapes),
+        seeded=config.downlink.start == "seed",
         quantize=config.mechanism.quantize,
         wire=config.wire,
         attack=attack,
         false_alarm=config.byzantine.false_alarm if config.byzantine.check else None,
+        ends=config.links.ends,
         mesh=mesh,
     )
 
@@ -249,4 +254,5 @@ def client_arrays(
         shared_key=shared,
         liars=liars,
         strength=strength,
+        links=links.of_config(config),
     )

@@ -11,6 +11,8 @@ from cepam_jax.federated import (
     aggregation,
     byzantine,
     control,
+    downlink,
+    links,
     local,
     participation,
     server,
@@ -37,7 +39,7 @@ PARTS = (
         server,
         mechanisms,
     ),
-    *(aggregation, byzantine, control, adaptive_levels, privacy, needs),
+    *(downlink, links, aggregation, byzantine, control, adaptive_levels, privacy, needs),
 )
 
 _settings.declare(

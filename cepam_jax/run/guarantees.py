@@ -10,7 +10,7 @@ from cepam_jax.federated import aggregation as rules
 from cepam_jax.federated import local
 from cepam_jax.federated.control import Control
 from cepam_jax.federated.local import Influence
-from cepam_jax.run import budgets, build, phases, precision, provenance, uncovered
+from cepam_jax.run import budgets, build, late, phases, precision, provenance, uncovered
 from cepam_jax.run.ledger import Ledger, planned
 
 
@@ -58,7 +58,8 @@ def facts_of(config, counts) -> Facts:
       config: valid configuration.
       counts: int[clients], examples of each client.
     """
-    counts, settings = np.asarray(counts), config.mechanism
+    counts, settings, ends = np.asarray(counts), config.mechanism, config.links.ends
+    about = build.about_of(config)
     influence = local.influence_of(build.training_of(config))
     exposes = []
     if config.local.steps_by_size or config.local.normalize:
@@ -76,7 +77,7 @@ def facts_of(config, counts) -> Facts:
         exposes.append("weights in place of updates: nothing bounds them")
     exposes += mechanisms.registry.CONFIGURABLE[settings.name].exposes(settings)
     return Facts(
-        about=build.about_of(config),
+        about=late.about_with(about, ends),
         aggregator=rules.of_config(config),
         influence=influence,
         control=build.control_of(config),
@@ -88,9 +89,11 @@ def facts_of(config, counts) -> Facts:
         masked=settings.sparsify != "none",
         # FedNova's server multiplies by the participants' mean step weight, which betrays them; with momentum
         # of their own clients send what depends on when they were drawn before.
-        hidden=not config.local.worker_momentum
+        hidden=ends == "slowest"
+        and not config.local.worker_momentum
         and (not config.local.normalize or np.ptp(build.steps_of(config, counts)) == 0),
         exposes=tuple(exposes),
+        refused=late.refused(about, ends),
         start=mechanisms.knobs_of(config),
     )
 
@@ -217,7 +220,8 @@ def report_text(
       coordinates: of an update, for the size of what 32-bit words leave out; 0: not known.
     """
     federation = federation_of(config, counts, rounds, ledger)
-    return precision.report(build.about_of(config), federation, config.privacy.delta, coordinates)
+    text = precision.report(build.about_of(config), federation, config.privacy.delta, coordinates)
+    return uncovered.with_broadcast(text, config.downlink.name != "none")
 
 
 def epsilons(config, counts, ledger: Ledger) -> dict:

@@ -26,6 +26,8 @@ def summarize(report, coordinates: int, seconds: float) -> dict:
         "bits_per_coordinate": each["bits"].sum() / (rounds * participants * coordinates),
         "uplink_bits": each["bits"].sum(),
         **({"uplink_bytes": each["bytes"].sum()} if each["bytes"].any() else {}),
+        "downlink_bits": each["down_bits"].sum(),
+        **({"downlink_bytes": each["down_bytes"].sum()} if each["bytes"].any() else {}),
         "update_norm": each["norm"].mean(),
         "clipped_norm": each["clipped_norm"].mean(),
         "snr": each["signal"].sum() / noise if noise > 0 else None,

@@ -66,6 +66,16 @@ def client_knobs(mechanism: Mechanism, knobs: Knobs, clients: int) -> Knobs:
     return Knobs(**found)
 
 
+def all_knobs(knobs: Knobs | None, sigma: Any, clip: Any) -> Knobs:
+    """The knobs that are given, in one of two ways; ConfigError where in both."""
+    if knobs is None:
+        return Knobs(sigma=sigma, clip=clip)
+    check_kind("knobs", knobs, Knobs, "a mechanisms.Knobs")
+    if sigma is not None or clip is not None:
+        raise ConfigError("knobs are given twice: either knobs=, or sigma= and clip=")
+    return knobs
+
+
 def local_training(
     steps: int, batch_size: int, fields: dict[str, Any], mechanism: Mechanism
 ) -> LocalTraining:
@@ -207,13 +217,3 @@ def exposed(clients: Clients, training: LocalTraining, steps: np.ndarray) -> tup
     if clients.constants:
         found.append("the constants that every batch is seen with, if they were computed from examples")
     return tuple(found)
-
-
-def one_of(knobs: Knobs | None, sigma: Any, clip: Any) -> Knobs:
-    """All knobs, or those that are given apart; ConfigError if both are given, or they are no Knobs."""
-    if knobs is None:
-        return Knobs(sigma=sigma, clip=clip)
-    check_kind("knobs", knobs, Knobs, "a mechanisms.Knobs")
-    if sigma is not None or clip is not None:
-        raise ConfigError("knobs are given twice: either knobs=, or sigma= and clip=")
-    return knobs

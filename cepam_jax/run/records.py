@@ -12,7 +12,7 @@ from cepam_jax.data import partition
 from cepam_jax.data.examples import number_of
 from cepam_jax.errors import CheckpointMismatchError, ConfigError
 from cepam_jax.federated.aggregation import AGGREGATORS, check_weights
-from cepam_jax.run import checkpoints, guarantees, ledger, needs_kept
+from cepam_jax.run import checkpoints, guarantees, ledger, needs_kept, traffic
 from cepam_jax.run.build import open_fields
 from cepam_jax.run.claims import check_claim
 from cepam_jax.run.devices import broadcast, broadcast_text, is_main
@@ -217,6 +217,7 @@ class Record:
             "round": self.done,
             **evaluated(self.task, evaluation, self._tests),
             **summarize(report, coordinates, seconds),
+            **traffic.line_of(self.config, report),
             "epsilon": guarantees.epsilons(self.config, self.split.counts, self.ledger),
             **needs_kept.line_of(self.config, self.split.counts, self.ledger, report),
         }

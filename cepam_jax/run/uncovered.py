@@ -9,7 +9,8 @@ _SHARED = (
 )
 _SEEDS = "whoever knows or guesses them has all noise"
 _FOR_WHOM = (
-    "losses, norms and signals of private updates, without noise; they are for whoever may see the data"
+    "losses, norms, signals and message lengths of private updates, without noise; they are for whoever may "
+    "see the data"
 )
 
 IN_A_RUN = (
@@ -31,6 +32,16 @@ IN_PYTHON = (
     "Python code that is handed over: parts are taken at their word, and a function that reads the clients' "
     "data by other ways than its arguments is not seen",
 )
+
+
+def with_broadcast(text: str, compressed: bool) -> str:
+    """A report with what it says of a compressed broadcast, if there is one."""
+    if not compressed:
+        return text
+    return (
+        f"{text}\nthe broadcast goes through a quantizer: it is a function of the released models and of "
+        "randomness of its own, so nothing private is in it and no epsilon is spent on it (post-processing)"
+    )
 
 
 def of_failures(rounds: int) -> tuple[str, ...]:

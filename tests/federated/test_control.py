@@ -9,6 +9,7 @@ from federated.test_rounds import CLIENTS, SIZE, federation, make, start
 from cepam_jax import mechanisms
 from cepam_jax.federated import control, downlink
 from cepam_jax.federated.control import Control, Released
+from cepam_jax.federated.state import Behind
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import ledger
 
@@ -93,9 +94,12 @@ def test_schedules_are_rules_without_state(kind):
 def test_a_compressed_downlink_tracks_the_model():
     """What clients receive is the model up to the mechanism's error, and errors do not add up."""
     knobs = Knobs(step=jnp.float32(0.01))
-    link = downlink.compressed(mechanisms.make("sdq_z1"), knobs)
+    link = downlink.compressed(mechanisms.make("sdq_z1"), knobs, fitted=False)
     _, run, _ = make("identity", downlink=link)
-    state = start()._replace(downlink=link.initialize(start().params["w"] * 0))
+    lack = Behind(jnp.zeros(CLIENTS), jnp.zeros(CLIENTS, jnp.int32))
+    state = start()._replace(
+        downlink=link.initialize(start().params["w"] * 0), behind=lack, round=jnp.int32(1)
+    )
     for _ in range(4):
         model = np.asarray(state.params["w"])
         state, report = jax.jit(run)(state, federation())

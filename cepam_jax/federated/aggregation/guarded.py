@@ -1,4 +1,4 @@
-"""Which rule a configuration names; and what is left of a rule's statements where clients may lie."""
+"""Which rule a configuration names; what is left of its statements where clients may lie, or be late."""
 
 import functools
 
@@ -13,14 +13,16 @@ from cepam_jax.federated.attacks import ATTACKS
 def guarded(rule: Aggregator, attacked: bool, checked: bool = False) -> Aggregator:
     """A rule whose result is no longer a sum of honest decoded updates with known weights.
 
-    What a liar sends has no noise that could protect others, and an update that is refused leaves the sum
-    with its noise. Both follow from decoded updates alone: so each client keeps the protection of its own
-    noise, and nothing more is stated.
+    What a liar sends has no noise that could protect others, and an update that is refused or late leaves
+    the sum with its noise. What is refused follows from decoded updates alone, and what is late from messages
+    (which noise covers them is said elsewhere): so each client keeps the protection of its own noise, and
+    nothing more is stated.
 
     Args:
       rule: the aggregator.
-      attacked: whether liars craft updates; then all decoded updates are gathered, for they look at them.
-      checked: whether the server refuses updates.
+      attacked: whether all decoded updates are gathered: liars who craft updates look at them, and a quorum
+        is known when all have sent.
+      checked: whether the server leaves out updates that it refuses, or that are late.
 
     Raises:
       ConfigError: the rule weighs by errors or by noise, which were not thought through with lies, or leaves
@@ -28,15 +30,17 @@ def guarded(rule: Aggregator, attacked: bool, checked: bool = False) -> Aggregat
     """
     if rule.combine is not None and checked and not rule.leaves_out:
         raise ConfigError(
-            "the server is to refuse updates (config.byzantine.check), and the aggregator does not say that "
-            "it leaves them out (Aggregator.leaves_out, Facts.taken)"
+            "the server is to refuse updates (config.byzantine.check) or to do without late ones "
+            "(config.links.ends), and the aggregator does not say that it leaves them out "
+            "(Aggregator.leaves_out, Facts.taken)"
         )
     if rule.combine is not None:
         return rule
     if rule.weigh is None or rule.public_weights is None:
         raise ConfigError(
-            "clients that lie and checks of norms (config.byzantine) go with aggregators that gather, and "
-            "with sums whose weights are public numbers of examples; this one weighs by errors or by noise"
+            "clients that lie and checks of norms (config.byzantine), and participants that may be late "
+            "(config.links.ends), go with aggregators that gather, and with sums whose weights are public "
+            "numbers of examples; this one weighs by errors or by noise"
         )
     if not attacked:
         return rule._replace(public_weights=None, post_processing=True)
@@ -58,12 +62,13 @@ def _mean(weigh, state, updates, facts):
 
 
 def of_config(config) -> Aggregator:
-    """The rule that a configuration names, with its settings, guarded where clients lie or are checked."""
+    """The rule that a configuration names, guarded where clients lie, are checked or may be late."""
     rule = AGGREGATORS.get_or_raise(config.aggregator)
     if isinstance(rule, Aggregator) and rule.configure:
         rule = rule.configure(config)
     name = config.byzantine.attack
-    if name == "none" and not config.byzantine.check:
+    ends = config.links.ends
+    if name == "none" and not config.byzantine.check and ends == "slowest":
         return rule
     crafted = name != "none" and ATTACKS.get_or_raise(name).craft is not None
-    return guarded(rule, crafted, config.byzantine.check)
+    return guarded(rule, crafted or ends == "quorum", config.byzantine.check or ends != "slowest")
