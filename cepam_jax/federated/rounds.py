@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import aggregation, facts, participation
+from cepam_jax.federated import aggregation, counting, facts, participation
 from cepam_jax.federated.control import Measured, Released
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.spread import Arrived, over_participants
@@ -147,7 +147,11 @@ def control(plan: Plan, state: State, after: State, arrived: Arrived, arrays: Cl
         mine = rule.advance(mine)
     if rule.observe:
         noise = facts.noise_of_sum(plan, arrays.counts, knobs, arrived.report)
-        mine = rule.observe(mine, Released(after.round, arrived.aggregate, after.params, noise))
+        within = jnp.float32(jnp.nan)
+        if rule.count_noise is not None:
+            key = counting.key_of(arrays.training_key, state.round)
+            within = counting.share_within(arrived.report, knobs, rule.count_noise, key, arrays.liars)
+        mine = rule.observe(mine, Released(after.round, arrived.aggregate, after.params, noise, within))
     if rule.watch:
         loss, examples = arrived.report.loss, arrays.counts.astype(jnp.float32)
         of_participants = examples[arrived.report.client]

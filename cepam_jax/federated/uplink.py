@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import admission
+from cepam_jax.federated import admission, counting
 from cepam_jax.federated.local import Trained
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
@@ -109,13 +109,14 @@ def send(
     if plan.false_alarm is not None and not crafts:
         limits = admission.limits(mechanism.about, knobs, decoded.shape[0], plan.false_alarm)
         decoded, taken = admission.admitted(mechanism.about, decoded, limits)
-    # An aggregator by errors needs one float per tensor of each client.
+    # An aggregator by errors needs one float per tensor of each client, a count one bit.
     extra_bits = 32 * len(plan.segments) if plan.aggregator.per_tensor else 0
+    extra_bits += counting.VOTE_BITS if plan.control.count_noise is not None else 0
     report = Report(
         client=client,
         loss=trained.loss,
         bits=mechanism.bits(keys.shared, message, knobs) + extra_bits,
-        bytes=size + extra_bits // 8 if plan.wire else jnp.int32(0),
+        bytes=size + -(-extra_bits // 8) if plan.wire else jnp.int32(0),
         norm=measure(update),
         clipped_norm=measure(clipped),
         signal=jnp.sum(jnp.square(clipped)),
