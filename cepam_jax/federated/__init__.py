@@ -23,6 +23,7 @@ from cepam_jax.federated.control import (
     constant,
     greedy,
     plateau,
+    quantile_clip,
     scheduled,
     signal_to_noise,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "make_round",
     "plateau",
     "precision",
+    "quantile_clip",
     "robust",
     "scheduled",
     "shared_key",

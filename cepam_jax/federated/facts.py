@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.errors import ConfigError
-from cepam_jax.federated import admission
+from cepam_jax.federated import admission, counting
 from cepam_jax.federated.aggregation.base import Aggregator, Public
 from cepam_jax.federated.plan import Plan
 from cepam_jax.mechanisms import About, Knobs
@@ -26,6 +26,8 @@ def check(plan: Plan) -> None:
             "mechanism adds noise to updates and the aggregator is a sum with public weights; this is "
             f"{about.name} with another one, or without noise"
         )
+    if plan.control.count_noise is not None:
+        _check_count(plan)
     code = plan.mechanism.code
     scalar = code.kind == "lattice" and code.lattice == "Z1" and code.layer == "gaussian"
     modelled = scalar and about.server is None and about.clip is not None and code.weight is None
@@ -75,8 +77,20 @@ def _check_late(plan: Plan) -> None:
         raise ConfigError(
             late + "the aggregator adds up updates before it is known who is: see aggregation.guarded"
         )
+    if plan.control.count_noise is not None:
+        raise ConfigError(late + "the control rule counts whose updates are within their clips, of all")
     if plan.aggregator.combine is not None and not plan.aggregator.leaves_out:
         raise ConfigError(late + "the aggregator does not say that it leaves them out (leaves_out)")
+
+
+def _check_count(plan: Plan) -> None:
+    """Raises ConfigError where a control rule's count of updates within their clips means nothing."""
+    counting.check(plan.control.count_noise)
+    if plan.mechanism.about.clip is None or plan.quantize == "weights":
+        raise ConfigError(
+            "the control rule counts the updates within their clips, and the mechanism "
+            f"{plan.mechanism.about.name} clips no updates"
+        )
 
 
 def public(plan: Plan, counts, knobs: Knobs) -> Public:

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import aggregation, facts, participation
+from cepam_jax.federated import aggregation, counting, facts, participation
 from cepam_jax.federated.broadcast import Broadcast, behind_after, behind_at_start, broadcast
 from cepam_jax.federated.control import Measured, Released
 from cepam_jax.federated.plan import Plan
@@ -172,7 +172,11 @@ def control(
         mine = rule.advance(mine)
     if rule.observe:
         noise = facts.noise_of_sum(plan, arrays.counts, knobs, arrived.report)
-        seen = rule.observe(mine, Released(after.round, arrived.aggregate, after.params, noise))
+        within = jnp.float32(jnp.nan)
+        if rule.count_noise is not None:
+            key = counting.key_of(arrays.training_key, state.round)
+            within = counting.share_within(arrived.report, knobs, rule.count_noise, key, arrays.liars)
+        seen = rule.observe(mine, Released(after.round, arrived.aggregate, after.params, noise, within))
         mine = jax.tree.map(lambda new, old: jnp.where(anybody, new, old), seen, mine)
     if rule.watch:
         loss, examples = arrived.report.loss, arrays.counts.astype(jnp.float32)

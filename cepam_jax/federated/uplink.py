@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import admission, links
+from cepam_jax.federated import admission, counting, links
 from cepam_jax.federated.local import Trained
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
@@ -110,10 +110,11 @@ def send(
     if plan.false_alarm is not None and not crafts:
         limits = admission.limits(mechanism.about, knobs, decoded.shape[0], plan.false_alarm)
         decoded, taken = admission.admitted(mechanism.about, decoded, limits)
-    # An aggregator by errors needs one float per tensor of each client.
+    # An aggregator by errors needs one float per tensor of each client, a count one bit.
     extra_bits = 32 * len(plan.segments) if plan.aggregator.per_tensor else 0
+    extra_bits += counting.VOTE_BITS if plan.control.count_noise is not None else 0
     bits = mechanism.bits(keys.shared, message, knobs) + extra_bits
-    size = size + extra_bits // 8 if plan.wire else jnp.int32(0)
+    size = size + -(-extra_bits // 8) if plan.wire else jnp.int32(0)
     seconds, late = _time(plan, arrays, client, sent.need, bits, size)
     report = Report(
         client=client,

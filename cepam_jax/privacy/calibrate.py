@@ -64,7 +64,11 @@ def gamma_for(
 
     low, high = _LOG_RANGE
     if excess(low) > 0:
-        raise ConfigError(f"no gamma above e^{low:g} keeps epsilon against {adversary} below {target:g}")
+        why = ": updates within their clips are counted, and the noise on that count alone spends more"
+        counted = "" if quiet.counted is None else why
+        raise ConfigError(
+            f"no gamma above e^{low:g} keeps epsilon against {adversary} below {target:g}{counted}"
+        )
     if excess(high) < 0:
         return math.exp(high)
     root = optimize.brentq(excess, low, high, xtol=1e-7)

@@ -44,6 +44,10 @@ has none. The rules:
   mu = sqrt(B) / z, z that of the start (Smith, Thakurta: Fully Adaptive Composition for Gaussian Differential
   Privacy, arXiv 2210.17520; docs/adaptive.md). It is counted as if it took part in all of them: for draws
   there is no such theorem here, and for Laplace noise none at all.
+- Where each round publishes how many updates were within their clips, with Gaussian noise of the server, that
+  is one coordinate more of what a client moves: 1/z^2 is the sum of both (docs/clipping.md). Clips and sigmas
+  may follow from such counts, as long as no z does. Whoever sees what reaches the server from a single
+  client sees its vote, which nothing hides: there is no guarantee against `decoded_updates` and `server`.
 - Hidden draws amplify more (Wang, Balle, Kasiviswanathan: Subsampled Rényi Differential Privacy and
   Analytical Moments Accountant, arXiv 1808.00087, theorem 27), but that theorem replaces a client of the
   drawn subset by any other client, so it holds only where clients cannot be told apart: the same noise, the
@@ -60,8 +64,8 @@ from typing import NamedTuple
 import dp_accounting
 import numpy as np
 
-from cepam_jax.privacy import noise_sums
-from cepam_jax.privacy.federation import Federation, Phase, bounds, check, reach
+from cepam_jax.privacy import counts, missing, noise_sums
+from cepam_jax.privacy.federation import Federation, Phase, bounds, reach
 from cepam_jax.privacy.releases import (
     Multipliers,
     ObservedDraws,
@@ -95,35 +99,6 @@ def _none(reason: str, federation: Federation) -> list[Guarantee]:
     return [lost] * len(federation.clip)
 
 
-def _missing(law: str | None, federation: Federation, adversary: str) -> str:
-    """Why there is no guarantee, in words, or ""; raises ConfigError for a federation that is not valid.
-
-    Args:
-      law: law of the noise against the adversary; None if there is none.
-      federation: the facts that guarantees depend on.
-      adversary: the adversary in words.
-    """
-    check(federation)
-    if law is None:
-        return f"no noise hides the update from {adversary}"
-    if federation.refused:
-        return "; ".join(federation.refused)
-    if federation.norm is None:
-        return "updates are not clipped: one client may move the result without bound"
-    if federation.aggregation == "unstated":
-        return "the aggregator states nothing about privacy"
-    return _missing_for_laplace(federation) if law == "laplace" else ""
-
-
-def _missing_for_laplace(federation: Federation) -> str:
-    """The same, of Laplace noise alone."""
-    if federation.norm != "l1":
-        return "Laplace noise needs an L1 clip, and the clip is L2"
-    if federation.budget is not None:
-        return "earlier results set the noise, and the filter for that is one of Gaussian noise"
-    return ""
-
-
 def _own_noise(
     federation: Federation, law: str | None, deviation_of: Callable[[Phase], np.ndarray], adversary: str
 ) -> list[Guarantee]:
@@ -138,14 +113,14 @@ def _own_noise(
     Returns:
       One guarantee for each client.
     """
-    reason = _missing(law, federation, adversary)
+    reason = missing.reason(law, federation, adversary)
     if law is None or reason:
         return _none(reason, federation)
     of_phase = []
     for phase in federation.phases:
         z = noise_scale(law, deviation_of(phase)) / bounds(federation, phase)
-        of_phase.append((phase.rounds, np.broadcast_to(z, federation.clip.shape)))
-    return _guarantees(federation, law, of_phase, "each client's own noise")
+        of_phase.append((phase.rounds, counts.joined(federation, np.broadcast_to(z, federation.clip.shape))))
+    return _guarantees(federation, law, of_phase, "each client's own noise" + counts.words(federation))
 
 
 def decoded_updates(federation: Federation) -> list[Guarantee]:
@@ -158,6 +133,8 @@ def decoded_updates(federation: Federation) -> list[Guarantee]:
       One guarantee for each client.
     """
     adversary = "whoever sees decoded updates"
+    if federation.counted is not None:
+        return _none(counts.SEEN, federation)
     return _own_noise(federation, federation.outsiders, lambda phase: phase.outsiders, adversary)
 
 
@@ -183,6 +160,8 @@ def server(federation: Federation) -> list[Guarantee]:
     Returns:
       One guarantee for each client.
     """
+    if federation.counted is not None:
+        return _none(counts.SEEN, federation)
     return _own_noise(federation, federation.server, lambda phase: phase.server, "the server")
 
 
@@ -204,11 +183,14 @@ def released_model(federation: Federation) -> list[Guarantee]:
     if law != "gaussian" or not summed or alone:
         adversary = "whoever sees the model"
         return _own_noise(federation, law, lambda phase: phase.outsiders, adversary)
-    reason = _missing(law, federation, "whoever sees the model")
+    reason = missing.reason(law, federation, "whoever sees the model")
     if reason:
         return _none(reason, federation)
-    of_phase = [(phase.rounds, noise_sums.multipliers(federation, phase)) for phase in federation.phases]
-    basis = "the noise of all participants"
+    of_phase = [
+        (phase.rounds, counts.joined(federation, noise_sums.multipliers(federation, phase)))
+        for phase in federation.phases
+    ]
+    basis = "the noise of all participants" + counts.words(federation)
     if any(phase.least_ratios for phase in federation.phases):
         basis += ", whatever weights earlier results led to"
     hidden = federation.hidden and _exchangeable(federation) and federation.sampling == "fixed"

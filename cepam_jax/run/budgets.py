@@ -3,6 +3,9 @@
 What is guaranteed is that of the budget, which was fixed before anything was released; never the sum of the
 noises that a ledger shows. That sum is itself a result: which noises were applied depends on what was
 released, and so on the data. docs/adaptive.md has the theorem, and what goes wrong with the sum.
+
+Rules that read how many updates were within their clips leave gamma as it is: clips and sigmas have a common
+factor, and each round costs what the first one does (docs/clipping.md).
 """
 
 from __future__ import annotations
@@ -38,10 +41,65 @@ def _usable(budget: float | None) -> bool:
     return budget is not None and bool(np.isfinite(budget)) and budget > 0
 
 
+def counted(facts: Facts) -> float | None:
+    """The noise on the count of updates within their clips, over how far a client that becomes zero moves it.
+
+    None where the rule that sets the knobs reads no such count, or where it is not covered.
+    """
+    rule = facts.control
+    known = facts.start is not None and facts.start.sigma is not None and facts.start.clip is not None
+    if not known or rule.observe is None or rule.watch is not None or rule.budget is not None:
+        return None
+    return 2 * rule.count_noise if _usable(rule.count_noise) else None
+
+
+def _refused_count(facts: Facts, ledger: Ledger) -> str:
+    """Why a rule that reads the count of updates within their clips has no guarantee; "" where it has one."""
+    if counted(facts) is None:
+        return (
+            "the rule that sets the knobs reads how many updates were within their clips, and sets a budget "
+            "beside it, or no positive noise on that count, or mechanisms without sigma and clip"
+        )
+    if facts.influence is not None and facts.influence.bound is not None:
+        return "local training bounds updates, and not the clip that the rule for knobs moves"
+    if not _proportional(facts, clips=True):
+        return (
+            f"the noise of {facts.about.name} is not proportional to sigma, which follows the clip: gamma "
+            "does not stay as it is"
+        )
+    start = _start(facts)
+    for entry in ledger.entries:
+        if not _follows(facts, start, entry):
+            return (
+                "a round applied knobs that are not those of the start with one common factor of clips and "
+                "sigmas, which is what a rule that reads a count may change"
+            )
+    return ""
+
+
+def _follows(facts: Facts, start: privacy.Phase, entry: Entry) -> bool:
+    """Whether clips have a common factor, and sigmas one that is no smaller."""
+    phase = phases.of_knobs(facts, entry.knobs)
+    before, after = (facts.clip if p.clip is None else p.clip for p in (start, phase))
+    clip = np.asarray(after, np.float64) / np.asarray(before, np.float64)
+    if not np.allclose(clip, clip.max(), rtol=_SAME, atol=0):
+        return False
+    for one, other in ((start.outsiders, phase.outsiders), (start.server, phase.server)):
+        noisy = one > 0
+        if np.any((other > 0) != noisy):
+            return False
+        sigma = other[noisy] / one[noisy]
+        if np.any(sigma < clip.max()) or not np.allclose(sigma, clip.max(), rtol=_SAME, atol=0):
+            return False
+    return True
+
+
 def refused(facts: Facts, ledger: Ledger) -> str:
     """Why a rule that reads what was released has no guarantee; "" where it has one, or reads nothing."""
     if facts.control.observe is None:
         return ""
+    if facts.control.count_noise is not None:
+        return _refused_count(facts, ledger)
     budget = facts.control.budget
     if budget is not None and not _usable(budget):
         return f"the budget of the rule that sets the knobs is {budget}, and must be positive and finite"
@@ -84,12 +142,14 @@ def _start(facts: Facts) -> privacy.Phase:
     return phases.of_knobs(facts, facts.start)
 
 
-def _proportional(facts: Facts) -> bool:
-    """Whether all noise is sigma times a constant, over the range that a factor may have."""
+def _proportional(facts: Facts, clips: bool = False) -> bool:
+    """Whether all noise is sigma times a constant, whatever the factor of sigmas, or of clips as well."""
     start = _start(facts)
     assert facts.start is not None
-    for scale in _SCALES:
-        other = phases.of_knobs(facts, facts.start._replace(sigma=facts.start.sigma * np.float32(scale)))
+    for scale in map(np.float32, _SCALES):
+        knobs = facts.start._replace(sigma=facts.start.sigma * scale)
+        knobs = knobs._replace(clip=facts.start.clip * scale) if clips else knobs
+        other = phases.of_knobs(facts, knobs)
         for one, two in ((start.outsiders, other.outsiders), (start.server, other.server)):
             if not np.allclose(one * scale, two, rtol=_SAME, atol=0):
                 return False

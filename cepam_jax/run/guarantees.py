@@ -130,13 +130,15 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
     about, rule, influence = facts.about, facts.aggregator, facts.influence or Influence()
     clients, counts = len(facts.counts), np.asarray(facts.counts)
     budget = facts.control.budget if budgets.stated(facts) else None
+    counted = budgets.counted(facts)
+    planned_noise = budget is None and counted is None
     example = influence.unit == "example"
     rules.check_weights(rule, counts)
     if any(entry.made_by is not None for entry in ledger.entries):
         provenance.check(ledger, provenance.parts_of(facts))
     if rule.public_weights:
         aggregation, weights = "weighted_sum", rule.public_weights(counts)
-    elif rule.weights and budget is None and (rule.initialize is None or rule.least_ratios):
+    elif rule.weights and planned_noise and (rule.initialize is None or rule.least_ratios):
         aggregation, weights = "weighted_sum", np.ones(clients)  # each phase says its own
     elif rule.weights:
         # Results set them, or their noise, and nothing bounds them; they follow from decoded updates.
@@ -150,7 +152,7 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         # What local training bounds it bounds in its own norm, whatever the mechanism clips in.
         norm=influence.norm if bounded else about.sensitivity,
         clip=influence.bound(counts) if bounded else facts.clip,
-        phases=phases.of_ledger(facts, ledger) if budget is None else (budgets.phase_of(facts, ledger),),
+        phases=phases.of_ledger(facts, ledger) if planned_noise else (budgets.phase_of(facts, ledger),),
         weights=weights,
         # A batch is filled up with another example where one is missing: at example level all is replacement.
         relation="replace" if example else facts.relation,
@@ -164,10 +166,11 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         refused=(*ledger.refused, *_refused(facts, ledger)),
         not_covered=(
             *(*about.leaks, *rule.exposes, *influence.exposes, *facts.exposes, *ledger.exposes),
-            *(*uncovered.of_failures(ledger.failures), *facts.always),
+            *(*uncovered.of_votes(counted), *uncovered.of_failures(ledger.failures), *facts.always),
         ),
         unit=influence.unit,
         budget=budget,
+        counted=counted,
     )
 
 

@@ -52,3 +52,13 @@ def of_failures(rounds: int) -> tuple[str, ...]:
         f"{rounds} rounds that failed and were not applied: their updates are counted, but not what the "
         "failure tells without noise: that an update, what was decoded or the model was not finite, whose",
     )
+
+
+def of_votes(counted: float | None) -> tuple[str, ...]:
+    """What clients send beside their updates where updates within their clips are counted; () elsewhere."""
+    if counted is None:
+        return ()
+    return (
+        "each client's vote, whether its update was within the clip: it reaches the server without noise, "
+        "and the server's noise hides it from others alone, if the server adds it as it says",
+    )

@@ -35,8 +35,10 @@ def _chosen(model, arrays, client, key, state, number):
     return Trained(arrays.examples["update"][arrays.rows[client, 0]], jnp.float32(0), jnp.float32(1))
 
 
-def _run(config, counts, markers: float, d: int):
-    """jitted (seed, canary f32[d] of the first client) -> model after every round, f32[rounds + 1, d]."""
+def _run(config, counts, markers: float, d: int, seen=lambda state: state.params["w"]):
+    """jitted (seed, canary f32[d] of the first client) -> what is seen of the state at the start and after
+    every round, by default the model, f32[rounds + 1, d].
+    """
     clients = config.num_clients
     mechanism = mechanisms.build(config.mechanism, ((d,),))
     plan = Plan(
@@ -70,10 +72,10 @@ def _run(config, counts, markers: float, d: int):
 
         def step(state, _):
             state, _ = one_round(state, arrays)
-            return state, state.params["w"]
+            return state, seen(state)
 
-        _, models = jax.lax.scan(step, start, length=config.rounds)
-        return jnp.concatenate([jnp.zeros((1, d)), models])
+        _, later = jax.lax.scan(step, start, length=config.rounds)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), seen(start), later)
 
     return jax.jit(jax.vmap(run, in_axes=(0, None)))
 

@@ -8,8 +8,10 @@ from cepam_jax.federated.control.base import (
     constant,
     for_updates,
     plan,
+    scaled,
     unchanged,
 )
+from cepam_jax.federated.control.clipping import quantile_clip
 from cepam_jax.federated.control.filters import Purse, Spender, filtered
 from cepam_jax.federated.control.rules import greedy, plateau, signal_to_noise
 from cepam_jax.federated.control.schedules import SCHEDULES, scheduled
@@ -28,6 +30,8 @@ __all__ = [
     "greedy",
     "plan",
     "plateau",
+    "quantile_clip",
+    "scaled",
     "scheduled",
     "signal_to_noise",
     "unchanged",

@@ -3,8 +3,9 @@
 A rule that reads nothing but the number of rounds done is a schedule; its knobs can be planned, and a budget
 calibrated, before anything is trained. A rule that reads results has `observe`. What it is given is a
 `Released`: a type that holds what the server published and nothing else, so that no rule can pass on what was
-not released. Such a rule has a guarantee only if it states a `budget` that it keeps whatever it reads:
-`filters` makes rules that do. A rule that needs more, such as training losses, says so by `watch`; it is
+not released. Such a rule has a guarantee only if it states a `budget` that it keeps whatever it reads
+(`filters` makes rules that do), or if it reads a noisy count (`count_noise`) and leaves gamma as it is
+(`clipping`). A rule that needs more, such as training losses, says so by `watch`; it is
 given a `Measured`, which no noise covers, and a run with it has no guarantee.
 
 Whatever the rule, every round reports the knobs that it applied, and the accountant counts those, or holds
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cepam_jax import settings
 from cepam_jax.mechanisms import Knobs
@@ -31,12 +33,15 @@ class Released(NamedTuple):
       params: the global model's parameters after the round.
       noise: f32[], E|noise|^2 of the aggregate, from public knobs and weights; NaN where the aggregate is no
         sum with public weights, or where the mechanism adds no noise.
+      within: f32[], part of the participants whose update was within its clip, with the noise that the server
+        added to their count (`federated.counting`): about 0 to 1. NaN unless the rule has `count_noise`.
     """
 
     round: jax.Array
     aggregate: jax.Array
     params: Any
     noise: jax.Array
+    within: jax.Array | float = float("nan")
 
 
 class Measured(NamedTuple):
@@ -70,6 +75,9 @@ class Control(NamedTuple):
         common factor f, and leaves clips as they are; the sum of f^2 over the rounds stays at or below this
         number, whatever is released. So the whole run spends no more than so many rounds at the start's
         knobs. None: it states none, and has no guarantee.
+      count_noise: of a rule with `observe` that reads `Released.within`: deviation of the noise that the
+        server adds to the count, in participants. It multiplies clips and sigmas of all clients at the start
+        by one common factor (`scaled`), so that no gamma changes. None: it reads no count, and none is made.
       needs_noise: whether it reads `Released.noise`; where that is not known it is refused.
       needs_rate: whether it counts bits by the rate model of scalar LRSUQ; other mechanisms are refused.
       sized: d -> the rule for updates of that length; None: it does not depend on d.
@@ -81,6 +89,7 @@ class Control(NamedTuple):
     observe: Callable[[Any, Released], Any] | None = None
     watch: Callable[[Any, Measured], Any] | None = None
     budget: float | None = None
+    count_noise: float | None = None
     needs_noise: bool = False
     needs_rate: bool = False
     sized: Callable[[int], "Control"] | None = None
@@ -89,6 +98,12 @@ class Control(NamedTuple):
     def adaptive(self) -> bool:
         """Whether knobs may depend on results, released or not."""
         return self.observe is not None or self.watch is not None
+
+
+def scaled(start: Knobs, factor: jax.Array) -> Knobs:
+    """Knobs with clips and sigmas times a factor f32[]; in 32 bits no gamma becomes larger by that."""
+    sigma = None if start.sigma is None else start.sigma * factor * np.float32(1 + 2.0**-20)
+    return start._replace(clip=start.clip * factor, sigma=sigma)
 
 
 def unchanged(state: Any, knobs: Knobs, number: jax.Array) -> Knobs:
