@@ -79,6 +79,7 @@ class Federation:
         seed: int | Seeds = 0,
         ledger: Ledger | None = None,
         byzantine: Byzantine | None = None,
+        server_noise: str | None = None,
         **training: Any,
     ):
         """Builds and checks everything; nothing is compiled yet.
@@ -108,6 +109,7 @@ class Federation:
           seed: of all randomness but the partition's; or `Seeds`. Keep it as secret as the data.
           ledger: of an earlier process, of the same parts.
           byzantine: who lies and how, and whether the server checks norms; by default nobody and no.
+          server_noise: law of noise that the server adds in place of the clients, "gaussian" or "laplace".
           **training: other fields of `federated.LocalTraining`, such as sampling or example_clip.
 
         Raises:
@@ -118,7 +120,7 @@ class Federation:
                 task,
                 clients,
                 mechanism,
-                _all_knobs(knobs, sigma, clip),
+                parts.all_knobs(knobs, sigma, clip),
                 optimizer=optimizer,
                 steps=steps,
                 batch_size=batch_size,
@@ -135,6 +137,7 @@ class Federation:
                 device_count=device_count,
                 seed=seed,
                 byzantine=byzantine,
+                server_noise=server_noise,
             )
         self._task, self._clients = task, clients
         self._account = assembly.account_of(self._parts, Ledger() if ledger is None else ledger)
@@ -289,12 +292,3 @@ class Federation:
             return self._account.ledger
         with jax.enable_x64(False):
             return planned(self.plan.control, self._parts.arrays.knobs, rounds)
-
-
-def _all_knobs(knobs: Knobs | None, sigma, clip) -> Knobs:
-    if knobs is None:
-        return Knobs(sigma=sigma, clip=clip)
-    parts.check_kind("knobs", knobs, Knobs, "a mechanisms.Knobs")
-    if sigma is not None or clip is not None:
-        raise ConfigError("knobs are given twice: either knobs=, or sigma= and clip=")
-    return knobs

@@ -37,6 +37,8 @@ class Plan(NamedTuple):
       false_alarm: probability with which the server refuses an honest message of the largest norm, at most;
         it checks norms then. None: it does not.
       mesh: devices over which the participants are spread, one axis `CLIENTS`; None: one device.
+      server_noise: law of the noise that the server adds to the sum, "gaussian" or "laplace" (`central`);
+        None: it adds none.
     """
 
     local_update: LocalUpdate
@@ -54,6 +56,7 @@ class Plan(NamedTuple):
     attack: Attack | None = None
     false_alarm: float | None = None
     mesh: Mesh | None = None
+    server_noise: str | None = None
 
     @property
     def devices(self) -> int:

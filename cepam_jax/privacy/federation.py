@@ -70,6 +70,9 @@ class Federation(NamedTuple):
       budget: of a federation whose rounds' noise earlier results set: every round divides all noises of the
         one phase by a common factor f, and the sum of f^2 stays at or below this number, whatever is
         released. None: the noise of all rounds is that of their phases, chosen beforehand.
+      central: whether the server adds the noise, to the sum alone: of the variance that the noises of all
+        participants, `Phase.outsiders`, would have together. Clients then send their updates without noise,
+        and know nothing of the server's.
     """
 
     outsiders: str | None
@@ -90,6 +93,7 @@ class Federation(NamedTuple):
     not_covered: tuple[str, ...] = ()
     unit: str = "client"
     budget: float | None = None
+    central: bool = False
 
 
 def check(federation: Federation) -> None:

@@ -70,6 +70,7 @@ def assemble(
     device_count: int,
     seed: Any,
     byzantine: Byzantine | None,
+    server_noise: str | None = None,
 ) -> Assembled:
     """The parts of a federation; the arguments are those of `simulation.Federation`, which explains them.
 
@@ -83,7 +84,7 @@ def assemble(
     leaves = jax.tree.leaves((model.params, model.statistics))
     built = parts.mechanism_of(mechanism, tuple(leaf.shape for leaf in leaves))
     ruling = constant() if control is None else control
-    each = parts.client_knobs(built, knobs, clients.number)
+    each = parts.client_knobs(built, knobs, clients.number, server_noise is not None)
     each_steps = parts.client_steps(steps, clients.number)
     settings = parts.local_training(int(each_steps.max()), batch_size, training, built)
     if local is None:
@@ -117,6 +118,7 @@ def assemble(
         attack=attack,
         false_alarm=alarm,
         mesh=devices.Layout(CLIENTS, present).mesh,
+        server_noise=server_noise,
     )
     seeds = _seeds(seed)
     arrays = ClientArrays(
@@ -160,8 +162,9 @@ def account_of(built: Assembled, ledger: Ledger) -> Account:
     Raises:
       ConfigError: the ledger is that of other parts.
     """
-    plan, made_by = built.plan, provenance.parts_of(facts_of(built, None, "add_remove"))
-    return Account(ledger, plan.control, built.arrays.knobs, made_by, plan.mechanism.about.knobs)
+    facts = facts_of(built, None, "add_remove")
+    made_by = provenance.parts_of(facts)
+    return Account(ledger, built.plan.control, built.arrays.knobs, made_by, facts.knobs)
 
 
 def facts_of(built: Assembled, account: Account | None, relation: str) -> guarantees.Facts:
@@ -183,4 +186,5 @@ def facts_of(built: Assembled, account: Account | None, relation: str) -> guaran
         refused=account.refused if account else (),
         always=uncovered.IN_PYTHON,
         start=built.arrays.knobs,
+        central=plan.server_noise,
     )

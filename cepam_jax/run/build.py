@@ -154,6 +154,7 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
         attack=attack,
         false_alarm=config.byzantine.false_alarm if config.byzantine.check else None,
         mesh=mesh,
+        server_noise=config.mechanism.target if config.server.noise else None,
     )
 
 

@@ -37,6 +37,7 @@ class Parts(NamedTuple):
       adaptive: whether the knobs follow from what was released; "watched": from what was not.
       budget: of such a rule, the most that (clip / own noise)^2 may sum up to over the run, one for each
         client, or one number for all; None: it states none.
+      central: law of the noise that the server adds to the sum; None: it adds none.
     """
 
     clients: int
@@ -55,6 +56,7 @@ class Parts(NamedTuple):
     hidden: bool
     adaptive: bool | str
     budget: Numbers = None
+    central: str | None = None
 
 
 _WORDS = {
@@ -70,6 +72,7 @@ _WORDS = {
     "hidden": "draws hidden but for the model",
     "adaptive": "knobs by what was released",
     "budget": "budget of the rule for knobs",
+    "central": "noise that the server adds",
 }
 
 
@@ -94,12 +97,13 @@ def parts_of(facts: "Facts") -> Parts:
         hidden=bool(facts.hidden),
         adaptive="watched" if facts.control.watch else bool(facts.control.adaptive),
         budget=_budget_of(facts),
+        central=facts.central,
     )
 
 
 def _budget_of(facts: "Facts") -> Numbers:
     """The most that (clip / own noise)^2 may sum up to, for a rule with a budget; None for others."""
-    rule, start, noise = facts.control, facts.start, facts.about.outsiders
+    rule, start, noise = facts.control, facts.start, facts.hiding
     if not rule.adaptive or rule.budget is None or start is None or noise is None:
         return None
     bound = np.asarray(facts.clip if start.clip is None else start.clip, np.float64)

@@ -12,6 +12,11 @@ _FOR_WHOM = (
     "losses, norms and signals of private updates, without noise; they are for whoever may see the data"
 )
 
+SERVER_NOISE = (
+    "the server's honesty: it sees every decoded update, and the noise that it adds and keeps to itself is "
+    "all that hides them from the others"
+)
+
 IN_A_RUN = (
     _WIRE,
     f"metrics.jsonl and what is printed while training: {_FOR_WHOM}",
