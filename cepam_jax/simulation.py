@@ -82,6 +82,7 @@ class Federation:
         byzantine: Byzantine | None = None,
         links: Links | None = None,
         seeded: bool = False,
+        server_noise: str | None = None,
         **training: Any,
     ):
         """Builds and checks everything; nothing is compiled yet.
@@ -113,6 +114,7 @@ class Federation:
           byzantine: who lies and how, and whether the server checks norms; by default nobody and no.
           links: how fast each client's messages travel, and what ends a round; by default not known.
           seeded: whether clients make the first model themselves, so that nothing is sent for it.
+          server_noise: law of noise that the server adds in place of the clients, "gaussian" or "laplace".
           **training: other fields of `federated.LocalTraining`, such as sampling or example_clip.
 
         Raises:
@@ -142,6 +144,7 @@ class Federation:
                 byzantine=byzantine,
                 links=links,
                 seeded=seeded,
+                server_noise=server_noise,
             )
         self._task, self._clients = task, clients
         self._account = assembly.account_of(self._parts, Ledger() if ledger is None else ledger)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.errors import ConfigError
-from cepam_jax.federated import admission, counting
+from cepam_jax.federated import admission, central, counting
 from cepam_jax.federated.aggregation.base import Aggregator, Public
 from cepam_jax.federated.plan import Plan
 from cepam_jax.mechanisms import About, Knobs
@@ -20,7 +20,7 @@ def check(plan: Plan) -> None:
       ConfigError: something is not there.
     """
     rule, about = plan.aggregator, plan.mechanism.about
-    if plan.control.needs_noise and not noise_is_known(about, rule):
+    if plan.control.needs_noise and not (plan.server_noise or noise_is_known(about, rule)):
         raise ConfigError(
             "the control rule goes by the noise in the released aggregate, which is known only where the "
             "mechanism adds noise to updates and the aggregator is a sum with public weights; this is "
@@ -118,6 +118,8 @@ def noise_of_sum(plan: Plan, counts, knobs: Knobs, report) -> jax.Array:
       knobs: of all clients in this round.
       report: Report of the participants, whose weights are public where the noise is known.
     """
+    if plan.server_noise is not None:
+        return sum(plan.segments) * jnp.square(central.deviation(plan, knobs, report))
     if not noise_is_known(plan.mechanism.about, plan.aggregator):
         return jnp.float32(jnp.nan)
     share = report.weight / jnp.sum(report.weight)

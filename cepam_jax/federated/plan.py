@@ -39,6 +39,8 @@ class Plan(NamedTuple):
         it checks norms then. None: it does not.
       ends: what ends a round, one of `links.ENDS`; who is later is left out.
       mesh: devices over which the participants are spread, one axis `CLIENTS`; None: one device.
+      server_noise: law of the noise that the server adds to the sum, "gaussian" or "laplace" (`central`);
+        None: it adds none.
     """
 
     local_update: LocalUpdate
@@ -58,6 +60,7 @@ class Plan(NamedTuple):
     false_alarm: float | None = None
     ends: str = "slowest"
     mesh: Mesh | None = None
+    server_noise: str | None = None
 
     @property
     def devices(self) -> int:

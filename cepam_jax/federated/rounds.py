@@ -3,7 +3,7 @@
   broadcast        every participant k receives the global model w
   local training   x_k  = local update(w, data of k)
   send             x^_k = decode(encode(clip(x_k)))
-  aggregate        x    = sum_k a_k x^_k / sum_k a_k, or another rule
+  aggregate        x    = sum_k a_k x^_k / sum_k a_k, or another rule; perhaps noise of the server's
   step             w   <- server optimizer(w, x)
   control          the knobs of the next round, from what was released
 
@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import aggregation, counting, facts, participation
+from cepam_jax.federated import aggregation, central, counting, facts, participation
 from cepam_jax.federated.broadcast import Broadcast, behind_after, behind_at_start, broadcast
 from cepam_jax.federated.control import Measured, Released
 from cepam_jax.federated.plan import Plan
@@ -59,6 +59,7 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
     """Builds (State, ClientArrays) -> (State, RoundReport)."""
     aggregation.check(plan.aggregator)
     facts.check(plan)
+    central.check(plan)
 
     def run_round(state: State, arrays: ClientArrays) -> tuple[State, RoundReport]:
         draw = participation.round_key(arrays.training_key, state.round)
@@ -68,7 +69,8 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
         slots, mask = _slots(plan, clients)
         weights = weigh(plan, state, arrays, knobs)
         arrived = over_participants(plan, state, arrays, knobs, slots, mask, sent, weights)
-        arrived = observe(plan, state, arrays, knobs, weights, arrived)
+        noised = central.added(plan, state.round, arrays, knobs, arrived.aggregate, arrived.report)
+        arrived = observe(plan, state, arrays, knobs, weights, arrived._replace(aggregate=noised))
         anybody, arrived = somebody(plan, arrived)
         after = step(plan, state, arrived, knobs, slots)
         if plan.ends != "slowest":

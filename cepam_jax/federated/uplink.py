@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import admission, counting, links
+from cepam_jax.federated import admission, central, counting, links
 from cepam_jax.federated.local import Trained
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
@@ -99,6 +99,8 @@ def send(
     if plan.wire:
         message, size = transmit(mechanism, keys.shared, message, knobs, state.round, client)
     decoded = mechanism.decode(keys.shared, message, knobs) - base
+    if plan.server_noise is not None:  # its noise is for the bound, which a quantizer's error may exceed
+        decoded = central.bounded(mechanism.about, decoded, knobs)
     clipped = mechanism.reference(base + update, knobs) - base
     code = jnp.where(jnp.isfinite(decoded).all(), VALID, failure_code(client, MECHANISM))
     code = jnp.where(jnp.isfinite(update).all(), code, client)

@@ -154,6 +154,8 @@ class About(NamedTuple):
         states no norm that it keeps; "" if there is none.
       mixes: whether coordinates are mixed before they are quantized; what is sent is then all of the mixture,
         whatever the weight that `encode` is given.
+      independent: whether the error, of a law that is known, is independent of x for those who do not know
+        the keys, as that of a subtractive dither is; not where its scale follows from the update.
     """
 
     name: str
@@ -172,6 +174,7 @@ class About(NamedTuple):
     keeps: tuple[str, ...] = ("l1", "l2")
     unbounded_by: str = ""
     mixes: bool = False
+    independent: bool = False
 
 
 class Code(NamedTuple):

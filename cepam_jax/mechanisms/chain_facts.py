@@ -53,6 +53,11 @@ def _leaves_noise(step: Transform) -> bool:
     return step.about.summable or (step.about.server is not None and step.inverse is None)
 
 
+def _adds_nothing(step: Transform) -> bool:
+    """Whether a step has no error, and what undoes it is an orthogonal map."""
+    return step.about.law == "none" and (step.inverse is None or step.about.summable)
+
+
 def _kept(norm: str | None, keeps: tuple[str, ...]) -> str | None:
     """The norm that is bounded behind a step, if `norm` was before it; an L1 bound implies the L2 bound."""
     if norm is None or norm in keeps:
@@ -92,4 +97,5 @@ def about_of_chain(transforms: Sequence[Transform], last: About) -> About:
         keeps=protection.keeps,
         unbounded_by=protection.unbounded_by,
         mixes=last.mixes or any(step.mixes for step in transforms),
+        independent=last.independent and all(map(_adds_nothing, transforms)),
     )

@@ -105,6 +105,7 @@ def sdq(
             randomness=("shared",),
             knobs=(rate, *sized.knobs),
             local=rate != "bits",
+            independent=rate != "bits",
         ),
         code=Code(
             "lattice",

@@ -39,6 +39,10 @@ has none. The rules:
   privacy composes no worse than a product (Dong, Roth, Su: Gaussian Differential Privacy, arXiv 1905.02383).
 - Where a random part of the clients takes part, a client is seen in n of T rounds only, n binomial. That
   holds against an adversary who sees all the draws, so against everybody (`releases.ObservedDraws`).
+- Noise that the server adds to a sum with public weights hides a client from all who see the sum alone, the
+  other clients together included: they know their updates and messages, and nothing of that noise. What
+  clients remember is in their messages, and not in the noise. A Laplace variable of the server's is one, not
+  a sum, so its whole variance counts. Decoded updates have no noise, and the server knows its own.
 - Noise that earlier results set has a budget: sum f^2 <= B over the rounds, whatever is released, with all
   noises of the start divided by f. A client's rounds are then no more than one Gaussian mechanism of
   mu = sqrt(B) / z, z that of the start (Smith, Thakurta: Fully Adaptive Composition for Gaussian Differential
@@ -57,46 +61,16 @@ has none. The rules:
   has the client's own alone, and a round without anybody has none, which betrays an absence.
 """
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
 
-import dp_accounting
 import numpy as np
 
-from cepam_jax.privacy import counts, missing, noise_sums
-from cepam_jax.privacy.federation import Federation, Phase, bounds, reach
-from cepam_jax.privacy.releases import (
-    Multipliers,
-    ObservedDraws,
-    Release,
-    composed,
-    noise_scale,
-    sampled_without_replacement,
-)
+from cepam_jax.privacy import counts, noise_sums
+from cepam_jax.privacy.federation import Federation, Phase, bounds
+from cepam_jax.privacy.guarantee import Guarantee, exchangeable, guarantees, missing, none
+from cepam_jax.privacy.releases import noise_scale
 
-
-class Guarantee(NamedTuple):
-    """What is guaranteed to one client against one adversary.
-
-    Attributes:
-      releases: descriptions of what was released; each bounds epsilon from above, so the least one holds.
-        It is a single NonPrivateDpEvent if there is no guarantee.
-      relation: neighbouring relation under which all of them hold.
-      reason: why there is no guarantee; empty if there is one.
-      bases: what each release counts on, in words.
-    """
-
-    releases: tuple[Release, ...]
-    relation: str
-    reason: str = ""
-    bases: tuple[str, ...] = ("",)
-
-
-def _none(reason: str, federation: Federation) -> list[Guarantee]:
-    """No guarantee for any client, for one reason."""
-    lost = Guarantee((dp_accounting.NonPrivateDpEvent(),), federation.relation, reason)
-    return [lost] * len(federation.clip)
+_BEFORE_THE_SUM = "whoever sees decoded updates: the server adds it to their sum"
 
 
 def _own_noise(
@@ -113,14 +87,14 @@ def _own_noise(
     Returns:
       One guarantee for each client.
     """
-    reason = missing.reason(law, federation, adversary)
+    reason = missing(law, federation, adversary)
     if law is None or reason:
-        return _none(reason, federation)
+        return none(reason, federation)
     of_phase = []
     for phase in federation.phases:
         z = noise_scale(law, deviation_of(phase)) / bounds(federation, phase)
         of_phase.append((phase.rounds, counts.joined(federation, np.broadcast_to(z, federation.clip.shape))))
-    return _guarantees(federation, law, of_phase, "each client's own noise" + counts.words(federation))
+    return guarantees(federation, law, of_phase, "each client's own noise" + counts.words(federation))
 
 
 def decoded_updates(federation: Federation) -> list[Guarantee]:
@@ -132,9 +106,11 @@ def decoded_updates(federation: Federation) -> list[Guarantee]:
     Returns:
       One guarantee for each client.
     """
+    if federation.central:
+        return _own_noise(federation, None, lambda phase: phase.outsiders, _BEFORE_THE_SUM)
     adversary = "whoever sees decoded updates"
     if federation.counted is not None:
-        return _none(counts.SEEN, federation)
+        return none(counts.SEEN, federation)
     return _own_noise(federation, federation.outsiders, lambda phase: phase.outsiders, adversary)
 
 
@@ -148,6 +124,9 @@ def colluding_clients(federation: Federation) -> list[Guarantee]:
       One guarantee for each client.
     """
     adversary = "the other clients"
+    if federation.central:
+        # They know all draws but the client's; where their number is fixed, they know that one, too.
+        return _of_sum(federation, adversary, hidden=False)
     return _own_noise(federation, federation.outsiders, lambda phase: phase.outsiders, adversary)
 
 
@@ -161,8 +140,9 @@ def server(federation: Federation) -> list[Guarantee]:
       One guarantee for each client.
     """
     if federation.counted is not None:
-        return _none(counts.SEEN, federation)
-    return _own_noise(federation, federation.server, lambda phase: phase.server, "the server")
+        return none(counts.SEEN, federation)
+    adversary = "the server" + (", which adds it itself" if federation.central else "")
+    return _own_noise(federation, federation.server, lambda phase: phase.server, adversary)
 
 
 def released_model(federation: Federation) -> list[Guarantee]:
@@ -178,98 +158,46 @@ def released_model(federation: Federation) -> list[Guarantee]:
       One guarantee for each client.
     """
     law = federation.outsiders
+    if federation.central:
+        return _of_sum(federation, "whoever sees the model", federation.hidden)
     summed = federation.aggregation == "weighted_sum" and federation.fresh and federation.summable
     alone = federation.sampling == "poisson" or not federation.independent_coordinates
     if law != "gaussian" or not summed or alone:
         adversary = "whoever sees the model"
         return _own_noise(federation, law, lambda phase: phase.outsiders, adversary)
-    reason = missing.reason(law, federation, "whoever sees the model")
-    if reason:
-        return _none(reason, federation)
-    of_phase = [
-        (phase.rounds, counts.joined(federation, noise_sums.multipliers(federation, phase)))
-        for phase in federation.phases
-    ]
-    basis = "the noise of all participants" + counts.words(federation)
-    if any(phase.least_ratios for phase in federation.phases):
-        basis += ", whatever weights earlier results led to"
-    hidden = federation.hidden and _exchangeable(federation) and federation.sampling == "fixed"
-    return _guarantees(federation, law, of_phase, basis, hidden)
+    return _of_sum(federation, "whoever sees the model", federation.hidden)
 
 
-def _exchangeable(federation: Federation) -> bool:
-    """Whether the theorem on hidden draws applies: nothing but its update tells one client from another."""
-
-    def alike(values: np.ndarray) -> bool:
-        """Whether all clients have the same value."""
-        return np.ptp(np.asarray(values, np.float64)) == 0
-
-    same_rounds = all(
-        alike(phase.outsiders)
-        and alike(bounds(federation, phase))
-        and (phase.weights is None or alike(phase.weights))
-        for phase in federation.phases
-    )
-    same = alike(federation.clip) and alike(federation.weights) and same_rounds
-    return bool(federation.unit == "client" and same)
-
-
-def _guarantees(
-    federation: Federation,
-    law: str,
-    of_phase: list[tuple[int, np.ndarray]],
-    basis: str,
-    hidden: bool = False,
-) -> list[Guarantee]:
-    """One Guarantee for each client; equal ones are built once.
+def _of_sum(federation: Federation, adversary: str, hidden: bool) -> list[Guarantee]:
+    """Guarantees by all the noise of a weighted sum: z_k = sqrt(sum_j w_j^2 sigma_j^2) / (w_k C_k).
 
     Args:
       federation: the facts that guarantees depend on.
-      law: law of the noise, "gaussian" or "laplace".
-      of_phase: (rounds, z f64[clients]) of each phase, with z the noise over how far one unit moves the
-        result, given that the client takes part.
-      basis: what the noise counts on, in words.
-      hidden: whether the draws are hidden and the clients exchangeable.
+      adversary: who sees the sum alone, in words.
+      hidden: whether who was drawn is hidden from them.
 
     Returns:
-      The guarantees, in the order of the clients.
+      One guarantee for each client.
     """
-    built: dict[tuple, Guarantee] = {}
-    guarantees = []
-    for k in range(len(federation.clip)):
-        multipliers = tuple((rounds, float(z[k])) for rounds, z in of_phase)
-        if multipliers not in built:
-            built[multipliers] = _guarantee(federation, law, multipliers, basis, hidden)
-        guarantees.append(built[multipliers])
-    return guarantees
-
-
-def _guarantee(
-    federation: Federation, law: str, multipliers: Multipliers, basis: str, hidden: bool
-) -> Guarantee:
-    """The guarantee of a client with these noise multipliers; the arguments are those of `_guarantees`."""
-    relation = federation.relation
-    if not all(z > 0 for _, z in multipliers):
-        return Guarantee((dp_accounting.NonPrivateDpEvent(),), relation, "the noise is zero")
-    clients, per_round = len(federation.clip), federation.per_round
-    halve = reach(federation)
-    if not federation.fresh:
-        basis += ", and on nothing that memories hold"
-    if federation.budget is not None:
-        ((_, z),) = multipliers
-        budget: Multipliers = ((1, z / math.sqrt(federation.budget)),)
-        basis += ", and on a budget fixed beforehand that holds whatever earlier results led to"
-        return Guarantee((composed(law, budget, halve),), relation, "", (basis,))
-    releases: list[Release] = [composed(law, multipliers, halve)]
-    bases = [basis]
-    if federation.sampling != "all":
-        releases.append(ObservedDraws(law, per_round / clients, multipliers, halve))
-        bases.append(f"{basis}, and on the rounds without the client")
-    if hidden:
-        # Stated for the replace relation, of which a client's update that becomes zero is one case.
-        releases.append(sampled_without_replacement(clients, per_round, multipliers))
-        bases.append(f"{basis}, and on nobody knowing who was drawn")
-    return Guarantee(tuple(releases), relation, "", tuple(bases))
+    law, reason = federation.outsiders, missing(federation.outsiders, federation, adversary)
+    if not reason and federation.aggregation != "weighted_sum":
+        reason = "the server adds noise to what is no sum with public weights"
+    if law is None or reason:
+        return none(reason, federation)
+    of_phase = [
+        (
+            phase.rounds,
+            counts.joined(federation, noise_scale(law, noise_sums.multipliers(federation, phase))),
+        )
+        for phase in federation.phases
+    ]
+    basis = "the noise that the server adds" if federation.central else "the noise of all participants"
+    basis += counts.words(federation)
+    if any(phase.least_ratios for phase in federation.phases):
+        basis += ", whatever weights earlier results led to"
+    # With memories a message depends on the draws before, which the theorem does not hide.
+    theorem = law == "gaussian" and federation.fresh and federation.sampling == "fixed"
+    return guarantees(federation, law, of_phase, basis, hidden and theorem and exchangeable(federation))
 
 
 ADVERSARIES = {

@@ -73,6 +73,9 @@ class Federation(NamedTuple):
       counted: where each round also publishes how many updates were within their clips: the server's noise on
         that count over how far a client that is replaced by zero moves it. The votes reach the server as
         they are. None: nothing is counted.
+      central: whether the server adds the noise, to the sum alone: of the variance that the noises of all
+        participants, `Phase.outsiders`, would have together. Clients then send their updates without noise,
+        and know nothing of the server's.
     """
 
     outsiders: str | None
@@ -94,6 +97,7 @@ class Federation(NamedTuple):
     unit: str = "client"
     budget: float | None = None
     counted: float | None = None
+    central: bool = False
 
 
 def check(federation: Federation) -> None:

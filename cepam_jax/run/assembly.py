@@ -74,6 +74,7 @@ def assemble(
     byzantine: Byzantine | None,
     links: Links | None,
     seeded: bool,
+    server_noise: str | None = None,
 ) -> Assembled:
     """The parts of a federation; the arguments are those of `simulation.Federation`, which explains them.
 
@@ -87,7 +88,7 @@ def assemble(
     leaves = jax.tree.leaves((model.params, model.statistics))
     built = parts.mechanism_of(mechanism, tuple(leaf.shape for leaf in leaves))
     ruling = constant() if control is None else control
-    each = parts.client_knobs(built, knobs, clients.number)
+    each = parts.client_knobs(built, knobs, clients.number, server_noise is not None)
     each_steps = parts.client_steps(steps, clients.number)
     settings = parts.local_training(int(each_steps.max()), batch_size, training, built)
     if local is None:
@@ -129,6 +130,7 @@ def assemble(
         false_alarm=alarm,
         ends=ends,
         mesh=devices.Layout(CLIENTS, present).mesh,
+        server_noise=server_noise,
     )
     seeds = _seeds(seed)
     arrays = ClientArrays(
@@ -173,8 +175,9 @@ def account_of(built: Assembled, ledger: Ledger) -> Account:
     Raises:
       ConfigError: the ledger is that of other parts.
     """
-    plan, made_by = built.plan, provenance.parts_of(facts_of(built, None, "add_remove"))
-    return Account(ledger, plan.control, built.arrays.knobs, made_by, plan.mechanism.about.knobs)
+    facts = facts_of(built, None, "add_remove")
+    made_by = provenance.parts_of(facts)
+    return Account(ledger, built.plan.control, built.arrays.knobs, made_by, facts.knobs)
 
 
 def facts_of(built: Assembled, account: Account | None, relation: str) -> guarantees.Facts:
@@ -196,4 +199,5 @@ def facts_of(built: Assembled, account: Account | None, relation: str) -> guaran
         refused=(*(account.refused if account else ()), *late.refused(plan.mechanism.about, plan.ends)),
         always=uncovered.IN_PYTHON,
         start=built.arrays.knobs,
+        central=plan.server_noise,
     )

@@ -159,6 +159,7 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
         false_alarm=config.byzantine.false_alarm if config.byzantine.check else None,
         ends=config.links.ends,
         mesh=mesh,
+        server_noise=config.mechanism.target if config.server.noise else None,
     )
 
 

@@ -10,7 +10,7 @@ from cepam_jax.federated import aggregation as rules
 from cepam_jax.federated import local
 from cepam_jax.federated.control import Control
 from cepam_jax.federated.local import Influence
-from cepam_jax.run import budgets, build, late, phases, precision, provenance, uncovered
+from cepam_jax.run import budgets, build, late, phases, precision, provenance, refusals, uncovered
 from cepam_jax.run.ledger import Ledger, planned
 
 
@@ -32,6 +32,7 @@ class Facts(NamedTuple):
       refused: reasons, beside those of the parts, why nothing is guaranteed.
       always: what no epsilon accounts for, whatever the parts.
       start: Knobs of all clients that the rule for knobs starts from; None: not known.
+      central: law of the noise that the server adds to the sum; None: it adds none.
     """
 
     about: mechanisms.About
@@ -49,6 +50,19 @@ class Facts(NamedTuple):
     refused: tuple[str, ...] = ()
     always: tuple[str, ...] = uncovered.IN_A_RUN
     start: mechanisms.Knobs | None = None
+    central: str | None = None
+
+    @property
+    def hiding(self) -> mechanisms.Noise | None:
+        """The noise against outsiders: the mechanism's, or a participant's part of the server's."""
+        if self.central and self.about.outsiders is None:
+            return mechanisms.Noise(self.central, lambda knobs: knobs.sigma)
+        return self.about.outsiders
+
+    @property
+    def knobs(self) -> tuple[str, ...]:
+        """Names of the knobs that the rounds use."""
+        return tuple(dict.fromkeys((*self.about.knobs, *(("sigma",) if self.central else ()))))
 
 
 def facts_of(config, counts) -> Facts:
@@ -95,6 +109,7 @@ def facts_of(config, counts) -> Facts:
         exposes=tuple(exposes),
         refused=late.refused(about, ends),
         start=mechanisms.knobs_of(config),
+        central=settings.target if config.server.noise else None,
     )
 
 
@@ -147,10 +162,11 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         aggregation, weights = "function" if rule.post_processing else "unstated", np.ones(clients)
     bounded = influence.bound is not None
     return privacy.Federation(
-        outsiders=about.outsiders.law if about.outsiders else None,
+        outsiders=facts.hiding.law if facts.hiding else None,
         server=about.server.law if about.server else None,
         # What local training bounds it bounds in its own norm, whatever the mechanism clips in.
-        norm=influence.norm if bounded else about.sensitivity,
+        # The server clips what it decodes, whatever the steps before did.
+        norm=influence.norm if bounded else about.clip if facts.central else about.sensitivity,
         clip=influence.bound(counts) if bounded else facts.clip,
         phases=phases.of_ledger(facts, ledger) if planned_noise else (budgets.phase_of(facts, ledger),),
         weights=weights,
@@ -163,54 +179,17 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         summable=about.summable,
         hidden=facts.hidden,
         fresh=not facts.remembers,
-        refused=(*ledger.refused, *_refused(facts, ledger)),
+        refused=(*ledger.refused, *refusals.of_run(facts, ledger)),
         not_covered=(
             *(*about.leaks, *rule.exposes, *influence.exposes, *facts.exposes, *ledger.exposes),
+            *((uncovered.SERVER_NOISE,) if facts.central else ()),
             *(*uncovered.of_votes(counted), *uncovered.of_failures(ledger.failures), *facts.always),
         ),
         unit=influence.unit,
         budget=budget,
         counted=counted,
+        central=facts.central is not None,
     )
-
-
-def _refused(facts: Facts, ledger: Ledger):
-    """Why no theorem covers this run, whoever looks; nothing where one does."""
-    yield from facts.refused
-    if facts.influence is None:
-        yield "local training states nothing about privacy"
-    if facts.about.leaks:
-        yield "sent without noise: " + ", ".join(facts.about.leaks)
-    if facts.aggregator.refused:
-        yield facts.aggregator.refused
-    if facts.control.watch:
-        yield (
-            "the rule that sets the knobs reads what is not released, such as training losses: no noise "
-            "covers what the knobs tell of it"
-        )
-    if exceeded := budgets.refused(facts, ledger):
-        yield exceeded
-    if facts.influence is None:
-        return
-    if facts.about.unbounded_by and facts.influence.bound is None and not facts.about.leaks:
-        yield (
-            f"the transform {facts.about.unbounded_by} states no norm that it keeps: no bound of a clip "
-            "before it holds behind it"
-        )
-    bounded = facts.influence.bound is not None
-    if facts.remembers and (bounded or facts.influence.unit == "example"):
-        yield (
-            "error feedback adds what earlier rounds lost, which no clip bounds: one "
-            f"{facts.influence.unit} may move it without bound"
-        )
-    norm = facts.influence.norm
-    # A clip inside a mechanism is seen by `about.clip` alone; the L2 clip drives nothing apart in L2.
-    apart = norm not in facts.about.keeps or (
-        facts.about.clip is not None and (facts.about.clip, norm) != ("l2", "l2")
-    )
-    if bounded and norm is not None and apart:
-        who = f"a step of {facts.about.name} before the noise"
-        yield f"local training bounds updates in the {norm} norm, and {who} may move two farther apart"
 
 
 def report_text(

@@ -33,19 +33,32 @@ def mechanism_of(mechanism, shapes: tuple[tuple[int, ...], ...]) -> Mechanism:
     return built
 
 
-def client_knobs(mechanism: Mechanism, knobs: Knobs, clients: int) -> Knobs:
+def all_knobs(knobs: Knobs | None, sigma: Any, clip: Any) -> Knobs:
+    """The knobs that are given, all together or as these two; ConfigError if they are given twice."""
+    if knobs is None:
+        return Knobs(sigma=sigma, clip=clip)
+    check_kind("knobs", knobs, Knobs, "a mechanisms.Knobs")
+    if sigma is not None or clip is not None:
+        raise ConfigError("knobs are given twice: either knobs=, or sigma= and clip=")
+    return knobs
+
+
+def client_knobs(mechanism: Mechanism, knobs: Knobs, clients: int, server_noise: bool = False) -> Knobs:
     """Knobs of all clients, f32[clients] each.
 
     Args:
       mechanism: that uses them.
       knobs: numbers, or arrays with one for each client; None where the mechanism has no such knob.
       clients: of the federation.
+      server_noise: whether the server adds noise, whose deviation is the knob sigma.
 
     Raises:
       ConfigError: one is missing, too many, or not allowed; names it.
     """
     about = mechanism.about
     wanted = [name for name in about.knobs if name != "scale"]
+    if server_noise and "sigma" not in wanted:
+        wanted.append("sigma")
     for name in Knobs._fields:
         if getattr(knobs, name) is not None and name not in wanted:
             raise ConfigError(
@@ -64,16 +77,6 @@ def client_knobs(mechanism: Mechanism, knobs: Knobs, clients: int) -> Knobs:
             f"the mechanism {about.name} states that it bounds updates, but has no knob clip to say how far"
         )
     return Knobs(**found)
-
-
-def all_knobs(knobs: Knobs | None, sigma: Any, clip: Any) -> Knobs:
-    """The knobs that are given, in one of two ways; ConfigError where in both."""
-    if knobs is None:
-        return Knobs(sigma=sigma, clip=clip)
-    check_kind("knobs", knobs, Knobs, "a mechanisms.Knobs")
-    if sigma is not None or clip is not None:
-        raise ConfigError("knobs are given twice: either knobs=, or sigma= and clip=")
-    return knobs
 
 
 def local_training(

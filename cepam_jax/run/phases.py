@@ -43,7 +43,7 @@ def of_knobs(facts: Facts, knobs: Knobs, rounds: int = 1) -> privacy.Phase:
     stated = facts.influence is not None and facts.influence.bound is not None
     # A bound as 32 bits hold it is the one that was set.
     same = stated or np.all(np.isclose(facts.clip, bounds, rtol=1e-6, atol=0))
-    noises = (_deviation(facts, knobs, of) for of in (facts.about.outsiders, facts.about.server))
+    noises = (_deviation(facts, knobs, of) for of in (facts.hiding, facts.about.server))
     return privacy.Phase(rounds, *noises, None if same else bounds)
 
 

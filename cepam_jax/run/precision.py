@@ -7,7 +7,7 @@ import numpy as np
 
 from cepam_jax import privacy
 from cepam_jax.mechanisms import About
-from cepam_jax.privacy import arithmetic
+from cepam_jax.privacy import arithmetic, noise_sums
 
 
 class Drawn(NamedTuple):
@@ -59,9 +59,11 @@ def words_of(about: About, federation: privacy.Federation, delta: float, coordin
     """What 32-bit arithmetic leaves out, with its size where it is known; arguments as for `report`."""
     text = "noise sampled in 32-bit arithmetic: see docs/randomness.md"
     drawn = drawn_by(about)
-    if not about.outsiders or federation.norm is None or drawn is None:
+    if federation.central:
+        drawn = Drawn(1.0, 1, rotated=False)
+    if not federation.outsiders or federation.norm is None or drawn is None:
         return text
-    law, end = about.outsiders.law, 0.0
+    law, end = federation.outsiders, 0.0
     if drawn.share > 0:
         end += arithmetic.ADDITIVE_ENDS[law] * math.sqrt(drawn.share)
     if drawn.share < 1:  # the ends of both parts add up
@@ -75,10 +77,9 @@ def words_of(about: About, federation: privacy.Federation, delta: float, coordin
         f"probability {chance:.1e} over the run"
     )
     if chance > delta:
-        text += (
-            f", more than delta = {delta:g}: the epsilons against colluding_clients and decoded_updates are "
-            "those of noise without end"
-        )
+        who = "colluding_clients and decoded_updates"
+        who = "released_model and colluding_clients" if federation.central else who
+        text += f", more than delta = {delta:g}: the epsilons against {who} are those of noise without end"
     if drawn.share == 1 or not coordinates:
         return text
     padded = 1 << (coordinates - 1).bit_length() if drawn.rotated else coordinates
@@ -101,11 +102,11 @@ def _chance_beyond(law, block, end, federation) -> float:
     total = np.zeros(len(federation.clip))
     for phase in federation.phases:
         with np.errstate(divide="ignore"):
-            shift = (
-                privacy.reach(federation)
-                * privacy.bounds(federation, phase)
-                / privacy.noise_scale(law, phase.outsiders)
-            )
+            if federation.central:
+                noise = privacy.noise_scale(law, noise_sums.multipliers(federation, phase))
+            else:
+                noise = privacy.noise_scale(law, phase.outsiders) / privacy.bounds(federation, phase)
+            shift = privacy.reach(federation) / noise
         if federation.budget is None:
             total += phase.rounds * arithmetic.beyond(law, block, end, np.minimum(shift, 1e3))
             continue

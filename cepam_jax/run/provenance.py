@@ -39,6 +39,7 @@ class Parts(NamedTuple):
         client, or one number for all; None: it states none.
       count_noise: of a rule that reads how many updates were within their clips, deviation of the noise on
         that count; None for others.
+      central: law of the noise that the server adds to the sum; None: it adds none.
     """
 
     clients: int
@@ -58,6 +59,7 @@ class Parts(NamedTuple):
     adaptive: bool | str
     budget: Numbers = None
     count_noise: float | None = None
+    central: str | None = None
 
 
 _WORDS = {
@@ -74,6 +76,7 @@ _WORDS = {
     "adaptive": "knobs by what was released",
     "budget": "budget of the rule for knobs",
     "count_noise": "noise on the count of updates within their clips",
+    "central": "noise that the server adds",
 }
 
 
@@ -99,12 +102,13 @@ def parts_of(facts: "Facts") -> Parts:
         adaptive="watched" if facts.control.watch else bool(facts.control.adaptive),
         budget=_budget_of(facts),
         count_noise=_rounded(float(facts.control.count_noise)) if facts.control.count_noise else None,
+        central=facts.central,
     )
 
 
 def _budget_of(facts: "Facts") -> Numbers:
     """The most that (clip / own noise)^2 may sum up to, for a rule with a budget; None for others."""
-    rule, start, noise = facts.control, facts.start, facts.about.outsiders
+    rule, start, noise = facts.control, facts.start, facts.hiding
     if not rule.adaptive or rule.budget is None or start is None or noise is None:
         return None
     bound = np.asarray(facts.clip if start.clip is None else start.clip, np.float64)

@@ -70,7 +70,7 @@ class Record:
         self.origin = origin
         facts = guarantees.facts_of(config, split.counts)
         check_weights(facts.aggregator, split.counts)  # before anything is written
-        self._parts, self._knobs = parts_of(facts), facts.about.knobs
+        self._parts, self._knobs = parts_of(facts), facts.knobs
         self._store = self._file = self._lock = self._writer = self._ledger_file = None
         if is_main():
             workdir.mkdir(parents=True, exist_ok=True)

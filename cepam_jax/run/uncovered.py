@@ -13,6 +13,11 @@ _FOR_WHOM = (
     "see the data"
 )
 
+SERVER_NOISE = (
+    "the server's honesty: it sees every decoded update, and the noise that it adds and keeps to itself is "
+    "all that hides them from the others"
+)
+
 IN_A_RUN = (
     _WIRE,
     f"metrics.jsonl and what is printed while training: {_FOR_WHOM}",

@@ -50,6 +50,7 @@ def _run(config, counts, markers: float, d: int, seen=lambda state: state.params
         per_round=config.clients_per_round or clients,
         per_chunk=1,
         control=build.control_of(config),
+        server_noise=config.mechanism.target if config.server.noise else None,
     )
     one_round = make_round(plan)
     knobs = mechanisms.knobs_of(config)

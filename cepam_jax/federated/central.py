@@ -1,0 +1,163 @@
+"""Noise that the server adds to the sum of the updates: the fair opponent of CEPAM under a trusted server.
+
+CEPAM trusts the server with the shared randomness. Then the server might as well add the noise itself:
+clients send any compressed message, and what is decoded of it
+
+  x^_k = clip(decode(encode(clip(x_k))))
+
+is clipped once more, because a quantizer's error may carry it beyond its bound C_k; but where the error is
+independent of the update (`About.independent`, subtractive dithers), it hides more and reveals nothing, and
+is left as it is (docs/privacy.md, "Noise by the server"). The server releases
+
+  (sum_k w_k x^_k + n) / sum_k w_k,   n of variance sum_k w_k^2 sigma_k^2 per coordinate,
+
+the sums over the participants of the round: the noise that CEPAM's clients would have added together, so that
+equal sigmas mean equal noise and, for Gaussian noise, equal accounting against whoever sees the models. n is
+Gaussian, or one Laplace variable per coordinate, and comes from a key that the server alone knows.
+
+Under Poisson sampling (`participation`) the number of participants is random and must not be betrayed by the
+noise: n has the variance of as many clients as there are places, each with the largest w_k sigma_k, and the
+sum is divided by its expected weight. Where clients add Gaussian noise themselves, the server adds what is
+missing to that variance.
+"""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cepam_jax import mechanisms, settings
+from cepam_jax.errors import ConfigError, require_choice
+from cepam_jax.federated.aggregation.base import AGGREGATORS, Aggregator
+from cepam_jax.federated.plan import Plan
+from cepam_jax.federated.state import ClientArrays, Report
+from cepam_jax.mechanisms import About, Keys, Knobs
+from cepam_jax.mechanisms.latents import TARGETS
+from cepam_jax.mechanisms.noise import add_noise
+from cepam_jax.mechanisms.transforms import clip
+
+_SERVER = np.uint32(2**32 - 6)  # where a key is for the server's noise, in place of a client
+
+settings.declare(
+    "server",
+    {
+        "noise": settings.boolean(
+            False,
+            "Whether the server adds noise to the sum, of the law mechanism.target and of deviation "
+            "clip_norm / gamma for each update in it; clients add none.",
+        )
+    },
+)
+
+
+def bounded(about: About, decoded: jax.Array, knobs: Knobs) -> jax.Array:
+    """A decoded update f32[d] within the mechanism's clip, but for an error that is independent of it."""
+    assert about.clip is not None
+    if about.independent:
+        return decoded
+    within = clip(about.clip).reference
+    assert within is not None
+    return within(decoded, knobs)
+
+
+def added(plan: Plan, round_number, arrays: ClientArrays, knobs: Knobs, aggregate, report: Report):
+    """The aggregate f32[d] with the server's noise, NaN where that would vanish beside a coordinate.
+
+    Args:
+      plan: of the round.
+      round_number: int32[], rounds done.
+      arrays: of all clients.
+      knobs: of all clients in this round.
+      aggregate: f32[d], without it.
+      report: Report of the participants.
+    """
+    if plan.server_noise is None:
+        return aggregate
+    key = jax.random.fold_in(jax.random.fold_in(arrays.training_key, round_number), _SERVER)
+    size = Knobs(sigma=deviation(plan, knobs, report))
+    return add_noise(plan.server_noise).forward(Keys(key, key), aggregate, size)[0]
+
+
+def deviation(plan: Plan, knobs: Knobs, report: Report) -> jax.Array:
+    """f32[], standard deviation per coordinate of what the server adds to a round's aggregate.
+
+    Args:
+      plan: of the round, whose server adds noise.
+      knobs: of all clients in this round.
+      report: Report of the participants, with their weights.
+    """
+    each = report.weight * knobs.sigma[report.client]
+    return jnp.sqrt(jnp.sum(jnp.square(each))) / jnp.sum(report.weight)
+
+
+def check(plan: Plan) -> None:
+    """Checks that the server's noise hides a client among the other parts of a round.
+
+    Raises:
+      ConfigError: it does not, and why.
+    """
+    if plan.server_noise is None:
+        return
+    require_choice("law of the server's noise", plan.server_noise, TARGETS)
+    if plan.quantize == "weights":
+        raise ConfigError(f"{_SETTING} needs updates, and config.mechanism.quantize is 'weights'")
+    if plan.attack is not None or plan.false_alarm is not None:
+        raise ConfigError(f"{_SETTING} does not go with config.byzantine: {_LIES}")
+    if plan.ends != "slowest":
+        raise ConfigError(f"{_SETTING} does not go with participants that may be late: {_LATE}")
+    for cause in (why_unbounded(plan.mechanism.about, plan.server_noise), why_no_sum(plan.aggregator)):
+        if cause:
+            raise ConfigError(f"{_SETTING}: {cause}")
+
+
+_SETTING = "noise by the server (config.server.noise)"
+_LATE = "who is late follows from lengths of messages, which its noise does not hide"
+_LIES = "what liars craft follows from all honest updates, and so does who is refused"
+
+
+def why_unbounded(about: About, law: str) -> str:
+    """Why what a mechanism decodes to is not what the server's noise is for; "" if it is."""
+    if about.outsiders is not None:
+        return f"the mechanism {about.name} adds noise of its own at the clients; take one without, as sdq"
+    if about.clip is None:
+        return "updates are not clipped, and one client may move their sum without bound"
+    if law == "laplace" and about.clip != "l1":
+        return "Laplace noise needs an L1 clip, and the clip is L2"
+    return ""
+
+
+def why_no_sum(rule: Aggregator) -> str:
+    """Why a client's part in what a rule makes of decoded updates has no bound; "" if it has one."""
+    if rule.public_weights is not None:
+        return ""
+    if rule.combine is not None:
+        return (
+            "the aggregator is no weighted sum: its sensitivity to one client, as that of a median, is not "
+            "bounded by the client's clip and weight; use mean or examples"
+        )
+    if rule.weights is not None:
+        return (
+            "the aggregator weighs clients by the noise of their own updates, which have none; use mean or "
+            "examples"
+        )
+    return "the aggregator's weights are not public; use mean or examples"
+
+
+@settings.rule
+def _rules(fields):
+    """The same, before anything is loaded."""
+    if not fields["server.noise"]:
+        return
+    here = {name.removeprefix("mechanism."): v for name, v in fields.items() if name.startswith("mechanism.")}
+    about = mechanisms.build(SimpleNamespace(**here), ((1,),)).about
+    cause = why_unbounded(about, fields["mechanism.target"])
+    yield not cause, "server.noise", f"False with this mechanism: {cause}"
+    rule = AGGREGATORS.get_or_raise(fields["aggregator"])
+    cause = why_no_sum(rule) if isinstance(rule, Aggregator) else ""
+    yield not cause, "server.noise", f"False with config.aggregator = {fields['aggregator']!r}: {cause}"
+    honest = fields["byzantine.attack"] == "none" and not fields["byzantine.check"]
+    yield honest, "server.noise", f"False where clients lie or are checked (config.byzantine): {_LIES}"
+    yield fields["links.ends"] == "slowest", "server.noise", f"False where participants may be late: {_LATE}"
+    asked = any(fields[f"needs.{name}"] for name in ("epsilon", "bits", "rate", "deadline", "clients"))
+    yield not asked, "server.noise", "False with config.needs, which sets the noise of each client"
