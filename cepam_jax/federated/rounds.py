@@ -22,7 +22,8 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import aggregation, facts, participation
+from cepam_jax.errors import ConfigError
+from cepam_jax.federated import aggregation, facts, participation, summed
 from cepam_jax.federated.control import Measured, Released
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.spread import Arrived, over_participants
@@ -49,6 +50,7 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
     """Builds (State, ClientArrays) -> (State, RoundReport)."""
     aggregation.check(plan.aggregator)
     facts.check(plan)
+    summed.check(plan)
 
     def run_round(state: State, arrays: ClientArrays) -> tuple[State, RoundReport]:
         draw = participation.round_key(arrays.training_key, state.round)
@@ -62,8 +64,10 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
         arrived = observe(plan, state, arrays, knobs, weights, arrived)
         after = step(plan, state, arrived, knobs, slots)._replace(downlink=downlink)
         after = after._replace(control=control(plan, state, after, arrived, arrays, knobs))
+        if arrived.opened is not None:
+            after = summed.unless_closed(state, after, arrived.opened)
         kept, report = _if_valid(state, after, arrived, knobs, downlink_bits)
-        return kept, report._replace(weights=weights)
+        return kept, report._replace(weights=weights, opened=arrived.opened)
 
     return run_round
 
@@ -203,6 +207,11 @@ def initial_state(
         from.
     """
     d, scale = sum(plan.segments), None
+    if remembers and plan.mechanism.joint:
+        raise ConfigError(
+            "error feedback keeps what each message lost, and the mechanism "
+            f"{plan.mechanism.about.name} shows one sum of all messages alone"
+        )
     if "scale" in plan.mechanism.about.knobs:  # the bound, spread evenly over all coordinates
         octaves = jnp.log2(clip_bound / math.sqrt(d))
         scale = jnp.round(code_length.SCALES_PER_OCTAVE * octaves).astype(jnp.int32)

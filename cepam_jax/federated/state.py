@@ -114,6 +114,8 @@ class RoundReport(NamedTuple):
       downlink_bits: f32[], ideal code length of what the server sent to each participant.
       weights: f32[clients], up to a common factor, of a rule that weighs all clients before the round; None
         for other rules.
+      opened: bool[], whether enough messages arrived for a secure sum to be opened: the model is as it was
+        where it was not. The participants' weights say who arrived. None without a secure sum.
     """
 
     ran: jax.Array
@@ -121,6 +123,7 @@ class RoundReport(NamedTuple):
     knobs: Knobs
     downlink_bits: jax.Array
     weights: jax.Array | None = None
+    opened: jax.Array | None = None
 
 
 def client_keys(arrays: ClientArrays, round_number, client) -> tuple[jax.Array, Keys]:

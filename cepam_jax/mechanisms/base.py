@@ -37,6 +37,7 @@ import numpy as np
 
 from cepam_jax.errors import require
 from cepam_jax.mechanisms.arrays import Array
+from cepam_jax.mechanisms.joint import Joint, Summed
 
 # Largest |x| that is coded. The unit is the standard deviation of the noise (LRSUQ, additive noise; in
 # `split` of both parts), or a cell, which is the lattice's scale, of a quantizer without noise (SDQ,
@@ -154,6 +155,7 @@ class About(NamedTuple):
         states no norm that it keeps; "" if there is none.
       mixes: whether coordinates are mixed before they are quantized; what is sent is then all of the mixture,
         whatever the weight that `encode` is given.
+      summed: facts of the secure sum of its messages; None where the server sees each message.
     """
 
     name: str
@@ -172,6 +174,7 @@ class About(NamedTuple):
     keeps: tuple[str, ...] = ("l1", "l2")
     unbounded_by: str = ""
     mixes: bool = False
+    summed: Summed | None = None
 
 
 class Code(NamedTuple):
@@ -196,6 +199,8 @@ class Code(NamedTuple):
       weight: (shared key of the whole, Message, Knobs) -> f32[size], 0 where a coordinate is not sent; None
         if all are sent.
       side: side information of the whole -> side information of these symbols.
+      informed: (side information of these symbols, Knobs) -> the Knobs that `alphabet` is asked with, where
+        it follows from the side information as well; None: it does not.
     """
 
     kind: str
@@ -211,6 +216,7 @@ class Code(NamedTuple):
     size: Callable[[int], int] = lambda d: d
     weight: Callable[[jax.Array, Message, Knobs], jax.Array | None] | None = None
     side: Callable[[dict], dict] = lambda side: side
+    informed: Callable[[dict, Knobs], Knobs] | None = None
 
 
 class Mechanism(NamedTuple):
@@ -228,6 +234,8 @@ class Mechanism(NamedTuple):
       code: how the symbols are distributed.
       variance: (x f32[d], Knobs) -> f32[d] or f32[], expected squared error per coordinate; None
         where there is no formula.
+      joint: how sums of messages are decoded; None: the server decodes each message. `encode` and `decode`
+        are then those of a sum of one.
     """
 
     encode: Callable[..., Message]
@@ -237,6 +245,7 @@ class Mechanism(NamedTuple):
     about: About
     code: Code
     variance: Callable[[jax.Array, Knobs], jax.Array] | None = None
+    joint: Joint | None = None
 
 
 class Transform(NamedTuple):

@@ -92,4 +92,5 @@ def about_of_chain(transforms: Sequence[Transform], last: About) -> About:
         keeps=protection.keeps,
         unbounded_by=protection.unbounded_by,
         mixes=last.mixes or any(step.mixes for step in transforms),
+        summed=last.summed,
     )

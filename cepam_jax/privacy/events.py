@@ -3,7 +3,8 @@
   released_model      sees the models alone
   colluding_clients   is all other clients together: they know their own randomness and subtract their noise
   decoded_updates     sees every decoded update, but not the shared randomness
-  server              knows the shared randomness
+  server              knows the shared randomness; under a secure sum it sees one sum of each round
+  server_and_colluders  the same, with clients that tell it their noise; of a secure sum those that it states
 
 Nobody is protected from an eavesdropper who reads the messages themselves: LRSUQ's integers without the
 shared key are no noisy update (an integer other than zero betrays a sign), so links must be encrypted.
@@ -34,6 +35,8 @@ has none. The rules:
 - A memory (what a client keeps of an update that was not sent whole, for the next round) is added before the
   clip, so a client without an update still sends what it remembers, clipped: as far as 2 C_k from what it
   sends with one, under either relation.
+- Under a secure sum the server, and everybody who sees less, faces the noise of the least number of messages
+  whose sum is opened, but for the slack that `secure_sums` bounds (docs/secure_sums.md).
 - Laplace noise on vectors with |x|_1 <= C is dominated by Laplace noise on one coordinate moved by C: for
   Laplace, the trade-off function of a move s1 + s2 is the composition of those of s1 and s2, and group
   privacy composes no worse than a product (Dong, Roth, Su: Gaussian Differential Privacy, arXiv 1905.02383).
@@ -55,13 +58,13 @@ has none. The rules:
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import dp_accounting
 import numpy as np
 
-from cepam_jax.privacy import noise_sums
-from cepam_jax.privacy.federation import Federation, Phase, bounds, check, reach
+from cepam_jax.privacy import noise_sums, secure_sums
+from cepam_jax.privacy.federation import Federation, Phase, bounds, reach
+from cepam_jax.privacy.guarantee import Guarantee, missing, none
 from cepam_jax.privacy.releases import (
     Multipliers,
     ObservedDraws,
@@ -70,58 +73,6 @@ from cepam_jax.privacy.releases import (
     noise_scale,
     sampled_without_replacement,
 )
-
-
-class Guarantee(NamedTuple):
-    """What is guaranteed to one client against one adversary.
-
-    Attributes:
-      releases: descriptions of what was released; each bounds epsilon from above, so the least one holds.
-        It is a single NonPrivateDpEvent if there is no guarantee.
-      relation: neighbouring relation under which all of them hold.
-      reason: why there is no guarantee; empty if there is one.
-      bases: what each release counts on, in words.
-    """
-
-    releases: tuple[Release, ...]
-    relation: str
-    reason: str = ""
-    bases: tuple[str, ...] = ("",)
-
-
-def _none(reason: str, federation: Federation) -> list[Guarantee]:
-    """No guarantee for any client, for one reason."""
-    lost = Guarantee((dp_accounting.NonPrivateDpEvent(),), federation.relation, reason)
-    return [lost] * len(federation.clip)
-
-
-def _missing(law: str | None, federation: Federation, adversary: str) -> str:
-    """Why there is no guarantee, in words, or ""; raises ConfigError for a federation that is not valid.
-
-    Args:
-      law: law of the noise against the adversary; None if there is none.
-      federation: the facts that guarantees depend on.
-      adversary: the adversary in words.
-    """
-    check(federation)
-    if law is None:
-        return f"no noise hides the update from {adversary}"
-    if federation.refused:
-        return "; ".join(federation.refused)
-    if federation.norm is None:
-        return "updates are not clipped: one client may move the result without bound"
-    if federation.aggregation == "unstated":
-        return "the aggregator states nothing about privacy"
-    return _missing_for_laplace(federation) if law == "laplace" else ""
-
-
-def _missing_for_laplace(federation: Federation) -> str:
-    """The same, of Laplace noise alone."""
-    if federation.norm != "l1":
-        return "Laplace noise needs an L1 clip, and the clip is L2"
-    if federation.budget is not None:
-        return "earlier results set the noise, and the filter for that is one of Gaussian noise"
-    return ""
 
 
 def _own_noise(
@@ -138,9 +89,9 @@ def _own_noise(
     Returns:
       One guarantee for each client.
     """
-    reason = _missing(law, federation, adversary)
+    reason = missing(law, federation, adversary)
     if law is None or reason:
-        return _none(reason, federation)
+        return none(reason, federation)
     of_phase = []
     for phase in federation.phases:
         z = noise_scale(law, deviation_of(phase)) / bounds(federation, phase)
@@ -183,7 +134,43 @@ def server(federation: Federation) -> list[Guarantee]:
     Returns:
       One guarantee for each client.
     """
+    if secure_sums.covers(federation):
+        return _of_sum(federation, 0, "the server")
     return _own_noise(federation, federation.server, lambda phase: phase.server, "the server")
+
+
+def server_and_colluders(federation: Federation) -> list[Guarantee]:
+    """Guarantees against a server whom clients tell their noise: under a secure sum, as many as it states.
+
+    Args:
+      federation: the facts that guarantees depend on.
+
+    Returns:
+      One guarantee for each client that does not collude.
+    """
+    if not secure_sums.covers(federation):
+        return server(federation)
+    assert federation.summed is not None
+    return _of_sum(federation, federation.summed.colluders, "the server and its colluders")
+
+
+def _of_sum(federation: Federation, colluders: int, adversary: str, hidden: bool = False) -> list[Guarantee]:
+    """Guarantees by the noise in a secure sum of the least number of messages, without the colluders'."""
+    law = federation.server
+    reason = missing(law, federation, adversary)
+    if law is None or reason:
+        return none(reason, federation)
+    slack = secure_sums.slack(federation, colluders)
+    if not math.isfinite(slack):
+        return none("the step of the secure sum is too large beside the noise of so few clients", federation)
+    of_phase = [
+        (phase.rounds, secure_sums.multipliers(federation, phase, colluders)) for phase in federation.phases
+    ]
+    basis = (
+        f"the noise of {secure_sums.least(federation) - colluders} participants in a sum that alone is seen"
+    )
+    found = _guarantees(federation, law, of_phase, basis, hidden)
+    return [one._replace(slack=slack) for one in found]
 
 
 def released_model(federation: Federation) -> list[Guarantee]:
@@ -198,20 +185,22 @@ def released_model(federation: Federation) -> list[Guarantee]:
     Returns:
       One guarantee for each client.
     """
+    hidden = federation.hidden and _exchangeable(federation) and federation.sampling == "fixed"
+    if secure_sums.covers(federation):
+        return _of_sum(federation, 0, "whoever sees the model", hidden and secure_sums.all_arrive(federation))
     law = federation.outsiders
     summed = federation.aggregation == "weighted_sum" and federation.fresh and federation.summable
     alone = federation.sampling == "poisson" or not federation.independent_coordinates
     if law != "gaussian" or not summed or alone:
         adversary = "whoever sees the model"
         return _own_noise(federation, law, lambda phase: phase.outsiders, adversary)
-    reason = _missing(law, federation, "whoever sees the model")
+    reason = missing(law, federation, "whoever sees the model")
     if reason:
-        return _none(reason, federation)
+        return none(reason, federation)
     of_phase = [(phase.rounds, noise_sums.multipliers(federation, phase)) for phase in federation.phases]
     basis = "the noise of all participants"
     if any(phase.least_ratios for phase in federation.phases):
         basis += ", whatever weights earlier results led to"
-    hidden = federation.hidden and _exchangeable(federation) and federation.sampling == "fixed"
     return _guarantees(federation, law, of_phase, basis, hidden)
 
 
@@ -295,4 +284,5 @@ ADVERSARIES = {
     "colluding_clients": colluding_clients,
     "decoded_updates": decoded_updates,
     "server": server,
+    "server_and_colluders": server_and_colluders,
 }

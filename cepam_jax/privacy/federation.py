@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cepam_jax.errors import require, require_choice
+from cepam_jax.mechanisms.joint import Summed
 from cepam_jax.privacy.releases import halving
 
 RELATIONS = ("add_remove", "replace")
@@ -70,6 +71,7 @@ class Federation(NamedTuple):
       budget: of a federation whose rounds' noise earlier results set: every round divides all noises of the
         one phase by a common factor f, and the sum of f^2 stays at or below this number, whatever is
         released. None: the noise of all rounds is that of their phases, chosen beforehand.
+      summed: facts of a secure sum, which is all that the server sees of a round; None: it sees each message.
     """
 
     outsiders: str | None
@@ -90,6 +92,7 @@ class Federation(NamedTuple):
     not_covered: tuple[str, ...] = ()
     unit: str = "client"
     budget: float | None = None
+    summed: Summed | None = None
 
 
 def check(federation: Federation) -> None:

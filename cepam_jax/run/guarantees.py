@@ -161,10 +161,12 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         refused=(*ledger.refused, *_refused(facts, ledger)),
         not_covered=(
             *(*about.leaks, *rule.exposes, *influence.exposes, *facts.exposes, *ledger.exposes),
+            *(uncovered.OF_SUMS if about.summed else ()),
             *(*uncovered.of_failures(ledger.failures), *facts.always),
         ),
         unit=influence.unit,
         budget=budget,
+        summed=about.summed,
     )
 
 

@@ -37,6 +37,8 @@ class Parts(NamedTuple):
       adaptive: whether the knobs follow from what was released; "watched": from what was not.
       budget: of such a rule, the most that (clip / own noise)^2 may sum up to over the run, one for each
         client, or one number for all; None: it states none.
+      summed: of a secure sum, the least number of messages (0: all), colluders, and noise of one in steps;
+        None: the server sees each message.
     """
 
     clients: int
@@ -55,6 +57,7 @@ class Parts(NamedTuple):
     hidden: bool
     adaptive: bool | str
     budget: Numbers = None
+    summed: tuple[float, ...] | None = None
 
 
 _WORDS = {
@@ -70,6 +73,7 @@ _WORDS = {
     "hidden": "draws hidden but for the model",
     "adaptive": "knobs by what was released",
     "budget": "budget of the rule for knobs",
+    "summed": "least messages, colluders and steps of the secure sum",
 }
 
 
@@ -94,6 +98,7 @@ def parts_of(facts: "Facts") -> Parts:
         hidden=bool(facts.hidden),
         adaptive="watched" if facts.control.watch else bool(facts.control.adaptive),
         budget=_budget_of(facts),
+        summed=about.summed and tuple(about.summed),
     )
 
 

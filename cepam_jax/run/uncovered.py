@@ -12,6 +12,12 @@ _FOR_WHOM = (
     "losses, norms and signals of private updates, without noise; they are for whoever may see the data"
 )
 
+# Of secure sums: the simulation takes the protocol for granted.
+OF_SUMS = (
+    "the protocol that adds up messages without showing them: it is taken for granted that it opens one sum "
+    "of a round, of at least so many messages, and that who drops out depends on no data",
+)
+
 IN_A_RUN = (
     _WIRE,
     f"metrics.jsonl and what is printed while training: {_FOR_WHOM}",
