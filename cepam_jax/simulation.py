@@ -90,16 +90,13 @@ class Federation:
         Args:
           task: what is learned, from `cepam_jax.tasks`, or of your own.
           clients: from `cepam_jax.clients`.
-          mechanism: how updates become messages; or a function of the shapes of the update's tensors that
-            makes it, for mechanisms that treat tensors apart.
+          mechanism: how updates become messages; or a function of the shapes of the tensors that makes it.
           sigma: deviation of the noise, in units of the update; one number, or one for each client.
           clip: bound on an update's norm, likewise. `knobs`: all knobs, in place of these two.
-          optimizer: any optax optimizer, anew each round, or a function of the round int32[] that gives one;
-            by default sgd with `learning_rate` and `momentum`.
+          optimizer: of optax, or a function of the round int32[] that gives one; by default sgd.
           steps: local steps of a round; one number, or one for each client.
           batch_size: examples of each step.
-          local: a local update of your own, in place of the optimizer, batches and other settings; it finds
-            `steps` in the ClientArrays.
+          local: a local update of your own, in place of optimizer and batches; it finds `steps` in the arrays.
           aggregator: a rule, or the name of a registered one.
           control: the rule that sets the knobs of each round; by default they stay.
           server: optax optimizer fed with minus the aggregate; by default sgd(1.0), which adds it.
@@ -256,9 +253,7 @@ class Federation:
         if (examples is None) != (owners is None):
             raise ConfigError("evaluate_clients(...) needs both examples= and owners=, or neither")
         arrays = self._parts.arrays.examples if examples is None else self._alike(examples)
-        number = number_of(arrays)
-        holder = self._clients.holders if owners is None else self._clients.client_of(owners)
-        require(holder.shape == (number,), "shape of owners", holder.shape, f"({number},), one per example")
+        holder = self._clients.holders if owners is None else self._clients.owners_of(arrays, owners)
         with jax.enable_x64(False):
             tested = evaluation.HeldOut(arrays, self._parts.arrays.constants)
             found = self._evaluate_clients(state.model, tested, self._parts.arrays, holder)
@@ -281,9 +276,7 @@ class Federation:
           planned_rounds: in place of the steps so far, so many rounds as they are planned from the start on.
         """
         if not (ledger := self._ledger_of(planned_rounds)).entries:
-            beside = [f"not covered: {item}" for item in self._account.exposes]
-            first = "no round was applied" if beside else "no round was run: nothing is released"
-            return "\n".join([first, *beside])
+            return self._account.without_rounds
         federation = guarantees.federation_from(self.facts(relation), ledger)
         text = precision.report(self.plan.mechanism.about, federation, delta, self.coordinates)
         return uncovered.with_broadcast(text, self.plan.downlink is not None)

@@ -10,7 +10,7 @@ from cepam_jax.data import examples as example_sets
 from cepam_jax.data import partition as partitions
 from cepam_jax.data.examples import Arrays, Examples, number_of
 from cepam_jax.data.partition import Partition
-from cepam_jax.errors import ConfigError, DatasetError, require_choice
+from cepam_jax.errors import ConfigError, DatasetError, require, require_choice
 
 
 class Clients(NamedTuple):
@@ -53,6 +53,12 @@ class Clients(NamedTuple):
             raise ConfigError("owners are given, but these clients have none: cepam.clients(owners=...)")
         known = {owner: client for client, owner in enumerate(self.owners.tolist())}
         return np.array([known.get(owner, self.number) for owner in np.asarray(owners).tolist()], np.int32)
+
+    def owners_of(self, examples: Arrays, owners) -> np.ndarray:
+        """int32[examples], which client owns each of some other examples; ConfigError as for `client_of`."""
+        found, number = self.client_of(owners), number_of(examples)
+        require(found.shape == (number,), "shape of owners", found.shape, f"({number},), one per example")
+        return found
 
 
 def clients(

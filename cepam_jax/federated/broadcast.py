@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from cepam_jax.federated import round_keys
 from cepam_jax.federated.downlink import FLOAT_BITS, Size
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import Behind, ClientArrays, State
@@ -21,7 +21,6 @@ from cepam_jax.federated.uplink import flat_model
 from cepam_jax.mechanisms import Keys
 from cepam_jax.tasks.base import Model
 
-_DOWNLINK = np.uint32(2**32 - 2)  # where a key is for the broadcast, in place of a client
 _HEADER = 26  # bytes, at most, of a message on the wire
 
 
@@ -70,7 +69,10 @@ def broadcast(plan: Plan, state: State, arrays: ClientArrays) -> Broadcast:
         return Broadcast(flat, state.model, None, need, each)
     shared, training = arrays.shared_key, arrays.training_key
     keys = Keys(
-        *(jax.random.fold_in(jax.random.fold_in(key, state.round), _DOWNLINK) for key in (shared, training))
+        *(
+            jax.random.fold_in(jax.random.fold_in(key, state.round), round_keys.DOWNLINK)
+            for key in (shared, training)
+        )
     )
     received, after, message = plan.downlink.send(state.downlink, flat, keys, state.round, plan.wire)
     received, after, message = jax.tree.map(

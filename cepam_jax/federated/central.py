@@ -25,10 +25,10 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cepam_jax import mechanisms, settings
 from cepam_jax.errors import ConfigError, require_choice
+from cepam_jax.federated import round_keys
 from cepam_jax.federated.aggregation.base import AGGREGATORS, Aggregator
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report
@@ -36,8 +36,6 @@ from cepam_jax.mechanisms import About, Keys, Knobs
 from cepam_jax.mechanisms.latents import TARGETS
 from cepam_jax.mechanisms.noise import add_noise
 from cepam_jax.mechanisms.transforms import clip
-
-_SERVER = np.uint32(2**32 - 6)  # where a key is for the server's noise, in place of a client
 
 settings.declare(
     "server",
@@ -74,7 +72,7 @@ def added(plan: Plan, round_number, arrays: ClientArrays, knobs: Knobs, aggregat
     """
     if plan.server_noise is None:
         return aggregate
-    key = jax.random.fold_in(jax.random.fold_in(arrays.training_key, round_number), _SERVER)
+    key = jax.random.fold_in(jax.random.fold_in(arrays.training_key, round_number), round_keys.SERVER_NOISE)
     size = Knobs(sigma=deviation(plan, knobs, report))
     return add_noise(plan.server_noise).forward(Keys(key, key), aggregate, size)[0]
 

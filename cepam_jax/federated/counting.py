@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.errors import require
+from cepam_jax.federated import round_keys
 from cepam_jax.federated.state import Report
 from cepam_jax.mechanisms import Knobs
 
-_COUNT = np.uint32(2**32 - 5)  # where a key is for the count, in place of a client
 _DRAWS = 4  # normal numbers of 32 bits that are added up: one ends at some 5 deviations, their sum at 10
 _FINENESS = 64  # the count is published to a part of its noise: finer words would tell how it was rounded
 
@@ -67,4 +67,4 @@ def share_within(
 
 def key_of(training_key: jax.Array, number: jax.Array) -> jax.Array:
     """Key of the server's noise in a round int32[]."""
-    return jax.random.fold_in(jax.random.fold_in(training_key, number), _COUNT)
+    return jax.random.fold_in(jax.random.fold_in(training_key, number), round_keys.COUNT)

@@ -2,9 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from cepam_jax.federated import admission
+from cepam_jax.federated import admission, round_keys
 from cepam_jax.federated.aggregation.base import Aggregator, Facts
 from cepam_jax.federated.aggregation.distances import gram
 from cepam_jax.federated.attacks import Seen, lied
@@ -16,9 +15,6 @@ from cepam_jax.mechanisms import Knobs
 COORDINATES_AT_A_TIME = 2**16
 
 _LARGEST = 1e30  # squared norm of an update, for rules by distances: sums of some are still finite
-
-_PUBLIC = np.uint32(2**32 - 3)  # where a key is for the whole round, in place of a client
-_LIARS = np.uint32(2**32 - 4)
 
 
 def in_order(plan: Plan, values):
@@ -40,7 +36,7 @@ def facts_of(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, repor
         client=clients,
         examples=arrays.counts[clients].astype(jnp.float32),
         noise=d * jnp.square(each),
-        key=_key(arrays.shared_key, state, _PUBLIC),
+        key=_key(arrays.shared_key, state, round_keys.PUBLIC),
         taken=taken,
     )
 
@@ -182,7 +178,7 @@ def _lied(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, updates,
     seen = Seen(
         updates=updates,
         lies=lies,
-        key=_key(arrays.training_key, state, _LIARS),
+        key=_key(arrays.training_key, state, round_keys.LIARS),
         limits=limits,
         norm=lambda one: admission.norm(about, one),
         aggregate=aggregate,

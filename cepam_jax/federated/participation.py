@@ -2,11 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cepam_jax import settings
-
-_NO_CLIENT = np.uint32(2**32 - 1)  # where a key is for the whole round, in place of a client
+from cepam_jax.federated import round_keys
 
 settings.declare(
     "",
@@ -43,4 +41,4 @@ def choose(key, num_clients: int, per_round: int):
 
 def round_key(training_key, number):
     """Key of a round's draw of participants."""
-    return jax.random.fold_in(jax.random.fold_in(training_key, number), _NO_CLIENT)
+    return jax.random.fold_in(jax.random.fold_in(training_key, number), round_keys.PARTICIPANTS)

@@ -23,7 +23,8 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import aggregation, central, counting, facts, participation
+from cepam_jax.errors import ConfigError
+from cepam_jax.federated import aggregation, central, counting, facts, participation, summed
 from cepam_jax.federated.broadcast import Broadcast, behind_after, behind_at_start, broadcast
 from cepam_jax.federated.control import Measured, Released
 from cepam_jax.federated.plan import Plan
@@ -60,6 +61,7 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
     aggregation.check(plan.aggregator)
     facts.check(plan)
     central.check(plan)
+    summed.check(plan)
 
     def run_round(state: State, arrays: ClientArrays) -> tuple[State, RoundReport]:
         draw = participation.round_key(arrays.training_key, state.round)
@@ -73,13 +75,13 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
         arrived = observe(plan, state, arrays, knobs, weights, arrived._replace(aggregate=noised))
         anybody, arrived = somebody(plan, arrived)
         after = step(plan, state, arrived, knobs, slots)
-        if plan.ends != "slowest":
+        if plan.ends != "slowest" or arrived.opened is not None:
             after = unchanged_without(anybody, state, after)
         if plan.downlink is not None:
             after = after._replace(downlink=sent.downlink, behind=behind_after(sent, clients))
         after = after._replace(control=control(plan, state, after, arrived, arrays, knobs, anybody))
         kept, report = _if_valid(state, after, arrived, knobs, sent)
-        return kept, report._replace(weights=weights)
+        return kept, report._replace(weights=weights, opened=arrived.opened)
 
     return run_round
 
@@ -103,7 +105,9 @@ def observe(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, weight
 
 
 def somebody(plan: Plan, arrived: Arrived) -> tuple[Any, Arrived]:
-    """(Whether any participant was in time bool[], what arrived); of nobody the aggregate is zero."""
+    """(Whether there is an aggregate bool[], what arrived); where nobody was in time it is zero."""
+    if arrived.opened is not None:  # of a secure sum that is not opened the aggregate is zero
+        return arrived.opened, arrived
     if plan.ends == "slowest":
         return jnp.bool_(True), arrived
     assert arrived.report.late is not None
@@ -232,6 +236,11 @@ def initial_state(
         from.
     """
     d, scale = sum(plan.segments), None
+    if remembers and plan.mechanism.joint:
+        raise ConfigError(
+            "error feedback keeps what each message lost, and the mechanism "
+            f"{plan.mechanism.about.name} shows one sum of all messages alone"
+        )
     if "scale" in plan.mechanism.about.knobs:  # the bound, spread evenly over all coordinates
         octaves = jnp.log2(clip_bound / math.sqrt(d))
         scale = jnp.round(code_length.SCALES_PER_OCTAVE * octaves).astype(jnp.int32)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from cepam_jax.federated import gathering, links, uplink
+from cepam_jax.federated import gathering, links, summed, uplink
 from cepam_jax.federated.broadcast import Broadcast
 from cepam_jax.federated.plan import CLIENTS, Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
@@ -28,16 +28,18 @@ class Sums(NamedTuple):
     """What is added up over participants.
 
     Attributes:
-      update: f32[d], weighted decoded updates; f32[0] for rules that gather.
+      update: f32[d], weighted decoded updates; f32[0] for rules that gather, and for secure sums.
       weight: f32[] or f32[tensors], weights.
       steps: f32[], what FedNova divided by, weighted.
       code: int32[], the smallest code of a participant.
+      totals: of a secure sum; None without one.
     """
 
     update: jax.Array
     weight: jax.Array
     steps: jax.Array
     code: jax.Array
+    totals: summed.Totals | None = None
 
 
 class Kept(NamedTuple):
@@ -66,6 +68,7 @@ class Arrived(NamedTuple):
       code: int32[], VALID, or the first participant whose update could not be averaged, and why.
       report: Report, leading axis [participants].
       lost, local: as of `Kept`, leading axis [slots].
+      opened: bool[], whether enough messages arrived for a secure sum to be opened; None without one.
     """
 
     aggregate: jax.Array
@@ -75,6 +78,7 @@ class Arrived(NamedTuple):
     report: Report
     lost: jax.Array | None
     local: Any
+    opened: jax.Array | None = None
 
 
 def over_participants(
@@ -108,7 +112,7 @@ def over_participants(
             here,
             mesh=plan.mesh,
             in_specs=(P(), P(), P(), cut, cut, P(), P()),
-            out_specs=Arrived._make([*[P()] * 5, cut, cut]),
+            out_specs=Arrived._make([*[P()] * 5, cut, cut, P()]),
             check_vma=False,  # it asks for casts in every loop of every mechanism, to find nothing
         )
     return here(state, arrays, knobs, slots, mask, sent, weights)
@@ -118,17 +122,24 @@ def _on_device(plan, state, arrays, knobs, slots, mask, sent, weights) -> Arrive
     """One device's participants, int32[chunks, per_chunk], and what all devices make of them together."""
     context = (plan, state, arrays, knobs, sent, weights)
     tensors = len(plan.segments) if plan.aggregator.per_tensor else None
+    joint = plan.mechanism.joint
+    added_up = plan.aggregator.streams and joint is None
     start = Sums(
-        jnp.zeros_like(sent.flat) if plan.aggregator.streams else jnp.zeros(0, jnp.float32),
+        jnp.zeros_like(sent.flat) if added_up else jnp.zeros(0, jnp.float32),
         jnp.zeros(() if tensors is None else (tensors,), jnp.float32),
         jnp.float32(0),
         jnp.int32(VALID),
+        summed.start(plan) if joint else None,
     )
     sums, kept = jax.lax.scan(lambda carry, chunk: _add_chunk(context, carry, chunk), start, (slots, mask))
     if plan.mesh is not None:
         code = jax.lax.pmin(sums.code, CLIENTS)
         sums = jax.lax.psum(sums._replace(code=jnp.int32(0)), CLIENTS)._replace(code=code)
     report = jax.tree.map(lambda a: gathering.in_order(plan, a), kept.report)
+    if sums.totals is not None:
+        aggregate, opened = summed.opened(plan, state, arrays, knobs, sums.totals, sums.weight)
+        steps = sums.steps / jnp.maximum(sums.weight, 1.0)
+        return Arrived(aggregate, state.aggregator, steps, sums.code, report, None, kept.local, opened)
     if plan.ends == "quorum":
         in_time = report.seconds <= links.end_of_round(arrays.links, report.seconds)
         report = report._replace(late=1 - in_time.astype(jnp.float32))
@@ -185,6 +196,11 @@ def _train(context, client):
 def _send(context, client, mask, trained) -> tuple[Sums, Kept]:
     """What one participant adds to the sums, and what is kept of it."""
     plan, state, arrays, knobs, broadcast, weights = context
+    if plan.mechanism.joint:
+        part = summed.send(plan, state, arrays, knobs, client, mask, trained, broadcast)
+        none, steps = jnp.zeros(0, jnp.float32), part.arrived * part.step_weight
+        sums = Sums(none, part.arrived, steps, part.code, part.totals)
+        return sums, Kept(part.report, None, part.local, None)
     sent: Sent = uplink.send(plan, state, arrays, knobs, client, trained, broadcast)
     if plan.aggregator.combine:
         counted = mask if sent.report.late is None else mask * (1 - sent.report.late)

@@ -139,6 +139,8 @@ class RoundReport(NamedTuple):
         (`Report.down_bits`).
       weights: f32[clients], up to a common factor, of a rule that weighs all clients before the round; None
         for other rules.
+      opened: bool[], whether enough messages arrived for a secure sum to be opened: the model is as it was
+        where it was not. The participants' weights say who arrived. None without a secure sum.
     """
 
     ran: jax.Array
@@ -146,6 +148,7 @@ class RoundReport(NamedTuple):
     knobs: Knobs
     downlink_bits: jax.Array
     weights: jax.Array | None = None
+    opened: jax.Array | None = None
 
 
 def client_keys(arrays: ClientArrays, round_number, client) -> tuple[jax.Array, Keys]:

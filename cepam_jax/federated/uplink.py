@@ -117,7 +117,7 @@ def send(
     extra_bits += counting.VOTE_BITS if plan.control.count_noise is not None else 0
     bits = mechanism.bits(keys.shared, message, knobs) + extra_bits
     size = size + -(-extra_bits // 8) if plan.wire else jnp.int32(0)
-    seconds, late = _time(plan, arrays, client, sent.need, bits, size)
+    seconds, late = time_of(plan, arrays, client, sent.need, bits, size)
     report = Report(
         client=client,
         loss=trained.loss,
@@ -143,7 +143,7 @@ def send(
     return Sent(decoded, tensor_means(error, plan.segments), trained.weight, code, report, lost, kept)
 
 
-def _time(plan: Plan, arrays: ClientArrays, client, need, bits, size):
+def time_of(plan: Plan, arrays: ClientArrays, client, need, bits, size):
     """(seconds until a message arrives, f32 of 1 where that is after a deadline); None where not asked for.
 
     Under a quorum nobody is late before the last has sent: see `spread`.

@@ -37,6 +37,7 @@ import numpy as np
 
 from cepam_jax.errors import require
 from cepam_jax.mechanisms.arrays import Array
+from cepam_jax.mechanisms.joint import Joint, Summed
 
 # Largest |x| that is coded. The unit is the standard deviation of the noise (LRSUQ, additive noise; in
 # `split` of both parts), or a cell, which is the lattice's scale, of a quantizer without noise (SDQ,
@@ -156,6 +157,7 @@ class About(NamedTuple):
         whatever the weight that `encode` is given.
       independent: whether the error, of a law that is known, is independent of x for those who do not know
         the keys, as that of a subtractive dither is; not where its scale follows from the update.
+      summed: facts of the secure sum of its messages; None where the server sees each message.
     """
 
     name: str
@@ -175,6 +177,7 @@ class About(NamedTuple):
     unbounded_by: str = ""
     mixes: bool = False
     independent: bool = False
+    summed: Summed | None = None
 
 
 class Code(NamedTuple):
@@ -199,6 +202,8 @@ class Code(NamedTuple):
       weight: (shared key of the whole, Message, Knobs) -> f32[size], 0 where a coordinate is not sent; None
         if all are sent.
       side: side information of the whole -> side information of these symbols.
+      informed: (side information of these symbols, Knobs) -> the Knobs that `alphabet` is asked with, where
+        it follows from the side information as well; None: it does not.
     """
 
     kind: str
@@ -214,6 +219,7 @@ class Code(NamedTuple):
     size: Callable[[int], int] = lambda d: d
     weight: Callable[[jax.Array, Message, Knobs], jax.Array | None] | None = None
     side: Callable[[dict], dict] = lambda side: side
+    informed: Callable[[dict, Knobs], Knobs] | None = None
 
 
 class Mechanism(NamedTuple):
@@ -231,6 +237,8 @@ class Mechanism(NamedTuple):
       code: how the symbols are distributed.
       variance: (x f32[d], Knobs) -> f32[d] or f32[], expected squared error per coordinate; None
         where there is no formula.
+      joint: how sums of messages are decoded; None: the server decodes each message. `encode` and `decode`
+        are then those of a sum of one.
     """
 
     encode: Callable[..., Message]
@@ -240,6 +248,7 @@ class Mechanism(NamedTuple):
     about: About
     code: Code
     variance: Callable[[jax.Array, Knobs], jax.Array] | None = None
+    joint: Joint | None = None
 
 
 class Transform(NamedTuple):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms.base import Code, Keys, Knobs, Mechanism, Message, Transform, check_vector
 from cepam_jax.mechanisms.chain_facts import about_of_chain
+from cepam_jax.mechanisms.joint import Joint
 
 
 class _Steps(NamedTuple):
@@ -58,6 +59,7 @@ def chain(*steps: Transform | Mechanism) -> Mechanism:
         about=about_of_chain(transforms, last.about),
         code=_code(checked),
         variance=partial(_variance, checked) if has_variance else None,
+        joint=last.joint and _joint(checked),
     )
 
 
@@ -78,6 +80,12 @@ def _checked(steps: Sequence[Any]) -> _Steps:
     if sparse and last.about.mixes:
         raise ConfigError(
             f"chain(...): {last.about.name} cannot follow {sparse}: it would mix what is not sent"
+        )
+    undone = [step.name for step in transforms if step.inverse or step.weight]
+    if last.joint and undone:
+        raise ConfigError(
+            f"chain(...): {undone[0]} cannot stand before {last.about.name}: the server sees a sum, of which "
+            "it cannot undo what each client did with randomness of its own"
         )
     return _Steps(tuple(transforms), last)
 
@@ -243,3 +251,25 @@ def _code_weight(steps: _Steps, shared: jax.Array, message: Message, knobs: Knob
         return weight
     kept = weight_of_last(_key_of_last(steps, shared), _message_of_last(steps, message), knobs)
     return kept if weight is None or kept is None else weight * kept
+
+
+def _joint(steps: _Steps) -> Joint:
+    """How sums of the chain's messages are decoded: as those of its last mechanism."""
+    last = steps.last.joint
+    assert last is not None
+    return last._replace(
+        encode=partial(_encode_jointly, steps),
+        dithers=lambda shared, d: last.dithers(_key_of_last(steps, shared), d),
+    )
+
+
+def _encode_jointly(
+    steps: _Steps, keys: Keys, common: jax.Array, participants: int, bits: Any, x: jax.Array, knobs: Knobs
+) -> Message:
+    """The message of x f32[d] for a sum; see `Joint.encode`."""
+    joint = steps.last.joint
+    assert joint is not None
+    last = steps.last._replace(
+        encode=lambda own, y, knobs, mask: joint.encode(own, common, participants, bits, y, knobs)
+    )
+    return _encode(steps._replace(last=last), keys, x, knobs)

@@ -98,4 +98,5 @@ def about_of_chain(transforms: Sequence[Transform], last: About) -> About:
         unbounded_by=protection.unbounded_by,
         mixes=last.mixes or any(step.mixes for step in transforms),
         independent=last.independent and all(map(_adds_nothing, transforms)),
+        summed=last.summed,
     )

@@ -105,8 +105,9 @@ def guaranteed(guarantee: Guarantee, delta: float) -> float:
 
 def _least(guarantee: Guarantee, delta: float) -> tuple[float, str]:
     """The least epsilon of the guarantee's releases, and what that release counts on, in words."""
-    pairs = zip(guarantee.releases, guarantee.bases, strict=True)
-    return min((epsilon(release, delta), basis) for release, basis in pairs)
+    pairs, slack = zip(guarantee.releases, guarantee.bases, strict=True), guarantee.slack
+    within = delta * math.exp(-slack)
+    return min((epsilon(release, within) + 2 * slack, basis) for release, basis in pairs)
 
 
 _KEPT = "who takes part, the noise and the numbers of examples stay"
@@ -164,13 +165,16 @@ def report(federation: Federation, delta: float) -> list[Row]:
       delta: above 0 and below 1.
 
     Returns:
-      One row for each of `events.ADVERSARIES`.
+      One row for each of `events.ADVERSARIES`; colluders of the server where a secure sum states any.
 
     Raises:
       ConfigError: the federation or delta is not valid.
     """
     rows = []
+    colluders = federation.summed is not None and federation.summed.colluders > 0
     for name, guarantees_of in ADVERSARIES.items():
+        if name == "server_and_colluders" and not colluders:
+            continue
         guarantees = guarantees_of(federation)
         bounds = [_least(guarantee, delta) for guarantee in guarantees]
         values = np.array([value for value, _ in bounds])

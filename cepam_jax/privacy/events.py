@@ -3,7 +3,8 @@
   released_model      sees the models alone
   colluding_clients   is all other clients together: they know their own randomness and subtract their noise
   decoded_updates     sees every decoded update, but not the shared randomness
-  server              knows the shared randomness
+  server              knows the shared randomness; under a secure sum it sees one sum of each round
+  server_and_colluders  the same, with clients that tell it their noise; of a secure sum those that it states
 
 Nobody is protected from an eavesdropper who reads the messages themselves: LRSUQ's integers without the
 shared key are no noisy update (an integer other than zero betrays a sign), so links must be encrypted.
@@ -34,6 +35,8 @@ has none. The rules:
 - A memory (what a client keeps of an update that was not sent whole, for the next round) is added before the
   clip, so a client without an update still sends what it remembers, clipped: as far as 2 C_k from what it
   sends with one, under either relation.
+- Under a secure sum the server, and everybody who sees less, faces the noise of the least number of messages
+  whose sum is opened, but for the slack that `secure_sums` bounds (docs/secure_sums.md).
 - Laplace noise on vectors with |x|_1 <= C is dominated by Laplace noise on one coordinate moved by C: for
   Laplace, the trade-off function of a move s1 + s2 is the composition of those of s1 and s2, and group
   privacy composes no worse than a product (Dong, Roth, Su: Gaussian Differential Privacy, arXiv 1905.02383).
@@ -61,11 +64,12 @@ has none. The rules:
   has the client's own alone, and a round without anybody has none, which betrays an absence.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
-from cepam_jax.privacy import counts, noise_sums
+from cepam_jax.privacy import counts, noise_sums, secure_sums
 from cepam_jax.privacy.federation import Federation, Phase, bounds
 from cepam_jax.privacy.guarantee import Guarantee, exchangeable, guarantees, missing, none
 from cepam_jax.privacy.releases import noise_scale
@@ -141,8 +145,46 @@ def server(federation: Federation) -> list[Guarantee]:
     """
     if federation.counted is not None:
         return none(counts.SEEN, federation)
+    if secure_sums.covers(federation):
+        return _of_secure_sum(federation, 0, "the server")
     adversary = "the server" + (", which adds it itself" if federation.central else "")
     return _own_noise(federation, federation.server, lambda phase: phase.server, adversary)
+
+
+def server_and_colluders(federation: Federation) -> list[Guarantee]:
+    """Guarantees against a server whom clients tell their noise: under a secure sum, as many as it states.
+
+    Args:
+      federation: the facts that guarantees depend on.
+
+    Returns:
+      One guarantee for each client that does not collude.
+    """
+    if federation.counted is not None or not secure_sums.covers(federation):
+        return server(federation)
+    assert federation.summed is not None
+    return _of_secure_sum(federation, federation.summed.colluders, "the server and its colluders")
+
+
+def _of_secure_sum(
+    federation: Federation, colluders: int, adversary: str, hidden: bool = False
+) -> list[Guarantee]:
+    """Guarantees by the noise in a secure sum of the least number of messages, without the colluders'."""
+    law = federation.server
+    reason = missing(law, federation, adversary)
+    if law is None or reason:
+        return none(reason, federation)
+    slack = secure_sums.slack(federation, colluders)
+    if not math.isfinite(slack):
+        return none("the step of the secure sum is too large beside the noise of so few clients", federation)
+    of_phase = [
+        (phase.rounds, counts.joined(federation, secure_sums.multipliers(federation, phase, colluders)))
+        for phase in federation.phases
+    ]
+    senders = secure_sums.least(federation) - colluders
+    basis = f"the noise of {senders} participants in a sum that alone is seen" + counts.words(federation)
+    found = guarantees(federation, law, of_phase, basis, hidden)
+    return [one._replace(slack=slack) for one in found]
 
 
 def released_model(federation: Federation) -> list[Guarantee]:
@@ -157,6 +199,10 @@ def released_model(federation: Federation) -> list[Guarantee]:
     Returns:
       One guarantee for each client.
     """
+    if secure_sums.covers(federation):
+        hidden = federation.hidden and exchangeable(federation) and federation.sampling == "fixed"
+        hidden = hidden and secure_sums.all_arrive(federation)
+        return _of_secure_sum(federation, 0, "whoever sees the model", hidden)
     law = federation.outsiders
     if federation.central:
         return _of_sum(federation, "whoever sees the model", federation.hidden)
@@ -205,4 +251,5 @@ ADVERSARIES = {
     "colluding_clients": colluding_clients,
     "decoded_updates": decoded_updates,
     "server": server,
+    "server_and_colluders": server_and_colluders,
 }

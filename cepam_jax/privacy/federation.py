@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cepam_jax.errors import require, require_choice
+from cepam_jax.mechanisms.joint import Summed
 from cepam_jax.privacy.releases import halving
 
 RELATIONS = ("add_remove", "replace")
@@ -76,6 +77,7 @@ class Federation(NamedTuple):
       central: whether the server adds the noise, to the sum alone: of the variance that the noises of all
         participants, `Phase.outsiders`, would have together. Clients then send their updates without noise,
         and know nothing of the server's.
+      summed: facts of a secure sum, which is all that the server sees of a round; None: it sees each message.
     """
 
     outsiders: str | None
@@ -98,6 +100,7 @@ class Federation(NamedTuple):
     budget: float | None = None
     counted: float | None = None
     central: bool = False
+    summed: Summed | None = None
 
 
 def check(federation: Federation) -> None:

@@ -25,12 +25,15 @@ class Guarantee(NamedTuple):
       relation: neighbouring relation under which all of them hold.
       reason: why there is no guarantee; empty if there is one.
       bases: what each release counts on, in words.
+      slack: eta: what was seen has, whatever was released, at most e^eta and at least e^-eta times the
+        probability that it has under the releases. Then epsilon is that at delta e^-eta, plus 2 eta.
     """
 
     releases: tuple[Release, ...]
     relation: str
     reason: str = ""
     bases: tuple[str, ...] = ("",)
+    slack: float = 0.0
 
 
 def none(reason: str, federation: Federation) -> list[Guarantee]:

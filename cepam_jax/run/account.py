@@ -58,6 +58,13 @@ class Account:
         self._missing = 0
         self._foreign = 0
 
+    @property
+    def without_rounds(self) -> str:
+        """What a privacy report says where no round was applied."""
+        beside = [f"not covered: {item}" for item in self.exposes]
+        first = "no round was applied" if beside else "no round was run: nothing is released"
+        return "\n".join([first, *beside])
+
     def made(self, state) -> None:
         """Notes a state that the federation itself made."""
         self._made.add(mark(state))

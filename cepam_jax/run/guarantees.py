@@ -183,12 +183,14 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         not_covered=(
             *(*about.leaks, *rule.exposes, *influence.exposes, *facts.exposes, *ledger.exposes),
             *((uncovered.SERVER_NOISE,) if facts.central else ()),
+            *(uncovered.OF_SUMS if about.summed else ()),
             *(*uncovered.of_votes(counted), *uncovered.of_failures(ledger.failures), *facts.always),
         ),
         unit=influence.unit,
         budget=budget,
         counted=counted,
         central=facts.central is not None,
+        summed=about.summed,
     )
 
 

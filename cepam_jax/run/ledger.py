@@ -31,6 +31,7 @@ class Entry(NamedTuple):
       failed: whether they were not applied: clients sent their updates, and something was not finite.
       weights: of all clients up to a common factor, for aggregators that weigh them before the round: an
         array [clients] or one number for all; None for others.
+      arrived: how many messages of a secure sum arrived, one number for each round; () without one.
     """
 
     rounds: int
@@ -39,6 +40,7 @@ class Entry(NamedTuple):
     made_by: Parts | None = None
     failed: bool = False
     weights: Any = None
+    arrived: tuple[int, ...] = ()
 
 
 class Ledger(NamedTuple):
@@ -82,7 +84,8 @@ class Ledger(NamedTuple):
         found = []
         for number in np.flatnonzero(report.ran):
             knobs, drawn, weights = _applied(report, number, clients)
-            found.append(Entry(1, knobs, drawn, made_by, weights=weights))
+            arrived = _arrived(report, number)
+            found.append(Entry(1, knobs, drawn, made_by, weights=weights, arrived=arrived))
         return self.joined(found)
 
     def add_failure(self, report, clients: int, names: Sequence[str], made_by: Parts | None) -> "Ledger":
@@ -102,7 +105,8 @@ class Ledger(NamedTuple):
         if known is None:
             return self
         whole = weights is not None and _same(knobs, known) and np.all(np.isfinite(weights))
-        return self.joined([Entry(1, known, drawn, made_by, True, weights if whole else None)])
+        arrived = _arrived(report, number)
+        return self.joined([Entry(1, known, drawn, made_by, True, weights if whole else None, arrived)])
 
     def joined(self, entries: Iterable[Entry]) -> "Ledger":
         """The ledger with more entries; equal neighbours are one."""
@@ -132,7 +136,8 @@ def lines(entries: Iterable[Entry], known: Parts | None) -> str:
         drawn = {"drawn": list(map(list, entry.drawn))} if entry.drawn else {}
         failed = {"failed": True} if entry.failed else {}
         weights = {} if entry.weights is None else {"weights": _plain(entry.weights)}
-        found.append({"rounds": entry.rounds, "knobs": knobs, **weights, **drawn, **failed})
+        arrived = {"arrived": list(entry.arrived)} if entry.arrived else {}
+        found.append({"rounds": entry.rounds, "knobs": knobs, **weights, **drawn, **arrived, **failed})
     return "".join(json.dumps(line) + "\n" for line in found)
 
 
@@ -165,7 +170,8 @@ def _entry(found: dict[str, Any], parts: Parts | None) -> Entry:
     knobs = Knobs(**{name: np.asarray(value, np.float32) for name, value in found["knobs"].items()})
     drawn = tuple(map(tuple, found.get("drawn", ())))
     weights = np.asarray(found["weights"], np.float32) if "weights" in found else None
-    return Entry(int(found["rounds"]), knobs, drawn, parts, bool(found.get("failed", False)), weights)
+    failed, arrived = bool(found.get("failed", False)), tuple(map(int, found.get("arrived", ())))
+    return Entry(int(found["rounds"]), knobs, drawn, parts, failed, weights, arrived)
 
 
 def planned(rule: control.Control, knobs: Knobs, rounds: int) -> Ledger:
@@ -186,6 +192,13 @@ def _applied(report, number: int, clients: int) -> tuple[Knobs, tuple[tuple[int,
     drawn = tuple(map(int, report.participants.client[number]))
     weights = None if report.weights is None else _shortened(np.asarray(report.weights)[number])
     return knobs, () if len(drawn) == clients else (drawn,), weights
+
+
+def _arrived(report, number: int) -> tuple[int, ...]:
+    """How many messages of a secure sum arrived in a round; () without one."""
+    if report.opened is None:
+        return ()
+    return (int(np.sum(report.participants.weight[number])),)
 
 
 def _valid(knobs: Knobs, names: list[str], clients: int) -> Knobs | None:
@@ -228,6 +241,7 @@ def _merged(entries: Iterable[Entry]) -> list[Entry]:
         group[0]._replace(
             rounds=sum(entry.rounds for entry in group),
             drawn=tuple(itertools.chain.from_iterable(entry.drawn for entry in group)),
+            arrived=tuple(itertools.chain.from_iterable(entry.arrived for entry in group)),
         )
         for group in groups
     ]

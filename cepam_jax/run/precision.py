@@ -30,7 +30,8 @@ def drawn_by(about: About) -> Drawn | None:
     """How a mechanism's noise is drawn, by its name; None for one that was not measured."""
     *steps, last = about.name.split("+")
     rotated = "rotate" in steps
-    if last.startswith("jopeq-") or any(step.endswith("-noise") for step in steps):
+    own = last.startswith("jopeq-") or last == "secure-sum"
+    if own or any(step.endswith("-noise") for step in steps):
         return Drawn(1.0, 1, rotated)
     if last.startswith("lrsuq-"):
         return Drawn(0.0, about.block, rotated)

@@ -40,6 +40,8 @@ class Parts(NamedTuple):
       count_noise: of a rule that reads how many updates were within their clips, deviation of the noise on
         that count; None for others.
       central: law of the noise that the server adds to the sum; None: it adds none.
+      summed: of a secure sum, the least number of messages (0: all), colluders, and noise of one in steps;
+        None: the server sees each message.
     """
 
     clients: int
@@ -60,6 +62,7 @@ class Parts(NamedTuple):
     budget: Numbers = None
     count_noise: float | None = None
     central: str | None = None
+    summed: tuple[float, ...] | None = None
 
 
 _WORDS = {
@@ -77,6 +80,7 @@ _WORDS = {
     "budget": "budget of the rule for knobs",
     "count_noise": "noise on the count of updates within their clips",
     "central": "noise that the server adds",
+    "summed": "least messages, colluders and steps of the secure sum",
 }
 
 
@@ -103,6 +107,7 @@ def parts_of(facts: "Facts") -> Parts:
         budget=_budget_of(facts),
         count_noise=_rounded(float(facts.control.count_noise)) if facts.control.count_noise else None,
         central=facts.central,
+        summed=about.summed and tuple(about.summed),
     )
 
 

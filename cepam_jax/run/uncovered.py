@@ -18,6 +18,12 @@ SERVER_NOISE = (
     "all that hides them from the others"
 )
 
+# Of secure sums: the simulation takes the protocol for granted.
+OF_SUMS = (
+    "the protocol that adds up messages without showing them: it is taken for granted that it opens one sum "
+    "of a round, of at least so many messages, and that who drops out depends on no data",
+)
+
 IN_A_RUN = (
     _WIRE,
     f"metrics.jsonl and what is printed while training: {_FOR_WHOM}",

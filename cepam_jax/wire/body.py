@@ -70,6 +70,14 @@ def _model(context: Context, layout: _Layout, message_side: dict) -> symbols.Mod
     return symbols.Model(code, context.key, float(code.width(symbols_side, context.knobs)), scale)
 
 
+def _informed(context: Context, message_side: dict) -> Context:
+    """The context with what a message's side information says of its alphabet."""
+    code = context.mechanism.code
+    if code.informed is None:
+        return context
+    return context._replace(knobs=code.informed(code.side(message_side), context.knobs))
+
+
 def _ranges(layout: _Layout, offsets: bool) -> list[tuple[int, int]]:
     """Numbers (first, last + 1) of the blocks of each stream."""
     if not offsets:
@@ -90,6 +98,8 @@ def write(message: Message, context: Context, weight: np.ndarray | None, offsets
       The message as bytes.
     """
     layout = _layout(context)
+    expectation, kind = _expectation(context, layout), header.kind_of(context.mechanism.code)
+    context = _informed(context, message.side)
     plain, unusual = exceptions.split(message, context, layout.block, weight)
     model = _model(context, layout, message.side)
     parts = []
@@ -101,7 +111,6 @@ def write(message: Message, context: Context, weight: np.ndarray | None, offsets
     lengths = struct.pack(f"<{len(parts)}I", *map(len, parts)) if offsets else b""
     extra = b"" if unusual is None else exceptions.write(unusual)
     flags = (header.OFFSETS if offsets else 0) | (header.EXCEPTIONS if unusual is not None else 0)
-    expectation, kind = _expectation(context, layout), header.kind_of(context.mechanism.code)
     numbers = (message.length, context.round, context.client)
     front = header.Header(flags, kind, expectation.hints(), *numbers)
     return header.write(front, expectation, b"".join([scales, extra, rest, lengths, *parts]))
@@ -140,6 +149,7 @@ def read(
     scales = cursor.scales(context.template.side)
     unusual = exceptions.read(cursor) if front.flags & header.EXCEPTIONS else None
     message_side = cursor.side(context.template.side, scales)
+    context = _informed(context, message_side)
     message = Message(np.zeros(0, np.int32), None, message_side, context.template.length)
     weight = None if weight_of is None else weight_of(message)
     model = _model(context, layout, message_side)
