@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -244,6 +245,19 @@ def flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
         else:
             fields[name] = value
     return fields
+
+
+def section(fields: Mapping[str, Any], *names: str) -> SimpleNamespace:
+    """Flat fields of a section as attributes, sections inside it likewise; of several, later ones hold."""
+    found = SimpleNamespace()
+    for name in names:
+        for full in (full for full in fields if full.startswith(f"{name}.")):
+            *inside, last = full.split(".")[1:]
+            place = found
+            for step in inside:
+                place = place.__dict__.setdefault(step, SimpleNamespace())
+            setattr(place, last, fields[full])
+    return found
 
 
 def validate(config: ml_collections.ConfigDict) -> None:

@@ -96,7 +96,7 @@ class Federation:
           optimizer: of optax, or a function of the round int32[] that gives one; by default sgd.
           steps: local steps of a round; one number, or one for each client.
           batch_size: examples of each step.
-          local: a local update of your own, in place of optimizer and batches; it finds `steps` in the arrays.
+          local: a local update of your own, in place of optimizer and batches; `steps` are in the arrays.
           aggregator: a rule, or the name of a registered one.
           control: the rule that sets the knobs of each round; by default they stay.
           server: optax optimizer fed with minus the aggregate; by default sgd(1.0), which adds it.

@@ -21,8 +21,6 @@ sum is divided by its expected weight. Where clients add Gaussian noise themselv
 missing to that variance.
 """
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 
@@ -147,8 +145,7 @@ def _rules(fields):
     """The same, before anything is loaded."""
     if not fields["server.noise"]:
         return
-    here = {name.removeprefix("mechanism."): v for name, v in fields.items() if name.startswith("mechanism.")}
-    about = mechanisms.build(SimpleNamespace(**here), ((1,),)).about
+    about = mechanisms.build(settings.section(fields, "mechanism"), ((1,),)).about
     cause = why_unbounded(about, fields["mechanism.target"])
     yield not cause, "server.noise", f"False with this mechanism: {cause}"
     rule = AGGREGATORS.get_or_raise(fields["aggregator"])

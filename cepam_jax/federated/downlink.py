@@ -131,10 +131,9 @@ settings.declare(
 
 def _steps_of(fields) -> SimpleNamespace:
     """What builds the downlink's mechanism: its own fields, and those of the uplink that it has none of."""
-    found: dict[str, Any] = {}
-    for section in ("mechanism.", "downlink."):
-        found |= {name.removeprefix(section): v for name, v in fields.items() if name.startswith(section)}
-    return SimpleNamespace(**found | {"clip": "none", "scales": "own"})
+    found = settings.section(fields, "mechanism", "downlink")
+    found.clip, found.scales = "none", "own"
+    return found
 
 
 @settings.rule
