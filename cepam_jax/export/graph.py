@@ -65,14 +65,14 @@ class Graph:
         return self._tensors[key][0]
 
     def written(self, last: Known, name: str) -> tuple[list[bytes], list[bytes]]:
-        """(NodeProtos, TensorProtos of constants) of what a value depends on; the value has this name there."""
+        """(NodeProtos, TensorProtos of constants) of what a value needs; it has this name there."""
         last = self.add("Identity", [last], last.shape)
         needed, nodes = {last.name}, []
         for operation, inputs, output, attributes in reversed(self._nodes):
             if output in needed:
                 needed |= set(inputs)
-                output = name if output == last.name else output
-                nodes.append(loader.node(operation, inputs, [output], *attributes))
+                called = name if output == last.name else output
+                nodes.append(loader.node(operation, inputs, [called], *attributes))
         return nodes[::-1], [content for n, content in self._tensors.values() if n in needed]
 
     def transposed(self, value: Known, order: tuple[int, ...]) -> Known:
