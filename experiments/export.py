@@ -3,9 +3,9 @@
   python -m experiments.export --run=/tmp/mnist --format=packed --rate=2.4
   python -m experiments.export --run=/tmp/mnist --format=onnx --bits=4
 
-Formats: `onnx` and `jax` (of `jax.export`), with weights of --bits, and `packed`, which also codes them by how
-frequent they are and which cepam_jax/export/loader.py turns into ONNX by itself. The metrics are those of the
-file, which is read back and run.
+Formats: `onnx` and `jax` (of `jax.export`), with weights of --bits, and `packed`, which also codes them by
+how frequent they are and which cepam_jax/export/loader.py turns into ONNX by itself. The metrics are those of
+the file, which is read back and run.
 """
 
 from pathlib import Path
@@ -46,11 +46,12 @@ def setting_of_flags() -> Setting:
 
 
 def unfinished(run: finished.Finished) -> None:
-    """ConfigError unless the run has done all its rounds."""
-    if run.round < run.config.rounds:
+    """ConfigError unless the run has done all its rounds, or may have ended because its epsilon was spent."""
+    may_stop = run.config.privacy.target_epsilon and not run.config.privacy.calibrate
+    if run.round < run.config.rounds and not may_stop:
         raise ConfigError(
-            f"--run is {flags.FLAGS.run!r}, which was saved after round {run.round} of {run.config.rounds}; it "
-            f"must be a finished run: continue it with experiments.train"
+            f"--run is {flags.FLAGS.run!r}, which was saved after round {run.round} of {run.config.rounds}; "
+            f"it must be a finished run: continue it with experiments.train"
         )
 
 

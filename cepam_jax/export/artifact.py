@@ -50,14 +50,14 @@ def _stored(w: Weight) -> Callable[[], jax.Array]:
     shape = [1] * w.codes.ndim
     if w.axis is not None:
         shape[w.axis] = -1
-    size = steps(w.numbers).astype(np.float32).reshape(shape)
+    shape_of, size = w.codes.shape, steps(w.numbers).reshape(shape)
 
     def unfold():
         # A shift to the left and back again copies the sign of each code.
         parts = [
             (jnp.asarray(folded) << (8 - slot - i * slot)).astype(jnp.int8) >> (8 - slot) for i in range(each)
         ]
-        codes = jnp.stack(parts, 1).reshape(-1)[: len(flat)].reshape(w.codes.shape)
+        codes = jnp.stack(parts, 1).reshape(-1)[: len(flat)].reshape(shape_of)
         return codes.astype(jnp.float32) * jnp.asarray(size)
 
     return unfold

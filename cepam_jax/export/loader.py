@@ -140,7 +140,9 @@ def to_onnx(graph: bytes, weights: list[Weight], integers: bool = False) -> byte
     """
     nodes, tensors = b"", b""
     for w in weights:
-        if not integers or w.codes is None or w.codes.ndim < 2:  # of a vector the integers save nothing
+        if (
+            not integers or w.codes is None or w.numbers is None or w.codes.ndim < 2
+        ):  # of a vector the integers save nothing
             tensors += message(5, tensor(w.name, w.values.shape, FLOAT, w.values.tobytes()))
             continue
         codes, kind = w.codes.reshape(-1), INT8 if w.bits > 4 else INT4
@@ -165,7 +167,8 @@ class Symbols:
     """
 
     def __init__(self, coder) -> None:
-        self._coder, self._counts = coder, {}
+        self._coder = coder
+        self._counts: dict[int, np.ndarray] = {}
 
     def encode(self, bits: int, codes: np.ndarray) -> None:
         """Writes codes int8[k] of this many bits."""
@@ -259,7 +262,7 @@ def _read_table(head: bytes, at: int) -> tuple[list[tuple], int]:
     for _ in range(count):
         size, at = _read_varint(head, at)
         name, at = head[at : at + size].decode(), at + size
-        fields = []
+        fields: list[int] = []
         while len(fields) < 3 or len(fields) < 3 + fields[2]:  # bits, axis + 1 or 0, axes, size of each
             field, at = _read_varint(head, at)
             fields.append(field)

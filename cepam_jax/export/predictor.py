@@ -92,7 +92,8 @@ def _plain_convolution(call, arguments, options, context):
     module = context.module
     if not isinstance(module, Conv) or context.method_name != "__call__":
         return call(*arguments, **options)
-    kernel, bias = (module.get_variable("params", name) for name in ("kernel", "bias"))
+    kernel: Any = module.get_variable("params", "kernel")
+    bias: Any = module.get_variable("params", "bias")
     dimensions = ("NHWC", "HWIO", "NHWC")
     x = jax.lax.conv_general_dilated(
         arguments[0], kernel, (1, 1), module.padding, dimension_numbers=dimensions

@@ -70,7 +70,8 @@ def quantize(leaves: Mapping[str, np.ndarray], setting: Setting) -> dict[str, We
     matrices = {name: pruned(values, setting.prune) for name, values in arrays.items() if values.ndim > 1}
     found = {name: _vector(name, values) for name, values in arrays.items() if values.ndim < 2}
     if setting.rate:
-        shares = rates.shared({name: values.size for name, values in matrices.items()}, setting.rate)
+        tables = [name for name in matrices if not _is_kernel(name)]
+        shares = rates.shared({name: a.size for name, a in matrices.items()}, setting.rate, tables)
         found |= {name: _at_rate(name, values, shares[name]) for name, values in matrices.items()}
     else:
         found |= {name: _clipped(name, values, setting) for name, values in matrices.items()}
@@ -79,7 +80,12 @@ def quantize(leaves: Mapping[str, np.ndarray], setting: Setting) -> dict[str, We
 
 def channels_of(name: str, axes: int) -> int:
     """The axis whose entries have a step each: outputs of a kernel, rows of an embedding."""
-    return axes - 1 if name.rpartition("/")[2] == "kernel" else 0
+    return axes - 1 if _is_kernel(name) else 0
+
+
+def _is_kernel(name: str) -> bool:
+    """Whether a layer sums over the inputs of an array; the rows of others are looked up or added."""
+    return name.rpartition("/")[2] == "kernel"
 
 
 def pruned(values: np.ndarray, share: float) -> np.ndarray:
