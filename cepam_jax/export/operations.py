@@ -23,10 +23,17 @@ _ELEMENTWISE = {
     **{"eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual"},
     **{"and": "And", "or": "Or", "not": "Not", "max": "Max"},
 }
-# The inner function of these is written in their place: parameter that holds it.
-_INNER = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-_INNER |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "remat2": "jaxpr"}
-_INNER |= {"checkpoint": "jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
+# The function inside of these is written in their place.
+_INNER = {
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "remat2",
+    "checkpoint",
+}
 
 
 def run(graph: Graph, jaxpr: Any, constants: list, inputs: list[Known]) -> list[Known]:
@@ -56,9 +63,10 @@ def run(graph: Graph, jaxpr: Any, constants: list, inputs: list[Known]) -> list[
 def _results(graph: Graph, equation, inputs: list[Known]) -> list[Known]:
     name, params = equation.primitive.name, equation.params
     if name in _INNER:
-        inner = params[_INNER[name]]
-        closed = isinstance(inner, core.ClosedJaxpr)
-        return run(graph, inner.jaxpr if closed else inner, inner.consts if closed else [], inputs)
+        inner = next(each for each in params.values() if isinstance(each, core.ClosedJaxpr | core.Jaxpr))
+        if isinstance(inner, core.ClosedJaxpr):
+            return run(graph, inner.jaxpr, inner.consts, inputs)
+        return run(graph, inner, [], inputs)
     shape = tuple(equation.outvars[0].aval.shape)
     still = all(isinstance(n, int) for n in shape) and not any(isinstance(v, Value) for v in inputs)
     if still and name != "broadcast_in_dim":
@@ -270,6 +278,12 @@ def _rsqrt(graph, inputs, params, shape):
     return graph.add("Reciprocal", [root], root.shape)
 
 
+def _erfc(graph, inputs, params, shape):
+    del params, shape
+    erf = graph.add("Erf", inputs, inputs[0].shape)
+    return graph.add("Sub", [np.float32(1), erf], erf.shape)
+
+
 def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(i) for i in np.argsort(order))
 
@@ -281,6 +295,7 @@ RULES: dict[str, Rule] = {
     "convert_element_type": _convert,
     "copy": lambda graph, inputs, params, shape: inputs[0],
     "dot_general": _dot_general,
+    "erfc": _erfc,
     "expand_dims": lambda graph, inputs, params, shape: _reshaped(graph, inputs[0], shape),
     "gather": _gather,
     "integer_pow": _integer_power,
