@@ -254,6 +254,8 @@ def test_package_and_requirements_ask_for_the_same(root):
     lines = pathlib.Path(root / "requirements.txt").read_text().splitlines()
     extras = project["optional-dependencies"]
     assert extras.pop("all") == ["cepam_jax[train,data,audit,tensorboard,experiments]"]
+    exported = pathlib.Path(root / "requirements-export.txt").read_text().splitlines()
+    assert [line for line in exported if not line.startswith("#")] == extras.pop("export")
     wanted = [*project["dependencies"], *(line for extra in extras.values() for line in extra)]
     assert sorted(line for line in lines if not line.startswith("#")) == sorted(wanted)
 

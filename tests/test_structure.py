@@ -12,7 +12,7 @@ FLOORS = (
     ("wire", "privacy"),
     ("data", "models"),
     ("tasks",),
-    ("federated",),
+    ("federated", "export"),
     ("run",),
     ("simulation", ""),  # what is used from Python; the package itself
 )
