@@ -110,14 +110,12 @@ def _program(first, specification, names: tuple[str, ...], rules: list) -> Calla
 
     def one(seed, arrays, test, choice):
         mine = plan
+        if rules[0].combine is not None:
+            mine = mine._replace(aggregator=one_of(rules, choice.rule))
         if arrays.liars is not None:
             attack = any_of(names, choice.attack)
             update = local.make_local_update(task, build.training_of(first))
-            mine = plan._replace(
-                attack=attack,
-                local_update=with_false_labels(update, task, attack),
-                aggregator=one_of(rules, choice.rule),
-            )
+            mine = mine._replace(attack=attack, local_update=with_false_labels(update, task, attack))
         run_round = make_round(mine)
         state = initial_state(
             mine, task.initialize(seed), arrays.knobs, first.num_clients, False, arrays.knobs.clip[0]
@@ -205,24 +203,26 @@ def _trained(configs, bar):
     """(name, result) of the runs of one program."""
     first = configs[0]
     names = tuple(dict.fromkeys(config.byzantine.attack for config in configs))
+    attacked = names != ("none",)
+    names = tuple(name for name in names if name != "none") or names
     numbers = list(dict.fromkeys(config.byzantine.tolerated for config in configs))
-    crafting = next((n for n in names if n != "none" and ATTACKS.get_or_raise(n).craft), "sign_flip")
     rules = []
     for number in numbers:
-        # With some attack that crafts, so that all updates are gathered.
         example = plain(next(c for c in configs if c.byzantine.tolerated == number))
-        with example.unlocked():
-            if example.byzantine.clients:
-                example.byzantine.attack = crafting
+        if attacked:  # by some attack that crafts, for all updates are gathered
+            example.byzantine.attack = "sign_flip"
         rules.append(aggregation.of_config(example))
     data = sources.load_examples(first.data.name, first.data.dir, sources.options_of(first))
     program, task = _program(first, data.specification, names, rules)
     records = [_Asked(config, build.split_of(config, data)) for config in configs]
     arrays = stacking.client_arrays(records)
+    if attacked:  # where nobody lies, it does not matter how
+        nobody = {"liars": np.zeros(first.num_clients, bool), "strength": np.float32(1)}
+        arrays = [each if each.liars is not None else each._replace(**nobody) for each in arrays]
     seeds = [jax.random.key(config.seeds.model) for config in configs]
     choices = [
         Choice(
-            np.int32(names.index(config.byzantine.attack)),
+            np.int32(names.index(config.byzantine.attack) if config.byzantine.clients else 0),
             np.int32(numbers.index(config.byzantine.tolerated)),
             np.int32(config.rounds),
         )

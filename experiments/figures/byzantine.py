@@ -123,7 +123,7 @@ def best_of(rows, channel, liars) -> dict:
 
 
 def trade_of(rows, configs, channels, liars) -> list[dict]:
-    """Of each gamma and number of liars in one partition: bits, epsilon, what is lost, and whether that is much.
+    """Of each gamma and number of liars in a partition: bits, epsilon, what is lost, and if that is much.
 
     The bounds of all combinations hold together. A client's epsilon is that of its own noise.
     """
