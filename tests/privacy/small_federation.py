@@ -44,6 +44,11 @@ def _momentum(clients, model):
     return jnp.zeros((clients, len(model.params["w"])))
 
 
+def check(config) -> None:
+    """Raises ConfigError where the parts of a configuration do not go together in a round."""
+    _run(config, np.full(config.num_clients, 10), 1.0, COORDINATES)
+
+
 def _run(config, counts, markers: float, d: int):
     """jitted (seed, canary f32[d] of the first client) -> model after every round, f32[rounds + 1, d]."""
     clients = config.num_clients
@@ -62,7 +67,7 @@ def _run(config, counts, markers: float, d: int):
         false_alarm=config.byzantine.false_alarm if config.byzantine.check else None,
     )
     # The first client is honest: a liar's own message is no business of the accountant's.
-    liars = np.arange(clients) >= clients - config.byzantine.clients
+    liars = jnp.arange(clients) >= clients - config.byzantine.clients
     _, strength = byzantine.liars_of(config)
     one_round = make_round(plan)
     knobs = mechanisms.knobs_of(config)
