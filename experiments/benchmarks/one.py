@@ -49,6 +49,8 @@ def main():
         "workload": f.model,
         "mechanism": f.mechanism,
         "clients": f.clients,
+        "aggregator": f.aggregator,
+        "devices": f.devices,
         "per_chunk": per_chunk,
         "coordinates": coordinates,
         "seconds_per_round": seconds[1:],

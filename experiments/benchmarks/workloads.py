@@ -13,13 +13,18 @@ from absl import flags
 from cepam_jax import mechanisms, models, tasks
 from cepam_jax.federated import (
     AGGREGATORS,
+    Aggregator,
     ClientArrays,
     LocalTraining,
     Plan,
     initial_state,
     make_local_update,
     make_round,
+    robust,
 )
+from cepam_jax.federated.aggregation import RULES
+from cepam_jax.federated.plan import CLIENTS
+from cepam_jax.run import devices
 from cepam_jax.tasks.images import normalized
 from experiments import cli
 
@@ -91,28 +96,44 @@ def settings(steps: int) -> LocalTraining:
     return LocalTraining(steps=steps, batch_size=32, learning_rate=0.01, momentum=0.5)
 
 
-def one_round(model: str, mechanism, clients: int, steps: int, per_chunk: int):
+def rule_of(name: str, clients: int) -> Aggregator:
+    """The mean, or a robust rule that bears a tenth of the clients."""
+    return robust(name, tolerated=clients // 10) if name in RULES else AGGREGATORS.get_or_raise(name)
+
+
+def one_round(
+    model: str,
+    mechanism,
+    clients: int,
+    steps: int,
+    per_chunk: int,
+    aggregator: str = "mean",
+    device_count: int = 1,
+):
     """One round: (function, its arguments, coordinates of an update)."""
+    mesh = devices.Layout(CLIENTS, device_count).mesh
     task = task_of(build(model), model)
     start = task.initialize(jax.random.key(0))
     segments = tuple(leaf.size for leaf in jax.tree.leaves(start.params))
     plan = Plan(
         make_local_update(task, settings(steps)),
         mechanism(segments),
-        AGGREGATORS["mean"],
+        rule_of(aggregator, clients),
         optax.sgd(1.0),
         segments,
         clients,
         per_chunk,
+        mesh=mesh,
     )
     arrays = arrays_of(model, clients, steps, _OWN)
     state = initial_state(plan, start, arrays.knobs, clients, remembers=False, clip_bound=jnp.float32(1))
-    return make_round(plan), (state, arrays), sum(segments)
+    arguments = (state, arrays) if mesh is None else devices.put((state, arrays), mesh)
+    return make_round(plan), arguments, sum(segments)
 
 
-def round_call(model: str, mechanism, clients: int, steps: int, per_chunk: int):
+def round_call(model: str, mechanism, clients: int, steps: int, per_chunk: int, aggregator: str = "mean"):
     """One compiled round as a call without arguments."""
-    function, arguments, _ = one_round(model, mechanism, clients, steps, per_chunk)
+    function, arguments, _ = one_round(model, mechanism, clients, steps, per_chunk, aggregator)
     run = jax.jit(function)
     return lambda: run(*arguments)
 
@@ -124,6 +145,8 @@ def define_flags(mechanism: str) -> None:
     flags.DEFINE_integer("clients", 30, "Clients of a round.")
     flags.DEFINE_integer("steps", 15, "Local steps.")
     flags.DEFINE_integer("per_chunk", 0, "Clients under one vmap; 0: one on a CPU, all elsewhere.")
+    flags.DEFINE_string("aggregator", "mean", "The server's rule; a robust one bears a tenth of the clients.")
+    flags.DEFINE_integer("devices", 1, "Devices over which the clients are spread.")
 
 
 def of_flags():
@@ -131,5 +154,7 @@ def of_flags():
     f = flags.FLAGS
     cli.choice("model", SHAPES)
     cli.choice("mechanism", MECHANISMS)
+    cli.choice("aggregator", ("mean", *RULES))
     per_chunk = f.per_chunk or (1 if jax.default_backend() == "cpu" else f.clients)
-    return *one_round(f.model, MECHANISMS[f.mechanism], f.clients, f.steps, per_chunk), per_chunk
+    chosen = (f.model, MECHANISMS[f.mechanism], f.clients, f.steps, per_chunk)
+    return *one_round(*chosen, f.aggregator, devices.count(f.devices)), per_chunk

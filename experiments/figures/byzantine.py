@@ -1,28 +1,29 @@
-"""Clients that lie: worst accuracy over attacks, of each rule, number of liars and gamma.
+"""Clients that lie: worst accuracy over attacks, of each rule, number of liars, gamma and partition.
 
-  python -m experiments.figures.byzantine --data=mnist --workdir=/tmp/byzantine
+  python -m experiments.figures.byzantine --workdir=/tmp/byzantine
 
 Federated averaging over 30 clients, some of which lie, with robust aggregators of decoded updates, in 32-bit
 floats and through CEPAM's quantizer at several gammas. Every number is the worst over the attacks: the least
 of their mean accuracies over seeds. The server checks norms; liars see all honest updates and choose what is
 decoded of theirs. A combination of gamma and liars is *lost* where even the best rule loses more than --lost
-points against the mean without liars in 32-bit floats.
-
-With Dirichlet labels: --partition=dirichlet. Heterogeneous clients, and rules that know each client's noise
-beside those that ignore it: --strong_gamma=3 gives a tenth of the clients that gamma instead.
+points against the mean without liars in 32-bit floats. Runs are short, and those of one rule share a program
+(`experiments.lies`); results are kept in runs.jsonl of the work directory.
 """
 
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
+from cepam_jax import privacy
 from cepam_jax.errors import require, require_choice
 from cepam_jax.federated import ATTACKS
 from cepam_jax.federated.aggregation import RULES
-from experiments import cli, output
+from cepam_jax.federated.aggregation.robust_rules import MEANS
+from cepam_jax.run import guarantees
+from experiments import cli, lies, output
 from experiments.output import Claim
 from experiments.paired import bounds, in_points, spread, verdict
-from experiments.runs import accuracies, config_of, define_training_flags, mean_of, settings_text, train_all
+from experiments.runs import config_of, define_training_flags, settings_text
 from experiments.tables import markdown
 
 FLOATS = "float32"
@@ -35,46 +36,44 @@ SMOKE = {
     "gammas": ["30"],
     "rules": ["mean", "trimmed_mean"],
     "attacks": ["sign_flip", "label_flip"],
+    "partitions": ["iid", "dirichlet"],
 }
 
 
-def settings_of(data, channel, gamma, rule, liars, attack):
-    """One run's configuration."""
+def settings_of(data, partition, gamma, rule, liars, attack):
+    """One run's configuration; gamma 0: 32-bit floats."""
     f = flags.FLAGS
-    noisy = channel != FLOATS
+    if not liars and rule in MEANS:  # then it is the mean
+        rule = "mean"
     changes = {
         "num_clients": f.clients,
-        "partition.kind": f.partition,
+        "partition.kind": partition,
+        "partition.alpha": f.alpha,
         "aggregator": rule,
         "byzantine.check": True,
         "local.worker_momentum": f.worker_momentum,
+        "local.steps": f.steps,
+        "local.batch_size": f.batch_size,
+        "local.learning_rate": f.learning_rate,
     }
-    if f.partition == "dirichlet":
-        changes["partition.alpha"] = f.alpha
-    if noisy:
-        changes["mechanism.gamma"] = gamma
-    else:
-        changes |= {"mechanism.name": "identity"}
+    changes |= {"mechanism.gamma": gamma} if gamma else {"mechanism.name": "identity"}
     if rule in RULES:
         changes |= {"byzantine.tolerated": liars, "byzantine.before": f.before if liars else "none"}
-        # Where all have the same noise, this only adds it to the radius of centered clipping.
-        known = rule == "centered_clipping" and not f.strong_gamma
-        changes |= {"byzantine.noise": "known" if known else f.noise} if noisy else {}
+        # Where all have the same noise, knowing it only adds it to the radius of centered clipping.
+        if gamma and rule == "centered_clipping":
+            changes |= {"byzantine.noise": "known"}
     if liars:
         changes |= {"byzantine.attack": attack, "byzantine.clients": liars}
     config = config_of(data, "cepam_gaussian", **changes)
-    if noisy and f.strong_gamma:
-        strong = max(1, f.clients // 10)
-        config.mechanism.per_client.gamma = (f.strong_gamma,) * strong + (gamma,) * (f.clients - strong)
     config.byzantine.radius = config.mechanism.clip_norm
     config.byzantine.smoothing = 0.1 * config.mechanism.clip_norm
     return config
 
 
-def runs_of(data, channels, rules, liars, attacks):
-    """{(channel, rule, liars, attack): configuration}."""
+def runs_of(data, partition, channels, rules, liars, attacks):
+    """{(partition, channel, rule, liars, attack): configuration}."""
     return {
-        (channel, rule, number, attack): settings_of(data, channel, gamma, rule, number, attack)
+        (partition, channel, rule, number, attack): settings_of(data, partition, gamma, rule, number, attack)
         for channel, gamma in channels.items()
         for rule in rules
         for number in liars
@@ -82,22 +81,35 @@ def runs_of(data, channels, rules, liars, attacks):
     }
 
 
+def accuracies(runs) -> np.ndarray:
+    """Final test accuracy of each seed's run."""
+    return np.array([line["accuracy"] for line in runs])
+
+
+def mean_of(runs, field: str) -> float:
+    """Mean of a field over seeds."""
+    return float(np.mean([line[field] for line in runs]))
+
+
 def rows_of(data, results) -> list[dict]:
-    """Of each channel, rule and number of liars: the worst attack, and what the server refused."""
+    """Of each partition, channel, rule and number of liars: the worst attack, and what was refused."""
     rows = []
-    for channel, rule, liars in dict.fromkeys(key[:3] for key in results):
-        tried = {key[3]: runs for key, runs in results.items() if key[:3] == (channel, rule, liars)}
+    for partition, channel, rule, liars in dict.fromkeys(key[:4] for key in results):
+        tried = {
+            key[4]: runs for key, runs in results.items() if key[:4] == (partition, channel, rule, liars)
+        }
         worst = min(tried, key=lambda attack: accuracies(tried[attack]).mean())
         rows.append(
             {
                 "data": data,
+                "partition": partition,
                 "channel": channel,
                 "rule": rule,
                 "liars": liars,
                 "attack": worst,
                 "accuracy": accuracies(tried[worst]).tolist(),
-                "bits": mean_of(tried[worst], "bits_per_coordinate"),
-                "refused": mean_of(tried[worst], "refused_lies_per_round") if liars else 0.0,
+                "bits": mean_of(tried[worst], "bits"),
+                "refused": mean_of(tried[worst], "refused_lies") if liars else 0.0,
                 "by attack": {attack: float(accuracies(runs).mean()) for attack, runs in tried.items()},
             }
         )
@@ -110,44 +122,75 @@ def best_of(rows, channel, liars) -> dict:
     return max(mine, key=lambda row: np.mean(row["accuracy"]))
 
 
-def claims_of(data, rows, channels, liars) -> list[Claim]:
-    """What is lost, combination by combination, with bounds that hold together; and what noise costs."""
-    seeds, most = len(rows[0]["accuracy"]), flags.FLAGS.lost
-    clean = next(
-        row["accuracy"] for row in rows if (row["channel"], row["rule"], row["liars"]) == (FLOATS, "mean", 0)
-    )
+def trade_of(rows, configs, channels, liars) -> list[dict]:
+    """Of each gamma and number of liars in a partition: bits, epsilon, what is lost, and if that is much.
+
+    The bounds of all combinations hold together. A client's epsilon is that of its own noise.
+    """
+    most, clean = flags.FLAGS.lost, best_clean(rows)
     asked = [(channel, number) for channel in channels for number in liars if number]
-    kept, lost, open_ones = [], [], []
-    for channel, number in asked:
+    found = []
+    for channel, number in [(channel, number) for channel in channels for number in liars]:
         row = best_of(rows, channel, number)
-        low, high = bounds(in_points(clean, row["accuracy"]), 2 * len(asked))
-        name = f"{channel} with {number} liars ({row['rule']})"
-        (kept if high < most else lost if low > most else open_ones).append(name)
-    text = "; ".join(
-        f"{title}: {', '.join(names)}"
-        for title, names in (("kept", kept), ("lost", lost), ("not decided", open_ones))
-        if names
-    )
-    state = False if lost else None if open_ones else True
-    return [
-        Claim(
-            "this project",
-            f"{data}: under the worst attack the best rule loses at most {most:g} points, whatever gamma and "
-            "number of liars",
-            f"{text}; {seeds} seeds",
-            verdict(state, seeds, bool(kept)),
-            f"{2 * len(asked)} bounds of paired t tests; the best rule is chosen by the same runs",
+        points = in_points(clean, row["accuracy"])
+        low, high = bounds(points, 2 * len(asked))
+        state = "kept" if high < most else "lost" if low > most else "not decided"
+        found.append(
+            {
+                "channel": channel,
+                "liars": number,
+                "rule": row["rule"],
+                "attack": row["attack"],
+                "accuracy": row["accuracy"],
+                "points": points.tolist(),
+                "bits": row["bits"],
+                "epsilon": epsilon_of(configs[row["partition"], channel, row["rule"], number, row["attack"]]),
+                "state": state if number else "",
+            }
         )
-    ]
+    return found
 
 
-def plot(by_data, channels, liars, rules):
-    """A heat map for each data set: rules down, channels and liars across."""
+def best_clean(rows):
+    """Accuracies of the mean without liars in 32-bit floats."""
+    key = (FLOATS, "mean", 0)
+    return next(row["accuracy"] for row in rows if (row["channel"], row["rule"], row["liars"]) == key)
+
+
+def epsilon_of(config) -> float:
+    """Epsilon of a client against whoever sees decoded updates, by its own noise; infinite for floats."""
+    counts = np.full(config.num_clients, 100)  # only weights by examples would ask
+    found = privacy.report(guarantees.federation_of(config, counts), config.privacy.delta)
+    return next(float(np.max(row.epsilon)) for row in found if row.adversary == "decoded_updates")
+
+
+def claim_of(data, partition, trade, seeds) -> Claim:
+    """What is kept and what is lost in one partition."""
+    named = {state: [] for state in ("kept", "lost", "not decided")}
+    for line in trade:
+        if line["liars"]:
+            name = f"{line['channel']} with {line['liars']} liars ({line['rule']})"
+            named[line["state"]].append(name)
+    text = "; ".join(f"{title}: {', '.join(names)}" for title, names in named.items() if names)
+    state = False if named["lost"] else None if named["not decided"] else True
+    return Claim(
+        "this project",
+        f"{data}, {partition}: under the worst attack the best rule loses at most {flags.FLAGS.lost:g} "
+        "points, whatever gamma and number of liars",
+        f"{text}; {seeds} seeds",
+        verdict(state, seeds, bool(named["kept"])),
+        f"{2 * sum(map(len, named.values()))} bounds of paired t tests; the best rule is chosen by the same "
+        "runs",
+    )
+
+
+def plot(by_panel, channels, liars, rules):
+    """A heat map for each data set and partition: rules down, channels and liars across."""
     columns = [(channel, number) for channel in channels for number in liars]
     height = 1.6 + 0.42 * len(rules)
-    figure = Figure(figsize=(1.5 + 0.62 * len(columns), height * len(by_data)), layout="constrained")
-    panels = figure.subplots(len(by_data), 1, squeeze=False).ravel()
-    for axes, (data, rows) in zip(panels, by_data.items(), strict=True):
+    figure = Figure(figsize=(1.5 + 0.62 * len(columns), height * len(by_panel)), layout="constrained")
+    panels = figure.subplots(len(by_panel), 1, squeeze=False).ravel()
+    for axes, (title, (rows, trade)) in zip(panels, by_panel.items(), strict=True):
         found = {(row["rule"], row["channel"], row["liars"]): np.mean(row["accuracy"]) for row in rows}
         values = np.array([[found[(rule, *column)] for column in columns] for rule in rules])
         image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
@@ -156,10 +199,14 @@ def plot(by_data, channels, liars, rules):
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
         axes.set_yticks(range(len(rules)), rules)
         axes.set_xticks(range(len(columns)), [str(number) for _, number in columns])
-        axes.set_xlabel(f"liars, {data}")
+        axes.set_xlabel(f"liars; {title}")
         for place, channel in enumerate(channels):
             middle = place * len(liars) + (len(liars) - 1) / 2
-            axes.text(middle, -0.75, channel, ha="center", va="bottom", fontsize=9)
+            first = next(line for line in trade if line["channel"] == channel)
+            text = f"{channel}\n{first['bits']:.2g} bits"
+            if np.isfinite(first["epsilon"]):
+                text += f", epsilon {first['epsilon']:.3g}"
+            axes.text(middle, -0.65, text, ha="center", va="bottom", fontsize=8)
             if place:
                 axes.axvline(place * len(liars) - 0.5, color="w", linewidth=2)
         figure.colorbar(image, ax=axes, label="worst accuracy over attacks")
@@ -167,7 +214,8 @@ def plot(by_data, channels, liars, rules):
 
 
 def define_flags():
-    define_training_flags(("digits",))
+    define_training_flags(("digits",), seeds=3)
+    flags.FLAGS["rounds"].default = flags.FLAGS["rounds"].value = 15
     flags.DEFINE_integer("clients", 30, "Clients of the federation.")
     flags.DEFINE_list("liars", ["0", "3", "6", "9"], "Numbers of clients that lie.")
     flags.DEFINE_list("gammas", ["100", "30", "10"], "Clip norm over sigma.")
@@ -178,16 +226,70 @@ def define_flags():
     )
     flags.DEFINE_list(
         "attacks",
-        ["sign_flip", "label_flip", "little_is_enough", "mimic", "optimal_inner_product", "dither_abuse"],
+        ["label_flip", "mimic", "little_is_enough", "dither_abuse"],
         "Attacks.",
     )
     flags.DEFINE_string("before", "mixing", "What comes before a rule: none, mixing or bucketing.")
-    flags.DEFINE_string("noise", "ignored", "Whether rules use the law of each client's noise: known.")
-    flags.DEFINE_string("partition", "iid", "iid or dirichlet.")
+    flags.DEFINE_list("partitions", ["iid", "dirichlet"], "Who holds which example.")
     flags.DEFINE_float("alpha", 0.3, "Of a Dirichlet partition.")
     flags.DEFINE_float("worker_momentum", 0.0, "Momentum that clients keep from round to round.")
-    flags.DEFINE_float("strong_gamma", 0.0, "Gamma of a tenth of the clients; 0: that of the others.")
+    flags.DEFINE_integer("steps", 5, "Local steps of a round.")
+    flags.DEFINE_integer("batch_size", 16, "Examples of a local step.")
+    flags.DEFINE_float("learning_rate", 0.2, "Of the local steps.")
     flags.DEFINE_float("lost", 5.0, "Points below the clean mean from which on a combination is lost.")
+
+
+def tables_of(by_panel) -> str:
+    """Everything in one table, and what is kept or lost in another."""
+    header = [
+        "data",
+        "partition",
+        "channel",
+        "liars",
+        "rule",
+        "worst accuracy",
+        "attack",
+        "lies refused a round",
+    ]
+    all_rows = [row for rows, _ in by_panel.values() for row in rows]
+    whole = [
+        [
+            *(row[name] for name in ("data", "partition", "channel", "liars", "rule")),
+            spread(row["accuracy"]),
+            row["attack"] if row["liars"] else "",
+            f"{row['refused']:.1f}" if row["liars"] else "",
+        ]
+        for row in all_rows
+    ]
+    short = [
+        [
+            title,
+            line["channel"],
+            f"{line['bits']:.2f}",
+            f"{line['epsilon']:.4g}",
+            line["liars"],
+            line["rule"],
+            line["attack"] if line["liars"] else "",
+            spread(line["accuracy"], 3),
+            f"{np.mean(line['points']):+.1f}",
+            line["state"],
+        ]
+        for title, (_, trade) in by_panel.items()
+        for line in trade
+    ]
+    names = [
+        "data",
+        "channel",
+        "bits",
+        "epsilon",
+        "liars",
+        "best rule",
+        "worst attack",
+        "accuracy",
+        "points lost",
+        "",
+    ]
+    return markdown(header, whole) + "\n\n" + markdown(names, short)
 
 
 def main():
@@ -201,31 +303,21 @@ def main():
         0 in liars and "mean" in f.rules, "--liars and --rules", (liars, f.rules), "with 0, and with mean"
     )
     channels = {FLOATS: 0.0, **{f"gamma {gamma:g}": gamma for gamma in cli.numbers("gammas")}}
-    tables, by_data, claims = [], {}, []
+    by_panel, claims = {}, []
     for data in f.data:
-        configs = runs_of(data, channels, f.rules, liars, f.attacks)
-        labels = {" ".join(map(str, key)): config for key, config in configs.items()}
-        found = train_all(labels, f.seeds, f"{f.workdir}/runs/{data}", f.progress, keep_failures=True)
-        rows = rows_of(data, dict(zip(configs, found.values(), strict=True)))
-        by_data[data] = rows
-        claims += claims_of(data, rows, channels, liars)
-        tables += [
-            [
-                data,
-                row["channel"],
-                row["liars"],
-                row["rule"],
-                spread(row["accuracy"]),
-                row["attack"] if row["liars"] else "",
-                f"{row['bits']:.3f}",
-                f"{row['refused']:.1f}" if row["liars"] else "",
-            ]
-            for row in rows
-        ]
-    header = ["data", "channel", "liars", "rule", "worst accuracy", "attack", "bits", "lies refused a round"]
-    everything = [row for rows in by_data.values() for row in rows]
-    figure = plot(by_data, channels, liars, f.rules)
-    output.save(settings_text(f.data, f.seeds) + markdown(header, tables), everything, figure, claims)
+        configs = {}
+        for partition in f.partitions:
+            configs |= runs_of(data, partition, channels, f.rules, liars, f.attacks)
+        found = lies.train_all(configs, f.seeds, f"{f.workdir}/runs.jsonl", f.progress)
+        everything = rows_of(data, found)
+        for partition in f.partitions:
+            rows = [row for row in everything if row["partition"] == partition]
+            trade = trade_of(rows, configs, channels, liars)
+            by_panel[f"{data}, {partition}"] = rows, trade
+            claims.append(claim_of(data, partition, trade, f.seeds))
+    figure = plot(by_panel, channels, liars, f.rules)
+    rows = [row for rows, _ in by_panel.values() for row in rows]
+    output.save(settings_text(f.data, f.seeds) + tables_of(by_panel), rows, figure, claims)
 
 
 if __name__ == "__main__":

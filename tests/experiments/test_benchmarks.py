@@ -57,6 +57,16 @@ def test_memory_follows_the_chunk_and_not_the_clients():
     assert wide > 5 * many  # the measurement can tell
 
 
+def test_a_robust_rule_takes_the_memory_of_all_updates_and_a_few_copies():
+    def buffers(rule, clients):
+        function, arguments, d = w.one_round("mlp", w.MECHANISMS["fedavg"], clients, 1, 1, rule)
+        memory = jax.jit(function).lower(*arguments).compile().memory_analysis()
+        return memory.temp_size_in_bytes / (4 * clients * d)
+
+    assert 1 <= buffers("trimmed_mean", 200) < 4.5
+    assert buffers("mean", 200) < 0.5  # which streams
+
+
 def test_messages_of_large_updates_take_the_memory_of_one_client():
     def copies(mechanism, per_chunk):
         function, arguments, d = w.one_round("dense1M", w.MECHANISMS[mechanism], 4, 1, per_chunk)

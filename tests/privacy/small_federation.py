@@ -19,6 +19,8 @@ from cepam_jax.federated import (
     Plan,
     Trained,
     aggregation,
+    byzantine,
+    control,
     initial_state,
     make_round,
 )
@@ -30,9 +32,21 @@ COORDINATES = 8
 SIGNIFICANCE = 1e-5
 
 
-def _chosen(model, arrays, client, key, state, number):
-    """What the adversary has chosen for this client."""
-    return Trained(arrays.examples["update"][arrays.rows[client, 0]], jnp.float32(0), jnp.float32(1))
+def _chosen(momentum, model, arrays, client, key, state, number):
+    """What the adversary has chosen for this client, or the running mean of it."""
+    update = arrays.examples["update"][arrays.rows[client, 0]]
+    if momentum:
+        update = momentum * state + (1 - momentum) * update
+    return Trained(update, jnp.float32(0), jnp.float32(1), update if momentum else None)
+
+
+def _momentum(clients, model):
+    return jnp.zeros((clients, len(model.params["w"])))
+
+
+def check(config) -> None:
+    """Raises ConfigError where the parts of a configuration do not go together in a round."""
+    _run(config, np.full(config.num_clients, 10), 1.0, COORDINATES)
 
 
 def _run(config, counts, markers: float, d: int, seen=lambda state: state.params["w"]):
@@ -41,17 +55,23 @@ def _run(config, counts, markers: float, d: int, seen=lambda state: state.params
     """
     clients = config.num_clients
     mechanism = mechanisms.build(config.mechanism, ((d,),))
+    momentum, attack = config.local.worker_momentum, byzantine.attack_of(config)
     plan = Plan(
-        local_update=LocalUpdate(_chosen),
+        local_update=LocalUpdate(functools.partial(_chosen, momentum), _momentum if momentum else None),
         mechanism=mechanism,
         aggregator=aggregation.of_config(config),
         server=optax.sgd(1.0),
         segments=(d,),
         per_round=config.clients_per_round or clients,
         per_chunk=1,
-        control=build.control_of(config),
+        control=control.for_updates(build.control_of(config), d),
+        attack=attack,
+        false_alarm=config.byzantine.false_alarm if config.byzantine.check else None,
         server_noise=config.mechanism.target if config.server.noise else None,
     )
+    # The first client is honest: a liar's own message is no business of the accountant's.
+    liars = jnp.arange(clients) >= clients - config.byzantine.clients
+    _, strength = byzantine.liars_of(config)
     one_round = make_round(plan)
     knobs = mechanisms.knobs_of(config)
     others = markers * jnp.eye(clients, d)
@@ -67,6 +87,8 @@ def _run(config, counts, markers: float, d: int, seen=lambda state: state.params
             knobs=knobs,
             training_key=jax.random.fold_in(root, 0),
             shared_key=jax.random.fold_in(root, 1),
+            liars=None if attack is None else liars,
+            strength=strength,
         )
         model, remembers = Model({"w": jnp.zeros(d)}), config.mechanism.error_feedback
         start = initial_state(plan, model, knobs, clients, remembers, knobs.clip[0])
