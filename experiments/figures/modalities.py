@@ -1,6 +1,6 @@
 """Text, graphs, tables and images: what CEPAM loses to FedAvg, and at how many bits.
 
-  python -m experiments.figures.modalities --data=motifs,hospitals,digits,shakespeare --workdir=/tmp/modalities
+  python -m experiments.figures.modalities --data=motifs,hospitals,digits --workdir=/tmp/modalities
 
 Each kind of data is trained by FedAvg, by CEPAM with Gaussian noise at several gammas, with the same noise on
 floats (at the middle gamma, which shows what quantization adds to noise: nothing, if the error has the law
@@ -112,7 +112,9 @@ def measure(data: str, gammas: list[float]) -> list[dict]:
         name = f"{data}, {method}"
         where = Path(f.workdir, "runs", data, method.replace(" ", "_").replace(",", ""))
         folders = [where / f"seed{seed}" for seed in range(len(mine))]
-        runs = training.train_many(mine, folders, f.progress, [f"{name}, {folder.name}" for folder in folders])
+        runs = training.train_many(
+            mine, folders, f.progress, [f"{name}, {folder.name}" for folder in folders]
+        )
         row = {"data": data, "method": method, "metric": [lines[-1][KINDS[data].metric] for lines in runs]}
         ideal, over = 32.0, 1.0
         if variant not in ("fedavg", "noise_gaussian"):  # they send floats
@@ -156,7 +158,9 @@ def claim_of(data: str, rows: list[dict]) -> Claim:
         enough = bool(fewer >= kind.fewer)
         states.append(all_of([below(values, kind.allowed, len(ours)), enough]))
         text = interval(data, values, 2 * len(ours))
-        said.append(f"{row['method'].split(', ')[1]}: {text} {kind.unit} lost at {fewer:.0f} times fewer bits")
+        said.append(
+            f"{row['method'].split(', ')[1]}: {text} {kind.unit} lost at {fewer:.0f} times fewer bits"
+        )
     seeds = len(fedavg["metric"])
     return Claim(
         "this project",
@@ -206,7 +210,14 @@ def table_of(by_data: dict[str, list[dict]]) -> str:
                     "" if first else f"{32 / row['bits']:.0f}",
                 ]
             )
-    heads = ["data", "method", "test metric", "lost to FedAvg (95 %)", "bits per coordinate", "bytes over ideal"]
+    heads = [
+        "data",
+        "method",
+        "test metric",
+        "lost to FedAvg (95 %)",
+        "bits per coordinate",
+        "bytes over ideal",
+    ]
     return markdown([*heads, "megabytes sent", "times fewer bits"], lines)
 
 
@@ -229,8 +240,12 @@ def plot(by_data: dict[str, list[dict]]) -> Figure:
         low, high = axes.get_ylim()
         edge = 0.8 * min(row["bits"] for row in rows)
         low = min(low, -kind.allowed)
-        axes.fill_between([edge, 32 / kind.fewer], low, kind.allowed, color="tab:green", alpha=0.1, linewidth=0)
-        axes.set(xscale="log", xlabel="bits per coordinate, in bytes sent", ylabel=f"{kind.unit} lost to FedAvg")
+        axes.fill_between(
+            [edge, 32 / kind.fewer], low, kind.allowed, color="tab:green", alpha=0.1, linewidth=0
+        )
+        axes.set(
+            xscale="log", xlabel="bits per coordinate, in bytes sent", ylabel=f"{kind.unit} lost to FedAvg"
+        )
         axes.set(title=data, xlim=(edge, 45), ylim=(low, max(high, 1.5 * kind.allowed)))
         axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
