@@ -236,8 +236,8 @@ def workers(data):
         rows.append([name, *(f"{o:.1f} / {t}" for o, t in zip(ours, theirs, strict=True))])
         kept.append({"rule": rule, "before": before, "accuracy": ours})
     text = (
-        f"{data}, {f.model}, {number} workers, {liars} lie, {f.iterations} iterations, {f.worker_seeds} seeds "
-        "(mean); percent, here / published\n\n" + markdown(["rule", *PUBLISHED_ATTACKS], rows)
+        f"{data}, {f.model}, {number} workers, {liars} lie, {f.iterations} iterations, {f.worker_seeds} "
+        "seeds (mean); percent, here / published\n\n" + markdown(["rule", *PUBLISHED_ATTACKS], rows)
     )
     return text, kept, []
 

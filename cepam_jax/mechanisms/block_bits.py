@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cepam_jax.mechanisms import acceptance, blocks, code_length, counter, rejection
+from cepam_jax.mechanisms import acceptance, blocks, code_length, counter, laws, rejection
 from cepam_jax.mechanisms.arrays import Array
 from cepam_jax.mechanisms.base import Message
 from cepam_jax.mechanisms.lattices import Lattice
@@ -29,7 +29,11 @@ _LOG_2 = np.float32(np.log(2))
 
 
 def code_bits(
-    center: jax.Array, width: jax.Array, scale: jax.Array, family: str, weight: jax.Array | None
+    center: jax.Array,
+    width: jax.Array,
+    scale: jax.Array,
+    family: str | tuple[jax.Array, jax.Array, jax.Array],
+    weight: jax.Array | None,
 ) -> jax.Array:
     """Ideal bits of symbols whose axes are independent: Z^n without rejection.
 
@@ -37,13 +41,16 @@ def code_bits(
       center: f32[d], lattice point plus dither in units of the lattice's scale; NaN if not coded but listed.
       width: scale of the lattice, f32[d] or f32[].
       scale: f32[d], scale of the coordinates.
-      family: law of the coordinates, one of `code_length.FAMILIES`.
+      family: law of the coordinates, one of `code_length.FAMILIES`, or those of `laws.parameters`.
       weight: f32[d], 0 where a coordinate is not sent; None: all are.
 
     Returns:
       f32[], bits of all coordinates together.
     """
-    nats = code_length.cell_nats(width * center, width, scale, family)
+    if isinstance(family, str):
+        nats = code_length.cell_nats(width * center, width, scale, family)
+    else:
+        nats = laws.cell_nats(width * center, width, scale, family)
     if weight is not None:
         nats = jnp.where(weight > 0, nats, 0)
     return jnp.sum(jnp.where(jnp.isnan(center), LISTED_BITS * _LOG_2, nats)) / _LOG_2

@@ -19,16 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.errors import require, require_choice
-from cepam_jax.mechanisms import blocks, cell_law, exact
+from cepam_jax.mechanisms import blocks, cell_law, exact, laws, scale_code
 from cepam_jax.mechanisms.base import Knobs
 
 SCALES_PER_OCTAVE = 8  # a scale off by 4 % costs less than 0.1 % of the bits
-SCALE_BITS = 16  # of one scale in a message
-LARGEST_SCALE = 880  # 2^110: f32 still has room for a lattice that is finer than the data
+SCALE_BITS = 16  # of a scale that is sent alone
+LARGEST_SCALE = scale_code.LARGEST_SCALE
 
-FAMILIES = tuple(exact.COMPONENTS)
+FAMILIES = ("gaussian", "laplace", "mixture")
 # Families of laws of whole blocks, for mechanisms that mix the coordinates of a block.
 BLOCK_FAMILIES = tuple(cell_law.COMPONENTS)
+# Of each tensor the encoder chooses a law, one of `laws.LAWS`: see `fitted`.
+FITTED = "fitted"
 CODINGS = ("auto", *FAMILIES)
 SOURCES = ("own", "public")
 # Differential entropy in bits of each family's law with scale 1; for the mixture by integration.
@@ -132,7 +134,7 @@ class Scales(NamedTuple):
 
     Attributes:
       segments: lengths of the tensors that have a scale each; None: the whole update is one segment.
-      family: assumed law of the coordinates, one of `FAMILIES`.
+      family: assumed law of the coordinates, one of `FAMILIES`, or `FITTED` (with own scales).
       source: "own" (measured on the update and sent) or "public" (the knob `scale`).
       block: coordinates that are mixed before they are quantized; with more than one, the family is one of
         `BLOCK_FAMILIES`.
@@ -145,7 +147,7 @@ class Scales(NamedTuple):
 
     def check(self) -> "Scales":
         """Returns itself; raises ConfigError for an unknown family or source, or for wrong segments."""
-        require_choice("coding", self.family, FAMILIES if self.block == 1 else BLOCK_FAMILIES)
+        require_choice("coding", self.family, (*FAMILIES, FITTED) if self.block == 1 else BLOCK_FAMILIES)
         require_choice("scales", self.source, SOURCES)
         lengths = self.segments if isinstance(self.segments, (tuple, list)) else (self.segments,)
         whole = all((type(n) is int or isinstance(n, np.integer)) and n >= 0 for n in lengths)
@@ -195,9 +197,20 @@ class Scales(NamedTuple):
         scales = side["scale"] if self.source == "own" else jnp.asarray(knobs.scale)
         return scale_per_coordinate(scales, self.lengths(d))
 
-    def bits(self, d: int) -> np.float32:
-        """Bits of the side information of an update with d coordinates."""
-        return np.float32(SCALE_BITS * len(self.lengths(d)) if self.source == "own" else 0)
+    @property
+    def laws(self) -> int:
+        """Number of laws among which the encoder chooses."""
+        return len(laws.LAWS) if self.family == FITTED else 1
+
+    def bits(self, side: dict[str, jax.Array], d: int) -> jax.Array:
+        """f32[], bits of the side information of an update with d coordinates."""
+        if self.source != "own":
+            return jnp.float32(0)
+        return scale_code.bits(side["scale"], side.get("law"), self.lengths(d), self.laws)
+
+    def most_bits(self, d: int) -> float:
+        """Bits that the side information of no update with d coordinates exceeds."""
+        return scale_code.most_bits(len(self.lengths(d)), self.laws) if self.source == "own" else 0.0
 
 
 def _mixture_nats(center: Any, width: Any, scale: Any) -> jax.Array:

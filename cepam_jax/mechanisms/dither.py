@@ -179,7 +179,7 @@ def _bits(
         total = block_bits.block_bits(lat, "cell", stream, message, width, scale, scales.family, weight)
     else:
         total = block_bits.code_bits(_place(setting, shared, message), width, scale, scales.family, weight)
-    return total + scales.bits(d) + (code_length.SCALE_BITS if setting.rate == "bits" else 0)
+    return total + scales.bits(message.side, d) + (code_length.SCALE_BITS if setting.rate == "bits" else 0)
 
 
 def _variance(setting: _Setting, x: jax.Array, knobs: Knobs) -> jax.Array:

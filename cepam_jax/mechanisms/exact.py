@@ -15,12 +15,15 @@ _ROOT_HALF = 0.7071067811865476
 _DEGREE = 9
 
 MIXTURE = ((0.5, 0.4), (0.5, 1.6))
+WIDE = ((0.8, 0.25), (0.2, 4.0))
 # Families of laws of an update's coordinates at scale 1: (weight, scale) of Laplace components, or None for a
-# Gaussian. "mixture" has mean absolute value 1, like "laplace", and heavier tails, as trained updates have.
+# Gaussian. "mixture" has mean absolute value 1, like "laplace", and heavier tails, as trained updates have;
+# "wide" has those of updates most of which is zero.
 COMPONENTS: dict[str, tuple[tuple[float, float], ...] | None] = {
     "gaussian": None,
     "laplace": ((1.0, 1.0),),
     "mixture": MIXTURE,
+    "wide": WIDE,
 }
 
 
@@ -84,6 +87,12 @@ def _tail_of_magnitude(y: np.ndarray, family: str) -> np.ndarray:
         wide = exp2(y * (-_LOG2_E / 1.6))
         square = wide * wide
         return 0.25 * (wide + square * square)
+    if family == "wide":  # the narrow component is the sixteenth power of the wide one
+        wide = exp2(y * (-_LOG2_E / 4.0))
+        square = wide * wide
+        square *= square
+        square *= square
+        return 0.1 * wide + 0.4 * (square * square)
     return 0.5 * exp2(y * -_LOG2_E)
 
 

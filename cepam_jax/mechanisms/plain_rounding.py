@@ -78,7 +78,9 @@ def _bits(
     del shared
     step, center = knob(knobs, "step"), blocks.numbers(message.symbols)
     scale = scales.per_coordinate(message.side, knobs, message.length)
-    return block_bits.code_bits(center, step, scale, scales.family, weight) + scales.bits(message.length)
+    return block_bits.code_bits(center, step, scale, scales.family, weight) + scales.bits(
+        message.side, message.length
+    )
 
 
 def noise_then_rounding(target: str = "gaussian", **options: Any) -> Mechanism:

@@ -227,7 +227,7 @@ def _bits(
     lat, scales, d = setting.lat, setting.scales, message.length
     count = blocks.count(lat.dimension, d)
     if not count:
-        return jnp.asarray(scales.bits(d))
+        return scales.bits(message.side, d)
     scale = scales.per_coordinate(message.side, knobs, d)[:: lat.dimension]
     ids = jnp.arange(count, dtype=jnp.uint32)
     words = counter.words(counter.stream(shared, SCALES), 0, ids)
@@ -237,4 +237,4 @@ def _bits(
     bits = cell_bits.block_bits(lat, scales.family, stream, message, scale / width, ball)
     if weight is not None:
         bits = jnp.where(blocks.rows(weight > 0, lat.dimension).any(1), bits, 0)
-    return jnp.sum(bits) + scales.bits(d)
+    return jnp.sum(bits) + scales.bits(message.side, d)

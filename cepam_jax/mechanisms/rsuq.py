@@ -31,7 +31,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.errors import require_choice
-from cepam_jax.mechanisms import block_bits, blocks, code_length, counter, latents, lattices, rejection
+from cepam_jax.mechanisms import (
+    block_bits,
+    blocks,
+    code_length,
+    counter,
+    fitted,
+    latents,
+    lattices,
+    laws,
+    rejection,
+)
 from cepam_jax.mechanisms.base import About, Code, Keys, Knobs, Mechanism, Message, Noise, check_vector
 from cepam_jax.mechanisms.knobs import knob
 
@@ -74,22 +84,25 @@ def lrsuq(
       segments: lengths of the update's tensors, which are coded with one scale each; by default
         the update is one segment.
       coding: law assumed by the entropy coder for an update's coordinates: "mixture" (of two Laplace laws;
-        fits trained updates best), "laplace" or "gaussian"; "auto" is the mixture. It costs or saves bits and
+        fits trained updates well), "laplace" or "gaussian". With "auto" on Z1, with own scales, the encoder
+        chooses a law for each tensor, see `fitted`; elsewhere it is the mixture. It costs or saves bits and
         changes nothing else.
       scales: "own": the update's scales are measured and sent; "public": they come from the knob
         `scale`, so that nothing but the symbols depends on the update.
 
     Returns:
       A mechanism with knob `sigma`, the standard deviation of the error. Its message has `symbols` int32[d],
-      `index` uint32[ceil(d/n)] for n > 1, and `side["scale"]` int32[segments] unless the scales are public.
+      `index` uint32[ceil(d/n)] for n > 1, and `side["scale"]` int32[segments] unless the scales are public;
+      beside it `side["law"]` int32[segments] where the encoder chooses laws.
 
     Raises:
       ConfigError: unknown target, lattice, coding or scales.
     """
     require_choice("target", target, latents.TARGETS)
-    coding = code_length.resolved(coding, "mixture")
-    sized = code_length.Scales(segments, coding, scales).check()
     lat = lattices.lattice(lattice)
+    free = lat.dimension == 1 and scales == "own"
+    coding = code_length.resolved(coding, code_length.FITTED if free else "mixture")
+    sized = code_length.Scales(segments, coding, scales).check()
     unit = 1.0 / lat.inradius if target == "gaussian" else 2**-0.5 / lat.cross
     setting = _Setting(target, lat, unit, sized)
     return Mechanism(
@@ -210,20 +223,26 @@ def _encode(
     lat, d = setting.lat, x.shape[0]
     n = lat.dimension
     width, spare = _widths(setting, keys.shared, blocks.count(n, d), knobs)
-    side = setting.scales.measure(x, weight, knobs)
     axes = blocks.split(x, n)
     valid = blocks.codable(axes, knob(knobs, "sigma"))
+    fits = setting.scales.family == code_length.FITTED
+    side = {} if fits else setting.scales.measure(x, weight, knobs)
     if n == 1:
-        nearest = jnp.round(x / width - counter.centered(spare))
-        return Message(blocks.integers(nearest, valid), None, side, d)
+        dither = counter.centered(spare)
+        symbols = blocks.integers(jnp.round(x / width - dither), valid)
+        if fits:
+            unit, center = knob(knobs, "sigma") * np.float32(setting.unit), blocks.numbers(symbols) + dither
+            lengths = setting.scales.lengths(d)
+            side = fitted.chosen(x, weight, unit, lengths, setting.target, center, width)
+        return Message(symbols, None, side, d)
     # Where a block is not valid, all of it becomes NaN, is accepted at once and comes back as INVALID.
-    index, symbols = rejection.first_accepted(
+    index, accepted = rejection.first_accepted(
         proposals(lat, setting.target, keys.shared),
         jnp.arange(width.shape[0], dtype=jnp.uint32),
         [jnp.where(valid, axis / width, jnp.nan) for axis in axes],
         lattices.acceptance(lat, setting.target),
     )
-    return Message(blocks.join(symbols, blocks.symbols_sent(lat, d)), index, side, d)
+    return Message(blocks.join(accepted, blocks.symbols_sent(lat, d)), index, side, d)
 
 
 def _place(
@@ -254,11 +273,13 @@ def _bits(
     scale = scales.per_coordinate(message.side, knobs, d)
     if lat.dimension == 1:
         center, width = _place(setting, shared, message, knobs)
-        symbols = block_bits.code_bits(center, width, scale, scales.family, weight)
+        law = message.side.get("law")
+        family = scales.family if law is None else laws.parameters(law, scales.lengths(d))
+        symbols = block_bits.code_bits(center, width, scale, family, weight)
     else:
         width, _ = _widths(setting, shared, blocks.count(lat.dimension, d), knobs)
         stream = counter.stream(shared, _DITHERS)
         symbols = block_bits.block_bits(
             lat, setting.target, stream, message, width, scale, scales.family, weight
         )
-    return symbols + scales.bits(d)
+    return symbols + scales.bits(message.side, d)

@@ -119,8 +119,6 @@ def _within_bits(config, shapes, wanted: list[Need], peaks: float):
         mechanisms.build(config.mechanism, tuple(shapes)),
         aggregation.of_config(config),
         segments,
-        config.rounds,
-        config.num_clients,
         config.wire,
         config.needs.peak,
     )

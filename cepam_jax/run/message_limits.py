@@ -6,10 +6,11 @@ from typing import NamedTuple
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated.aggregation import Aggregator
 from cepam_jax.mechanisms import RANGE, About, Mechanism, code_length, length_limits
+from cepam_jax.wire import header
 
-# Of real bytes beyond header and ideal code length: the ends of the range coder's words, and a part of the
+# Of real bytes beyond header and ideal code length: the end of the range coder's last byte, and a part of the
 # symbols. Measured, not proved: no message of tests/run/test_needs.py takes more.
-CODER_BITS, CODER_PART = 48, 0.0005
+CODER_BITS, CODER_PART = 16, 0.0005
 # Steps of a chain that send nothing of their own, and steps that are refused by a reason of their own.
 _STEPS = ("clip_l2", "clip_l1", "rotate")
 _NAMED = ("mask", "top-k")
@@ -47,8 +48,6 @@ def messages_of(
     mechanism: Mechanism,
     aggregator: Aggregator,
     segments: tuple[int, ...],
-    rounds: int,
-    clients: int,
     packed: bool,
     peak: float,
 ) -> Messages:
@@ -58,7 +57,6 @@ def messages_of(
       mechanism: that encodes updates.
       aggregator: which may ask for more to be sent.
       segments: lengths of an update's tensors.
-      rounds, clients: how many, for the header.
       packed: whether messages are packed into bytes.
       peak: as of `length_limits.Sent`.
 
@@ -67,9 +65,9 @@ def messages_of(
     """
     about, code, d = mechanism.about, mechanism.code, sum(segments)
     extra = 32.0 * len(segments) if aggregator.per_tensor else 0.0
-    header = 8.0 * (_frame(d, rounds, clients)) if packed else 0.0
+    frame = 8.0 * header.BARE_BYTES if packed else 0.0
     if code.kind == "float" and code.weight is None:
-        return Messages(None, 32.0 * d + extra, header, packed)
+        return Messages(None, 32.0 * d + extra, frame, packed)
     reason = _unknown(about, mechanism)
     if reason:
         raise ConfigError(
@@ -77,10 +75,10 @@ def messages_of(
             "needs of bits with config.mechanism.name='lrsuq', config.mechanism.lattice='Z1' and a clip"
         )
     size = code.size(d)
-    scales = code_length.Scales(code.segments, code.family, "own").bits(size)
+    scales = math.ceil(code_length.Scales(code.segments, code.family, "own").most_bits(size))
     norm = "l1" if about.sensitivity == "l1" else "l2"
-    sent = length_limits.Sent(code.family, code.layer, size, float(scales) + extra, norm, float(peak))
-    return Messages(sent, 0.0, header, packed)
+    sent = length_limits.Sent(_family(mechanism), code.layer, size, scales + extra, norm, float(peak))
+    return Messages(sent, 0.0, frame, packed)
 
 
 def _unknown(about: About, mechanism: Mechanism) -> str:
@@ -105,16 +103,17 @@ def _unknown(about: About, mechanism: Mechanism) -> str:
         ),
         (about.sensitivity is None, "updates are not clipped, and a longer one takes more bits"),
         (
-            code.family not in length_limits.FAMILIES,
+            _family(mechanism) not in length_limits.FAMILIES,
             f"the tails of the coder's law {code.family!r} are too thin for updates of another law",
         ),
     )
     return next((why for wrong, why in reasons if wrong), "")
 
 
-def _frame(d: int, rounds: int, clients: int) -> int:
-    """Bytes of the header of `wire`: see `wire.header`."""
-    return 11 + sum(max(1, math.ceil(n.bit_length() / 7)) for n in (d, rounds, clients))
+def _family(mechanism: Mechanism) -> str:
+    """The law by which messages are limited: where the encoder chooses, none is longer than with this."""
+    family = mechanism.code.family
+    return "mixture" if family == code_length.FITTED else family
 
 
 def gamma_within(messages: Messages, bits: float, target: str) -> float:

@@ -6,15 +6,15 @@ segment (with offsets). The symbols of a stream are coded in chunks, see `stream
 
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cepam_jax.errors import WireError, require
 from cepam_jax.mechanisms import code_length
 from cepam_jax.mechanisms.base import Message
-from cepam_jax.wire import exceptions, header, side, streams, symbols
-from cepam_jax.wire.coder import Reader, Writer
+from cepam_jax.wire import exceptions, header, scales, side, streams, symbols
+from cepam_jax.wire.coder import Coder, Reader, Writer
 from cepam_jax.wire.context import Context
 
 
@@ -63,11 +63,31 @@ def _model(context: Context, layout: _Layout, message_side: dict) -> symbols.Mod
         return None
     assert code.width
     symbols_side = code.side(message_side)
-    scales = symbols_side["scale"] if "scale" in symbols_side else context.knobs.scale
+    of_tensors = symbols_side["scale"] if "scale" in symbols_side else context.knobs.scale
     if code.weight is None and "scale" in symbols_side:
-        require(len(scales) == len(layout.lengths), "scales", len(scales), "one for each segment")
-    scale = symbols.coordinate_scales(scales, layout.lengths)
-    return symbols.Model(code, context.key, float(code.width(symbols_side, context.knobs)), scale)
+        require(len(of_tensors) == len(layout.lengths), "scales", len(of_tensors), "one for each segment")
+    scale = symbols.coordinate_scales(of_tensors, layout.lengths)
+    law = symbols_side.get("law")
+    each = None if law is None else np.repeat(np.asarray(law, np.int8), layout.lengths)
+    return symbols.Model(code, context.key, float(code.width(symbols_side, context.knobs)), scale, each)
+
+
+def _of_tensors(context: Context, side_of: dict) -> dict[str, Any]:
+    """Scales and laws in a message's side information, by name; empty where none are sent."""
+    code = context.mechanism.code
+    if code.kind != "lattice":
+        return {}
+    return {name: leaf for name, leaf in code.side(side_of).items() if name in side.TENSORS}
+
+
+def _code_tensors(
+    coder: Coder, context: Context, layout: _Layout, given: dict[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """Writes the scales and laws of the tensors, or reads them (given: None); by name."""
+    code = context.mechanism.code
+    number = code_length.Scales(code.segments, code.family, "own").laws
+    scale, law = (None, None) if given is None else (given["scale"], given.get("law"))
+    return dict(zip(side.TENSORS, scales.code(coder, layout.lengths, number, scale, law), strict=True))
 
 
 def _informed(context: Context, message_side: dict) -> Context:
@@ -85,7 +105,7 @@ def _ranges(layout: _Layout, offsets: bool) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(layout.bounds[:-1], layout.bounds[1:], strict=True)]
 
 
-def write(message: Message, context: Context, weight: np.ndarray | None, offsets: bool) -> bytes:
+def write(message: Message, context: Context, weight: np.ndarray | None, offsets: bool, bare: bool) -> bytes:
     """`pack` on host arrays.
 
     Args:
@@ -93,6 +113,7 @@ def write(message: Message, context: Context, weight: np.ndarray | None, offsets
       context: what sender and receiver know.
       weight: f32[size], 0 where a coordinate is not sent; None: all are.
       offsets: whether every segment is a stream of its own.
+      bare: whether the header says nothing of the message.
 
     Returns:
       The message as bytes.
@@ -102,18 +123,24 @@ def write(message: Message, context: Context, weight: np.ndarray | None, offsets
     context = _informed(context, message.side)
     plain, unusual = exceptions.split(message, context, layout.block, weight)
     model = _model(context, layout, message.side)
-    parts = []
+    tensors = _of_tensors(context, message.side)
+    writer, parts = Writer(), []
+    if tensors:
+        _code_tensors(writer, context, layout, tensors)
+    if tensors and offsets:
+        parts.append(writer.finish())
     for first, last in _ranges(layout, offsets):
-        writer = Writer()
+        writer = Writer() if offsets else writer
         streams.code(writer, context, model, layout.block, (first, last), weight, plain)
         parts.append(writer.finish())
-    scales, rest = side.write(message.side)
+    rest = side.write(message.side)
     lengths = struct.pack(f"<{len(parts)}I", *map(len, parts)) if offsets else b""
     extra = b"" if unusual is None else exceptions.write(unusual)
     flags = (header.OFFSETS if offsets else 0) | (header.EXCEPTIONS if unusual is not None else 0)
+    flags |= header.BARE if bare else 0
     numbers = (message.length, context.round, context.client)
     front = header.Header(flags, kind, expectation.hints(), *numbers)
-    return header.write(front, expectation, b"".join([scales, extra, rest, lengths, *parts]))
+    return header.write(front, expectation, b"".join([extra, rest, lengths, *parts]))
 
 
 def read(
@@ -146,26 +173,42 @@ def read(
         if not offsets:
             raise WireError("the message has no offsets: one segment cannot be read alone")
     cursor = side.Cursor(rest)
-    scales = cursor.scales(context.template.side)
     unusual = exceptions.read(cursor) if front.flags & header.EXCEPTIONS else None
-    message_side = cursor.side(context.template.side, scales)
+    alone = cursor.rest(context.template.side)
+    ranges, tensors = _ranges(layout, offsets), {}
+    has_tensors = bool(_of_tensors(context, context.template.side))
+    bodies = _bodies(cursor, len(ranges) + has_tensors if offsets else None)
+    readers = [Reader(body) for body in bodies]
+    if has_tensors:
+        tensors = _code_tensors(readers[0], context, layout)
+    if has_tensors and offsets:
+        del readers[0]
+    message_side = side.assemble(context.template.side, alone, tensors)
     context = _informed(context, message_side)
     message = Message(np.zeros(0, np.int32), None, message_side, context.template.length)
     weight = None if weight_of is None else weight_of(message)
     model = _model(context, layout, message_side)
-    ranges = _ranges(layout, offsets)
-    lengths = struct.unpack(f"<{len(ranges)}I", cursor.take(4 * len(ranges))) if offsets else None
     plain = exceptions.empty(context)
     for i, (first, last) in enumerate(ranges):
-        body = cursor.take(cursor.left if lengths is None else lengths[i])
         if segment is not None and not _holds(layout, i, segment):
             continue
-        reader = Reader(body)
-        streams.code(reader, context, model, layout.block, (first, last), weight, plain, read_into=True)
-        reader.finish()
+        streams.code(readers[i], context, model, layout.block, (first, last), weight, plain, read_into=True)
+    return exceptions.merge(plain, unusual, message, context)
+
+
+def _bodies(cursor: side.Cursor, count: int | None) -> list[bytes]:
+    """The streams at the end of a message: so many with their lengths in front, or one (None).
+
+    Raises:
+      WireError: there are fewer bytes than the lengths say, or more.
+    """
+    if count is None:
+        return [cursor.take(cursor.left)]
+    lengths = struct.unpack(f"<{count}I", cursor.take(4 * count))
+    bodies = [cursor.take(length) for length in lengths]
     if cursor.left:
         raise WireError("the message goes on after its last stream")
-    return exceptions.merge(plain, unusual, message, context)
+    return bodies
 
 
 def _holds(layout: _Layout, stream: int, segment: int) -> bool:

@@ -78,24 +78,35 @@ class Writer:
         return values
 
     def finish(self) -> bytes:
-        """All that was written, in whole words of four bytes."""
-        return self._encoder.get_compressed().astype("<u4").tobytes()
+        """All that was written, in as few bytes as name a number of the coder's last interval.
+
+        The bytes are the digits of a number, the highest first, and a reader supposes zeros behind them. The
+        library ends with whole words of four bytes, mostly two more than needed.
+        """
+        if self._encoder.is_empty():
+            return b""
+        count, (lower, width) = self._encoder.pos()  # words that are settled, and the interval of two more
+        words, size = self._encoder.get_compressed().astype(">u4").tobytes(), 4 * (count + 2)
+        inside = int.from_bytes(words.ljust(size, b"\0"), "big")
+        low = inside - (inside - lower) % 2**64
+        for cut in range(8, 0, -1):  # bytes that need not be sent
+            number = -(-low >> 8 * cut)
+            if (number << 8 * cut) < low + width:
+                return number.to_bytes(size - cut, "big")
+        return low.to_bytes(size, "big")
 
 
 class Reader:
     """A `Coder` that finds in bytes what a `Writer` wrote there.
 
     Args:
-      data: the bytes that `Writer.finish` returned.
-
-    Raises:
-      WireError: their number is no multiple of four.
+      data: the bytes that `Writer.finish` returned. Whether they are as many as were written is for the
+        message's checksum to say: a range coder reads on in zeros.
     """
 
     def __init__(self, data: bytes) -> None:
-        if len(data) % 4:
-            raise WireError("the message is truncated: its body does not consist of whole words")
-        self._decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+        words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
+        self._decoder = constriction.stream.queue.RangeDecoder(words)
 
     def decide(self, p: np.ndarray, outcomes: np.ndarray | None = None) -> np.ndarray:
         """Reads bool[k], each true with probability p f64[k]."""
@@ -120,8 +131,3 @@ class Reader:
             return self._decoder.decode(*model)
         except (AssertionError, ValueError) as error:
             raise WireError(f"the message's body is not one that a coder wrote ({error})") from error
-
-    def finish(self) -> None:
-        """Raises WireError unless all bytes were used."""
-        if not self._decoder.maybe_exhausted():
-            raise WireError("the message's body goes on after its last symbol")

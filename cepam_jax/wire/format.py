@@ -3,9 +3,10 @@
   data = wire.pack(message, mechanism, keys.shared, knobs)
   same = wire.unpack(data, mechanism, shared_key, knobs, length=d)
 
-A message consists of the header (see `header`), the scales, the exceptions if there are any (see
-`exceptions`), the side information, and then the symbols as one range-coded stream, or as one for each
-segment with their lengths in front (`offsets=True`), so that one tensor can be read alone.
+A message consists of the header (see `header`), the exceptions if there are any (see `exceptions`), the
+side information, and then the scales of the tensors (see `scales`) and the symbols as one range-coded
+stream. With `offsets=True` the scales are a stream, and so is every segment, with their lengths in front, so
+that one tensor can be read alone.
 """
 
 import functools
@@ -115,6 +116,7 @@ def pack(
     round_number: int = 0,
     client: int = 0,
     offsets: bool = False,
+    bare: bool = False,
 ) -> bytes:
     """One client's message as bytes.
 
@@ -127,9 +129,11 @@ def pack(
       client: number of the client for the header, below 2^32.
       offsets: whether every segment is a stream of its own, so that `unpack(..., segment=i)` reads one tensor
         alone; this costs some 8 bytes per segment.
+      bare: whether the header is left out but for version and checksum. Whoever reads the message must know
+        whose it is; `describe` cannot say, nor does an error say what differs.
 
     Returns:
-      At most 26 bytes of header, 2 per segment, side information and symbols.
+      5 (bare) or 14 to 26 bytes of header, side information, scales and symbols.
 
     Raises:
       ConfigError: a number, a knob or the message is not one that this mechanism can have written.
@@ -139,7 +143,7 @@ def pack(
     weight = None
     if mechanism.code.weight:
         weight = np.asarray(mechanism.code.weight(shared, message, knobs))
-    return body.write(jax.tree.map(np.asarray, message), context, weight, offsets)
+    return body.write(jax.tree.map(np.asarray, message), context, weight, offsets, bare)
 
 
 def unpack(
@@ -188,14 +192,15 @@ def describe(data: bytes) -> dict[str, Any]:
       data: the message.
 
     Returns:
-      A dictionary with the entries mechanism, length, round, client, offsets and bytes.
+      A dictionary with the entries mechanism, length, round, client (None each in a bare message), offsets
+      and bytes.
 
     Raises:
       WireError: the bytes are not a message.
     """
     parsed, _ = header.parse(data)
     return {
-        "mechanism": header.kind_text(parsed.kind),
+        "mechanism": None if parsed.kind is None else header.kind_text(parsed.kind),
         "length": parsed.length,
         "round": parsed.round,
         "client": parsed.client,

@@ -10,11 +10,16 @@
   1 to 5   number of the client, likewise
   4        checksum
 
-These 14 to 26 bytes are little-endian. Then come 2 bytes for the scale of each segment, and the body.
+These 14 to 26 bytes are little-endian. Then comes the body.
+
+A bare message says nothing of itself, and is for two who know what they exchange. Its header has 5 bytes:
+
+  1        format version and flags, 4 bits each; a magic number begins otherwise
+  4        checksum
 
 The checksum (CRC-32) covers all other bytes and, beside them, what sender and receiver must agree on:
-chain of steps, key, knobs, segments, tables. So a message that is read with another key fails as surely
-as a corrupt one; the hints serve to say why.
+chain of steps, key, knobs, segments, tables; of a bare message kind and length, too. So a message that is
+read with another key fails as surely as a corrupt one; the hints serve to say why.
 """
 
 import functools
@@ -31,11 +36,12 @@ from cepam_jax.mechanisms.base import Code, Knobs
 
 MAGIC = b"\xceP"
 VERSION = 2
-EXCEPTIONS, OFFSETS = 1, 2  # flags, below 16
+EXCEPTIONS, OFFSETS, BARE = 1, 2, 4  # flags, below 16
+BARE_BYTES = 5
 _FRONT = struct.Struct("<2sBB3s")
 _LATTICES = tuple(lattices.LATTICES)
 _LAYERS = ("cell", "gaussian", "laplace", "rotated")
-_FAMILIES = tuple(dict.fromkeys((*code_length.FAMILIES, *code_length.BLOCK_FAMILIES)))
+_FAMILIES = tuple(dict.fromkeys((*code_length.FAMILIES, *code_length.BLOCK_FAMILIES, code_length.FITTED)))
 _KINDS = ("float", "levels", "lattice")
 
 
@@ -67,7 +73,7 @@ class Header(NamedTuple):
     """What the header says.
 
     Attributes:
-      flags: sum of `EXCEPTIONS` and `OFFSETS` where they apply.
+      flags: sum of `EXCEPTIONS`, `OFFSETS` and `BARE` where they apply; behind `BARE` all else is None.
       kind: from `kind_of`.
       hints: from `Expectation.hints`.
       length: number of coordinates of the update.
@@ -76,11 +82,11 @@ class Header(NamedTuple):
     """
 
     flags: int
-    kind: int
-    hints: tuple[int, ...]
-    length: int
-    round: int
-    client: int
+    kind: int | None = None
+    hints: tuple[int, ...] | None = None
+    length: int | None = None
+    round: int | None = None
+    client: int | None = None
 
 
 def kind_of(code: Code) -> int:
@@ -126,11 +132,25 @@ def _variable(number: int) -> bytes:
 
 
 def write(header: Header, expectation: Expectation, rest: bytes) -> bytes:
-    """A whole message: the header with its checksum, and the bytes that follow it, `rest`."""
+    """A whole message: the header with its checksum, and the bytes that follow it, `rest`.
+
+    Of a bare message kind and length are given, and not written.
+    """
+    assert header.kind is not None and header.hints is not None and header.length is not None
+    if header.flags & BARE:
+        front = bytes([VERSION << 4 | header.flags])
+        seed = _seed_of_bare(header.kind, header.length, expectation)
+        return front + struct.pack("<I", zlib.crc32(rest, zlib.crc32(front, seed))) + rest
+    assert header.round is not None and header.client is not None
     hints = sum(hint << 6 * i for i, hint in enumerate(header.hints)).to_bytes(3, "little")
     front = _FRONT.pack(MAGIC, VERSION << 4 | header.flags, header.kind, hints)
     front += b"".join(map(_variable, (header.length, header.round, header.client)))
     return front + struct.pack("<I", zlib.crc32(rest, zlib.crc32(front, expectation.seed()))) + rest
+
+
+def _seed_of_bare(kind: int, length: int, expectation: Expectation) -> int:
+    """The checksum from which that of a bare message starts: it covers what such a message does not say."""
+    return zlib.crc32(struct.pack("<BI", kind, length), expectation.seed())
 
 
 def parse(data: bytes) -> tuple[Header, int]:
@@ -146,6 +166,8 @@ def parse(data: bytes) -> tuple[Header, int]:
       WireError: too short, not a message, or of an unknown version.
     """
     truncated = WireError(f"the message is truncated: {len(data)} bytes do not hold its header")
+    if len(data) >= BARE_BYTES and data[0] >> 4 == VERSION and data[0] & BARE:
+        return Header(data[0] & 15), BARE_BYTES
     if len(data) < _FRONT.size:
         raise truncated
     magic, version, kind, hints = _FRONT.unpack_from(data)
@@ -189,9 +211,16 @@ def read(data: bytes, kind: int, length: int, expectation: Expectation) -> tuple
     parsed, end = parse(data)
     rest = data[end:]
     (checksum,) = struct.unpack_from("<I", data, end - 4)
-    whole = zlib.crc32(rest, zlib.crc32(data[: end - 4], expectation.seed())) == checksum
-    if whole and (parsed.kind, parsed.length) == (kind, length):
+    bare = bool(parsed.flags & BARE)
+    seed = _seed_of_bare(kind, length, expectation) if bare else expectation.seed()
+    whole = zlib.crc32(rest, zlib.crc32(data[: end - 4], seed)) == checksum
+    if whole and (bare or (parsed.kind, parsed.length) == (kind, length)):
         return parsed, rest
+    if bare or parsed.kind is None or parsed.hints is None:
+        raise WireError(
+            "the bare message is corrupt, or was packed by another mechanism or with another length, shared "
+            "key, knobs or tensors: its checksum does not fit"
+        )
     if parsed.kind != kind:
         raise WireError(
             f"the message was packed by another mechanism ({kind_text(parsed.kind)}; expected: "

@@ -1,7 +1,8 @@
 """Side information as bytes.
 
-Scales (int32 leaves) take two bytes each, other numbers (float32 leaves) four, and supports (bool leaves,
-which coordinates are sent) become range-coded masks.
+Scales that are sent alone (int32 leaves) take two bytes each, other numbers (float32 leaves) four, and
+supports (bool leaves, which coordinates are sent) become range-coded masks. The scales and laws of tensors
+(int32 leaves of these names) are not here: they stand in the stream of the symbols, see `scales`.
 """
 
 import struct
@@ -14,23 +15,29 @@ from cepam_jax.errors import WireError
 from cepam_jax.mechanisms import code_length
 from cepam_jax.wire.coder import Reader, Writer
 
-
-def _is_scales(leaf: Any) -> bool:
-    """Whether a leaf of the side information holds scales: they alone are integers."""
-    return leaf.dtype == np.int32
+TENSORS = ("scale", "law")  # what is sent of each tensor
 
 
-def write(side: dict) -> tuple[bytes, bytes]:
-    """Side information as bytes, in the order of its flattened tree: all scales, and all the rest."""
-    scales, rest = [], []
-    for leaf in map(np.asarray, jax.tree.leaves(side)):
-        if _is_scales(leaf):
-            scales.append(leaf.astype("<i2").tobytes())
+def _of_tensors(path: tuple, leaf: Any) -> str:
+    """ "scale" or "law" for a leaf that holds those of the tensors; "" for another."""
+    name = getattr(path[-1], "key", "") if path else ""
+    return name if name in TENSORS and leaf.dtype == np.int32 else ""
+
+
+def write(side: dict) -> bytes:
+    """All side information but that of the tensors, in the order of its flattened tree."""
+    rest = []
+    for path, array in jax.tree_util.tree_flatten_with_path(side)[0]:
+        leaf = np.asarray(array)
+        if _of_tensors(path, leaf):
+            continue
+        if leaf.dtype == np.int32:
+            rest.append(leaf.astype("<i2").tobytes())
         elif leaf.dtype == bool:
             rest.append(_write_support(leaf))
         else:
             rest.append(leaf.astype("<f4").tobytes())
-    return b"".join(scales), b"".join(rest)
+    return b"".join(rest)
 
 
 def _write_support(mask: np.ndarray) -> bytes:
@@ -64,56 +71,51 @@ class Cursor:
         self._at += size
         return self._data[self._at - size : self._at]
 
-    def scales(self, template: dict) -> list[np.ndarray]:
-        """Reads the scales.
+    def rest(self, template: dict) -> list[np.ndarray]:
+        """Reads what `write` wrote.
 
         Args:
           template: side information with arrays or shapes as leaves.
 
         Returns:
-          One int32 array for each leaf that holds scales, in the order of the flattened tree.
+          The arrays of all leaves but those of the tensors, in the order of the flattened tree.
 
         Raises:
-          WireError: too few bytes, or a scale that no encoder measures.
+          WireError: too few bytes, a scale that no encoder measures, or a mask that no coder wrote.
         """
-        scales = [
-            np.frombuffer(self.take(2 * leaf.size), "<i2").astype(np.int32).reshape(leaf.shape)
-            for leaf in jax.tree.leaves(template)
-            if _is_scales(leaf)
-        ]
-        if any((abs(scale) > code_length.LARGEST_SCALE).any() for scale in scales):
-            raise WireError("the message has a scale that no coder writes")
-        return scales
+        leaves = jax.tree_util.tree_flatten_with_path(template)[0]
+        return [self._leaf(leaf) for path, leaf in leaves if not _of_tensors(path, leaf)]
 
-    def side(self, template: dict, scales: list[np.ndarray]) -> dict:
-        """Reads the rest of the side information.
-
-        Args:
-          template: side information with arrays or shapes as leaves.
-          scales: the scales, which were read before.
-
-        Returns:
-          The side information, with arrays of numpy as leaves.
-
-        Raises:
-          WireError: too few bytes, or a mask that no coder wrote.
-        """
-        remaining = iter(scales)
-
-        def read_leaf(leaf: Any) -> np.ndarray:
-            """The array of one leaf, with the kind and shape that the template's leaf has."""
-            if _is_scales(leaf):
-                return next(remaining)
-            if leaf.dtype == bool:
-                return self._support(leaf.size)
+    def _leaf(self, leaf: Any) -> np.ndarray:
+        """The array of one leaf, with the kind and shape that the template's leaf has."""
+        if leaf.dtype == bool:
+            return self._support(leaf.size)
+        if leaf.dtype != np.int32:
             return np.frombuffer(self.take(4 * leaf.size), "<f4").astype(np.float32).reshape(leaf.shape)
-
-        return jax.tree.map(read_leaf, template)
+        scale = np.frombuffer(self.take(2 * leaf.size), "<i2").astype(np.int32).reshape(leaf.shape)
+        if (abs(scale) > code_length.LARGEST_SCALE).any():
+            raise WireError("the message has a scale that no coder writes")
+        return scale
 
     def _support(self, size: int) -> np.ndarray:
         """Reads a mask bool[size] that `_write_support` wrote."""
         count, length = struct.unpack("<II", self.take(8))
         coder = Reader(self.take(length))
-        mask = coder.decide(np.full(size, min(count, size) / max(size, 1)))
-        coder.finish()
-        return mask
+        return coder.decide(np.full(size, min(count, size) / max(size, 1)))
+
+
+def assemble(template: dict, rest: list[np.ndarray], tensors: dict[str, np.ndarray]) -> dict:
+    """Side information with arrays of numpy as leaves.
+
+    Args:
+      template: side information with arrays or shapes as leaves.
+      rest: arrays of all leaves but those of the tensors, from `Cursor.rest`.
+      tensors: scales and laws of the tensors, by their names.
+    """
+    remaining = iter(rest)
+
+    def leaf_of(path: tuple, leaf: Any) -> np.ndarray:
+        name = _of_tensors(path, leaf)
+        return tensors[name].astype(np.int32).reshape(leaf.shape) if name else next(remaining)
+
+    return jax.tree_util.tree_map_with_path(leaf_of, template)

@@ -4,13 +4,13 @@ One function describes a chunk of blocks for writing and for reading. Everything
 from integers: random words of the shared key, scales and knobs of the message, and tables of the package.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from cepam_jax.errors import WireError
-from cepam_jax.mechanisms import acceptance, code_length, counter, exact, latents, lattices
+from cepam_jax.mechanisms import acceptance, code_length, counter, exact, latents, lattices, laws
 from cepam_jax.mechanisms.base import Code
 from cepam_jax.wire import deviations, integers
 from cepam_jax.wire.coder import Coder
@@ -26,12 +26,14 @@ class Model(NamedTuple):
       key: uint32[2 or 4], shared key of the symbols.
       width: scale of the lattice in units of the update; with layers, that scale per unit of the radius.
       scale: f64[d], scale of each coordinate in units of the update.
+      law: int8[d], place of each coordinate's law in `laws.LAWS`; None where all have the code's family.
     """
 
     code: Code
     key: np.ndarray
     width: float
     scale: np.ndarray
+    law: np.ndarray | None = None
 
     @property
     def lattice(self) -> lattices.Lattice:
@@ -154,9 +156,24 @@ def independent(
     width = np.repeat(width, n)[: len(sent)] / model.scale[first * n : first * n + len(sent)]
     symbols = np.zeros(len(sent), np.int64)
     at: slice | np.ndarray = slice(None) if sent.all() else np.flatnonzero(sent)
-    given = None if values is None else values[at]
-    symbols[at] = integers.code(coder, dither[at] * width[at], width[at], model.code.family, given)
+    for family, some in _of_laws(model, slice(first * n, first * n + len(sent)), at):
+        given = None if values is None else values[some]
+        symbols[some] = integers.code(coder, dither[some] * width[some], width[some], family, given)
     return symbols
+
+
+def _of_laws(model: Model, chunk: slice, at: slice | np.ndarray) -> Iterator[tuple[str, slice | np.ndarray]]:
+    """The coordinates of a chunk, law by law: (family, which of them), of those that are sent."""
+    if model.law is None:
+        yield model.code.family, at
+        return
+    law = model.law[chunk]
+    sent = np.zeros(len(law), bool)
+    sent[at] = True
+    for number, family in enumerate(laws.LAWS):
+        some = np.flatnonzero(sent & (law == number))
+        if some.size:
+            yield family, some
 
 
 def dependent(

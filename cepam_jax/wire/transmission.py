@@ -27,6 +27,8 @@ def transmit(
 ) -> tuple[Message, jax.Array]:
     """Packs and unpacks one message on the host; safe under jit, vmap and scan.
 
+    The message is bare: in a round both sides know whose it is.
+
     Args:
       mechanism: as for `pack`.
       shared: as for `pack`, traced.
@@ -74,6 +76,6 @@ def _on_host(
     """
     message, knobs, weight = jax.tree.map(np.asarray, (message, knobs, weight))
     context = Context(mechanism, np.asarray(key), host_knobs(knobs), message, int(round_number), int(client))
-    data = body.write(message, context, weight, offsets=False)
+    data = body.write(message, context, weight, offsets=False, bare=True)
     unpacked = body.read(data, context, None if weight is None else lambda _: weight)
     return unpacked, np.int32(len(data))

@@ -110,6 +110,8 @@ def test_auto_is_the_best_law_for_each_mechanism():
     assert families == {
         name: "spheres"
         if name.startswith("rotated")
+        else "fitted"
+        if name in ("lrsuq_gaussian_z1", "lrsuq_laplace_z1", "masked_lrsuq", "top_k_lrsuq")
         else "mixture"
         if name.startswith(("lrsuq", "sdq", "rounding", "masked", "top_k"))
         else "laplace"
