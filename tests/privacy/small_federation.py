@@ -20,6 +20,7 @@ from cepam_jax.federated import (
     Trained,
     aggregation,
     initial_state,
+    links,
     make_round,
 )
 from cepam_jax.privacy import audit, report
@@ -48,10 +49,12 @@ def _run(config, counts, markers: float, d: int):
         per_round=config.clients_per_round or clients,
         per_chunk=1,
         control=build.control_of(config),
+        ends=config.links.ends,
     )
     one_round = make_round(plan)
     knobs = mechanisms.knobs_of(config)
     others = markers * jnp.eye(clients, d)
+    known = links.of_config(config)
 
     def run(seed, canary):
         root = jax.random.key(seed)
@@ -64,6 +67,7 @@ def _run(config, counts, markers: float, d: int):
             knobs=knobs,
             training_key=jax.random.fold_in(root, 0),
             shared_key=jax.random.fold_in(root, 1),
+            links=known,
         )
         model, remembers = Model({"w": jnp.zeros(d)}), config.mechanism.error_feedback
         start = initial_state(plan, model, knobs, clients, remembers, knobs.clip[0])
