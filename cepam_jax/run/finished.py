@@ -69,6 +69,7 @@ def evaluate(run: Finished) -> Evaluation:
     )
     config = run.config.copy_and_resolve_references()
     config.evaluation.clients = "test"
+    config.links.name = "none"  # nothing is trained, and their file need not be here
     with jax.enable_x64(False):
         judge: Any = jax.jit(make_evaluate(run.task, config.evaluation.batch_size, "test"))
         owners = build.test_owners(config, run.data, run.split)

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from cepam_jax.errors import ConfigError
-from cepam_jax.run import training
+from cepam_jax.errors import CheckpointMismatchError, ConfigError
+from cepam_jax.run import links_kept, training
 from cepam_jax.run.metrics import read_lines
 from configs import digits
 from experiments import links as afterwards
@@ -76,6 +76,22 @@ def test_a_sweep_over_seeds_and_rates_is_its_runs_one_by_one(whole, tmp_path):
     first, second = training.train_many(configs, places, progress=False)
     assert timeless(first) == timeless(whole[1])
     assert second[-1]["loss"] != first[-1]["loss"]
+
+
+def test_links_of_a_file_are_kept_and_must_not_change(tmp_path):
+    path = tmp_path / "links.csv"
+    path.write_text("up,down\n" + "1000,1e5\n" * 10)
+    config = config_of(**{"links.name": "file", "links.file": str(path), "links.up": (), "links.down": ()})
+    assert links_kept.text_of(config_of()) == ""
+    links_kept.write(links_kept.check(config, tmp_path / "run"), tmp_path)
+    kept = (tmp_path / "links.csv").read_text()
+    config.links.file = str(tmp_path / "links.csv")
+    assert links_kept.check(config, tmp_path) == kept  # a copy gives the same links
+    other = tmp_path / "other.csv"
+    other.write_text("up,down\n" + "1001,1e5\n" * 10)
+    config.links.file = str(other)
+    with pytest.raises(CheckpointMismatchError, match="holds a run on other links than"):
+        links_kept.check(config, tmp_path)
 
 
 def test_times_afterwards_are_those_of_the_formula(whole):
