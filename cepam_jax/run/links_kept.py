@@ -1,4 +1,4 @@
-"""The links of a run whose file may change: a copy in its work directory, held against the file when it goes on.
+"""The links of a run whose file may change: a copy in its work directory, checked when the run goes on.
 
 Who is late decides what the model becomes, so a run that continues with other links would be another run.
 """
