@@ -547,8 +547,32 @@ def test_a_downlink_and_bytes_go_through_the_same_round():
     quantizer = mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq())
     fed = federation(quantizer, downlink=down, wire=True, server=optax.adam(0.1), participants=3)
     state, report = fed.step(fed.initialize())
-    assert report.participants.bytes.min() > 0 and float(report.downlink_bits) > 0
+    assert report.participants.bytes.min() > 0 and float(report.downlink_bits) == 0
+    full = 32 * fed.coordinates
+    np.testing.assert_array_equal(report.participants.down_bits, full)  # all are new
+    state, report = fed.step(state)
+    assert 0 < float(report.downlink_bits) < full
     assert state.downlink.shape == (fed.coordinates,)
+    assert "(post-processing)" in fed.privacy().splitlines()[-1]
+
+
+def test_who_is_late_is_left_out_and_loses_the_guarantee_of_shared_noise():
+    links = federated.Links(up=[1.0, 1e9, 1e9, 1e9], down=1e9, deadline=5.0)
+    quantizer = mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq())
+    fed = federation(quantizer, links=links, seeded=True)
+    _, report = fed.step(fed.initialize())
+    np.testing.assert_array_equal(report.participants.late, [1, 0, 0, 0])
+    np.testing.assert_array_equal(report.participants.weight, [0, 1, 1, 1])
+    assert not np.asarray(report.participants.down_bits).any()
+    assert np.isinf(fed.epsilons()["released_model"]).all() and "who is late follows" in fed.privacy()
+    noise = federation(NOISE, links=links, ledger=None)
+    noise.step(noise.initialize())
+    found = noise.epsilons()
+    assert np.isfinite(found["server"]).all()
+    np.testing.assert_array_equal(found["released_model"], found["server"])
+    waits = federation(NOISE)
+    waits.step(waits.initialize())
+    assert (waits.epsilons()["released_model"] < found["released_model"]).all()
 
 
 WRONG = [
@@ -579,6 +603,16 @@ WRONG = [
     ),
     ({"server": 3}, "server is 3; it must be an optax optimizer"),
     ({"downlink": 3}, "downlink is 3; it must be a federated.Downlink"),
+    ({"links": 3}, "links is 3; it must be a federated.Links"),
+    (
+        {"links": federated.Links(up=1.0, down=0.0)},
+        "links.down is [0.0]; it must be a positive number",
+    ),
+    ({"links": federated.Links(up=[1.0, 2.0], down=1.0)}, "shape of links.up is (2,); it must be () or (4,)"),
+    (
+        {"links": federated.Links(up=1.0, down=1.0, quorum=0.5), "error_feedback": True},
+        "error_feedback is True; it must be False where a quorum ends a round",
+    ),
     ({"participants": 5}, "participants is 5; it must be a whole number from 0 (as it suits) to 4"),
     ({"seed": -1}, "seed of the model is -1; it must be a whole number from 0 to"),
 ]

@@ -160,8 +160,8 @@ def _rules(fields):
     yield (
         not noisy,
         "downlink.name",
-        "'none' or a mechanism without noise and without a clip, such as 'clipped', 'sdq', 'k_level' or "
-        "'qsgd': nothing private is in a broadcast, so there is nothing to hide (from Python "
+        "'none' or a mechanism without noise and without a clip, such as 'clipped', 'rounding', 'sdq' or "
+        "'k_level': nothing private is in a broadcast, so there is nothing to hide (from Python "
         "federated.compressed takes any mechanism)",
     )
 

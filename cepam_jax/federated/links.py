@@ -61,8 +61,8 @@ def seconds(links: Links, up_bits, down_bits):
 
 
 def of_clients(links: Links, clients) -> Links:
-    """The links of some clients, int32[...]."""
-    return links._replace(**{name: getattr(links, name)[clients] for name in _COLUMNS})
+    """The links of some clients, int32[...], in a round."""
+    return links._replace(**{name: jnp.asarray(getattr(links, name))[clients] for name in _COLUMNS})
 
 
 def awaited(quorum: float, participants: int) -> int:

@@ -5,6 +5,7 @@ from cepam_jax.mechanisms.chain import chain
 from cepam_jax.mechanisms.clipped import clipped
 from cepam_jax.mechanisms.configured import build, knobs_of, sigma_of_gamma
 from cepam_jax.mechanisms.dither import jopeq, noise_then_rounding, noise_then_sdq, rounding, sdq
+from cepam_jax.mechanisms.half import float16
 from cepam_jax.mechanisms.identity import identity
 from cepam_jax.mechanisms.joint import Joint, Summed
 from cepam_jax.mechanisms.noise import add_noise, additive
@@ -36,6 +37,7 @@ __all__ = [
     "chain",
     "clip",
     "clipped",
+    "float16",
     "identity",
     "jopeq",
     "k_level",

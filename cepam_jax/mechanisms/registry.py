@@ -12,6 +12,7 @@ from cepam_jax.mechanisms.base import Mechanism
 from cepam_jax.mechanisms.chain import chain
 from cepam_jax.mechanisms.clipped import clipped
 from cepam_jax.mechanisms.dither import jopeq, noise_then_rounding, noise_then_sdq, rounding, sdq
+from cepam_jax.mechanisms.half import float16
 from cepam_jax.mechanisms.identity import identity
 from cepam_jax.mechanisms.noise import additive
 from cepam_jax.mechanisms.rotated import rotated
@@ -92,6 +93,7 @@ def _register_all() -> None:
     """The mechanisms of this project, each once."""
     gamma, step = (lambda settings: "gamma"), (lambda settings: "step")
     register("identity", identity)
+    register("float16", float16)
     register(
         "lrsuq",
         Entry(lambda c, coder, shapes: lrsuq(c.target, c.lattice, **coder), scaled=True, range_by=gamma),
@@ -121,8 +123,12 @@ def _register_all() -> None:
             **{f"sdq_{lattice.lower()}": partial(sdq, lattice) for lattice in ("Z1", "Z2", "A2", "D4", "E8")},
             "sdq_z1_sigma": partial(sdq, "Z1", "sigma"),
             "sdq_d4_bits": partial(sdq, "D4", "bits"),
-            "rounding": rounding,
         },
+    )
+    register(
+        "rounding",
+        Entry(lambda c, coder, shapes: rounding(**coder), scaled=True, range_by=step),
+        {"rounding": rounding},
     )
     register(
         "noise",

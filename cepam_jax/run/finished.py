@@ -94,6 +94,7 @@ def evaluate(run: Finished) -> Evaluation:
     )
     config = run.config.copy_and_resolve_references()
     config.evaluation.clients = "test"
+    config.links.name = "none"  # nothing is trained, and their file need not be here
     with jax.enable_x64(False):
         judge: Any = jax.jit(make_evaluate(run.task, config.evaluation.batch_size, "test"))
         split = build.split_of(config, run.data)

@@ -14,7 +14,7 @@ from cepam_jax import mechanisms
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
 from cepam_jax.federated.plan import CLIENTS
-from cepam_jax.run import allowed, blame, build, devices, origins, stacking
+from cepam_jax.run import allowed, blame, build, devices, links_kept, origins, stacking
 from cepam_jax.run.config import plain, validate
 from cepam_jax.run.devices import RUNS, Layout
 from cepam_jax.run.interrupts import check_interrupt, forget_interrupt, interrupt, saving
@@ -202,7 +202,10 @@ def _open(compiled, config, data, workdir):
     origin, whole = origins.of_config(config, compiled.task, workdir)
     initial = compiled.initialize(jax.random.key(config.seeds.model), mechanisms.knobs_of(config), whole)
     initial = jax.tree.map(np.asarray, initial)
+    known = links_kept.check(config, workdir)
     record = Record(asked, config, split, data, initial, workdir, compiled.task, origin)
+    if devices.is_main():
+        links_kept.write(known, workdir)
     allowed.write(plan, workdir)
     return record
 

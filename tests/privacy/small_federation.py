@@ -22,6 +22,7 @@ from cepam_jax.federated import (
     byzantine,
     control,
     initial_state,
+    links,
     make_round,
 )
 from cepam_jax.privacy import audit, report
@@ -68,6 +69,7 @@ def _run(config, counts, markers: float, d: int, seen=lambda state: state.params
         attack=attack,
         false_alarm=config.byzantine.false_alarm if config.byzantine.check else None,
         server_noise=config.mechanism.target if config.server.noise else None,
+        ends=config.links.ends,
     )
     # The first client is honest: a liar's own message is no business of the accountant's.
     liars = jnp.arange(clients) >= clients - config.byzantine.clients
@@ -75,6 +77,7 @@ def _run(config, counts, markers: float, d: int, seen=lambda state: state.params
     one_round = make_round(plan)
     knobs = mechanisms.knobs_of(config)
     others = markers * jnp.eye(clients, d)
+    known = links.of_config(config)
 
     def run(seed, canary):
         root = jax.random.key(seed)
@@ -89,6 +92,7 @@ def _run(config, counts, markers: float, d: int, seen=lambda state: state.params
             shared_key=jax.random.fold_in(root, 1),
             liars=None if attack is None else liars,
             strength=strength,
+            links=known,
         )
         model, remembers = Model({"w": jnp.zeros(d)}), config.mechanism.error_feedback
         start = initial_state(plan, model, knobs, clients, remembers, knobs.clip[0])
