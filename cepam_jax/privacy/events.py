@@ -42,8 +42,9 @@ has none. The rules:
 - Noise that earlier results set has a budget: sum f^2 <= B over the rounds, whatever is released, with all
   noises of the start divided by f. A client's rounds are then no more than one Gaussian mechanism of
   mu = sqrt(B) / z, z that of the start (Smith, Thakurta: Fully Adaptive Composition for Gaussian Differential
-  Privacy, arXiv 2210.17520; docs/adaptive.md). It is counted as if it took part in all of them: for draws
-  there is no such theorem here, and for Laplace noise none at all.
+  Privacy, arXiv 2210.17520; docs/adaptive.md). It is counted as if it took part in all of them,
+  or, if f^2 of a round has a limit as well, in those that it was drawn for (`releases.FilteredDraws`). For
+  Laplace noise there is no such theorem here.
 - Where each round publishes how many updates were within their clips, with Gaussian noise of the server, that
   is one coordinate more of what a client moves: 1/z^2 is the sum of both (docs/clipping.md). Clips and sigmas
   may follow from such counts, as long as no z does. Whoever sees what reaches the server from a single
@@ -67,6 +68,7 @@ import numpy as np
 from cepam_jax.privacy import counts, missing, noise_sums
 from cepam_jax.privacy.federation import Federation, Phase, bounds, reach
 from cepam_jax.privacy.releases import (
+    FilteredDraws,
     Multipliers,
     ObservedDraws,
     Release,
@@ -259,7 +261,13 @@ def _guarantee(
         ((_, z),) = multipliers
         budget: Multipliers = ((1, z / math.sqrt(federation.budget)),)
         basis += ", and on a budget fixed beforehand that holds whatever earlier results led to"
-        return Guarantee((composed(law, budget, halve),), relation, "", (basis,))
+        found: list[Release] = [composed(law, budget, halve)]
+        if federation.sampling == "all" or federation.most is None:
+            return Guarantee(tuple(found), relation, "", (basis,))
+        chance, total, most = per_round / clients, federation.budget, federation.most
+        found.append(FilteredDraws(chance, total, most, z, halve))
+        drawn = f"{basis}, on a limit to each round, and on the rounds without the client"
+        return Guarantee(tuple(found), relation, "", (basis, drawn))
     releases: list[Release] = [composed(law, multipliers, halve)]
     bases = [basis]
     if federation.sampling != "all":
