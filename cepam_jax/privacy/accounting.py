@@ -23,6 +23,8 @@ _LEAST_FOR_PLD = 0.5
 _MOST_LOSS = 200.0
 # Any set of orders gives a valid epsilon; the library's own go to 512, at a second for each kind of round.
 _ORDERS = (*np.arange(1.25, 3.0, 0.25).tolist(), *range(3, 33), 40, 48, 64, 96, 128)
+# Where a divergence has a formula, many cost nothing.
+_FINE_ORDERS = tuple((1 + np.geomspace(1e-3, 1e4, 400)).tolist())
 
 
 def _leaves(event: Any) -> list[tuple[Any, int]]:
@@ -54,6 +56,9 @@ def epsilon(release: Release, delta: float) -> float:
     require(0 < delta < 1, "delta", delta, "above 0 and below 1")
     if isinstance(release, ObservedDraws):
         return _observed(release, delta)
+    if isinstance(release, releases.FilteredDraws):
+        divergence = releases.filtered_divergence(release, np.array(_FINE_ORDERS))
+        return float(rdp.compute_epsilon(_FINE_ORDERS, divergence, delta)[0])
     if isinstance(release, dp_accounting.NonPrivateDpEvent):
         return math.inf
     if isinstance(release, dp_accounting.GaussianDpEvent):

@@ -49,8 +49,9 @@ has none. The rules:
 - Noise that earlier results set has a budget: sum f^2 <= B over the rounds, whatever is released, with all
   noises of the start divided by f. A client's rounds are then no more than one Gaussian mechanism of
   mu = sqrt(B) / z, z that of the start (Smith, Thakurta: Fully Adaptive Composition for Gaussian Differential
-  Privacy, arXiv 2210.17520; docs/adaptive.md). It is counted as if it took part in all of them: for draws
-  there is no such theorem here, and for Laplace noise none at all.
+  Privacy, arXiv 2210.17520; docs/adaptive.md). It is counted as if it took part in all of them,
+  or, if f^2 of a round has a limit as well, in those that it was drawn for (`releases.FilteredDraws`). For
+  Laplace noise there is no such theorem here.
 - Where each round publishes how many updates were within their clips, with Gaussian noise of the server, that
   is one coordinate more of what a client moves: 1/z^2 is the sum of both (docs/clipping.md). Clips and sigmas
   may follow from such counts, as long as no z does. Whoever sees what reaches the server from a single

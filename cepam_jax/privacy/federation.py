@@ -71,6 +71,7 @@ class Federation(NamedTuple):
       budget: of a federation whose rounds' noise earlier results set: every round divides all noises of the
         one phase by a common factor f, and the sum of f^2 stays at or below this number, whatever is
         released. None: the noise of all rounds is that of their phases, chosen beforehand.
+      most: of a budget: what f^2 of a round is at most, whatever is released; None: nothing is known.
       counted: where each round also publishes how many updates were within their clips: the server's noise on
         that count over how far a client that is replaced by zero moves it. The votes reach the server as
         they are. None: nothing is counted.
@@ -98,6 +99,7 @@ class Federation(NamedTuple):
     not_covered: tuple[str, ...] = ()
     unit: str = "client"
     budget: float | None = None
+    most: float | None = None
     counted: float | None = None
     central: bool = False
     summed: Summed | None = None
@@ -134,6 +136,9 @@ def check(federation: Federation) -> None:
         fits = np.isfinite(federation.budget) and federation.budget > 0
         require(bool(fits), "budget", federation.budget, "positive and finite")
         require(len(federation.phases) == 1, "phases", federation.phases, "one, where there is a budget")
+    if federation.most is not None:
+        fits = np.isfinite(federation.most) and federation.most > 0 and federation.budget is not None
+        require(bool(fits), "most", federation.most, "positive and finite, of a budget")
     if federation.counted is not None:
         fits = np.isfinite(federation.counted) and federation.counted > 0
         require(bool(fits), "counted", federation.counted, "positive and finite")

@@ -8,6 +8,7 @@ import numpy as np
 
 from cepam_jax.privacy.federation import Federation, bounds, check, reach
 from cepam_jax.privacy.releases import (
+    FilteredDraws,
     Multipliers,
     ObservedDraws,
     Release,
@@ -135,7 +136,13 @@ def _guarantee(
         ((_, z),) = multipliers
         budget: Multipliers = ((1, z / math.sqrt(federation.budget)),)
         basis += ", and on a budget fixed beforehand that holds whatever earlier results led to"
-        return Guarantee((composed(law, budget, halve),), relation, "", (basis,))
+        found: list[Release] = [composed(law, budget, halve)]
+        if federation.sampling == "all" or federation.most is None:
+            return Guarantee(tuple(found), relation, "", (basis,))
+        chance, total, most = per_round / clients, federation.budget, federation.most
+        found.append(FilteredDraws(chance, total, most, z, halve))
+        drawn = f"{basis}, on a limit to each round, and on the rounds without the client"
+        return Guarantee(tuple(found), relation, "", (basis, drawn))
     releases: list[Release] = [composed(law, multipliers, halve)]
     bases = [basis]
     if federation.sampling != "all":

@@ -124,6 +124,11 @@ def _excess(facts: Facts, ledger: Ledger, budget: float) -> str:
                 "which is what the rule's budget counts"
             )
         spent += entry.rounds * factor**2
+        if facts.control.most is not None and not factor**2 <= facts.control.most:
+            return (
+                f"the rule that sets the knobs states that no round has more than {facts.control.most:g} "
+                f"rounds' budget, and one had {factor**2:.6g}: it does not keep what it states"
+            )
     if spent <= budget:
         return ""
     return (

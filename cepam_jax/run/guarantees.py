@@ -188,6 +188,7 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         ),
         unit=influence.unit,
         budget=budget,
+        most=None if budget is None else facts.control.most,
         counted=counted,
         central=facts.central is not None,
         summed=about.summed,

@@ -37,6 +37,7 @@ class Parts(NamedTuple):
       adaptive: whether the knobs follow from what was released; "watched": from what was not.
       budget: of such a rule, the most that (clip / own noise)^2 may sum up to over the run, one for each
         client, or one number for all; None: it states none.
+      most: of such a rule, the part of its budget that a round has at most; None: it states none.
       count_noise: of a rule that reads how many updates were within their clips, deviation of the noise on
         that count; None for others.
       central: law of the noise that the server adds to the sum; None: it adds none.
@@ -60,6 +61,7 @@ class Parts(NamedTuple):
     hidden: bool
     adaptive: bool | str
     budget: Numbers = None
+    most: float | None = None
     count_noise: float | None = None
     central: str | None = None
     summed: tuple[float, ...] | None = None
@@ -78,6 +80,7 @@ _WORDS = {
     "hidden": "draws hidden but for the model",
     "adaptive": "knobs by what was released",
     "budget": "budget of the rule for knobs",
+    "most": "largest part of the budget for a round",
     "count_noise": "noise on the count of updates within their clips",
     "central": "noise that the server adds",
     "summed": "least messages, colluders and steps of the secure sum",
@@ -105,6 +108,7 @@ def parts_of(facts: "Facts") -> Parts:
         hidden=bool(facts.hidden),
         adaptive="watched" if facts.control.watch else bool(facts.control.adaptive),
         budget=_budget_of(facts),
+        most=_rounded(facts.control.most / facts.control.budget) if facts.control.most else None,
         count_noise=_rounded(float(facts.control.count_noise)) if facts.control.count_noise else None,
         central=facts.central,
         summed=about.summed and tuple(about.summed),

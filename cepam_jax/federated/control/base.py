@@ -75,6 +75,8 @@ class Control(NamedTuple):
         common factor f, and leaves clips as they are; the sum of f^2 over the rounds stays at or below this
         number, whatever is released. So the whole run spends no more than so many rounds at the start's
         knobs. None: it states none, and has no guarantee.
+      most: of a rule with a budget: what f^2 of a round is at most, whatever is released. None: it states no
+        such limit, and the draws of clients are not counted.
       count_noise: of a rule with `observe` that reads `Released.within`: deviation of the noise that the
         server adds to the count, in participants. It multiplies clips and sigmas of all clients at the start
         by one common factor (`scaled`), so that no gamma changes. None: it reads no count, and none is made.
@@ -89,6 +91,7 @@ class Control(NamedTuple):
     observe: Callable[[Any, Released], Any] | None = None
     watch: Callable[[Any, Measured], Any] | None = None
     budget: float | None = None
+    most: float | None = None
     count_noise: float | None = None
     needs_noise: bool = False
     needs_rate: bool = False

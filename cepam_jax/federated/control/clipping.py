@@ -50,7 +50,7 @@ def _rules(fields):
             full,
             f"{default:g} unless config.control is 'quantile_clip'",
         )
-    for name in ("rounds", "bits", "least"):
+    for name in ("rounds", "bits", "least", "most"):
         full = f"filter.{name}"
         default = settings.FIELDS[full].default
         yield (

@@ -5,10 +5,11 @@ gives it an even share of what is left of the budget at most, and a stated part 
 
   least * left / rounds left <= f^2 <= left / rounds left
 
-So sum f^2 <= budget in every course of events, rounds cannot run out of budget before the last one, what a
-round saves goes to later ones, and the noise of the last round is never more than that of an even spread. A
-round beyond the last has nothing left: its noise is no number, and it is refused. docs/adaptive.md proves
-what the bound on sum f^2 means for privacy.
+and on request no more than a fixed number, which a budget needs where clients are drawn. So sum f^2 <= budget
+in every course of events, rounds cannot run out of budget before the last one, what a round saves goes to
+later ones, and the noise of the last round is never more than that of an even spread. A round beyond the last
+has nothing left: its noise is no number, and it is refused. docs/adaptive.md proves what these limits mean
+for privacy.
 
 The budget is kept in whole units, so that nothing is lost or gained by rounding over the rounds.
 
@@ -49,6 +50,13 @@ settings.declare(
             0.0,
             "The budget of uplink bits per coordinate and round, in the mean over config.rounds, by the rate "
             "model at the clip; 0: none.",
+        ),
+        "most": settings.number(
+            0.0,
+            "The most that a round spends, in even shares of the whole budget; 0: no limit. "
+            "With a limit, rounds without a client count for it where a part of the clients is drawn.",
+            lambda v: v == 0 or 1 <= v <= 1e6,
+            "0, or a number from 1 to 1e6",
         ),
         "least": settings.unit(
             0.01, "The least part of an even share of what is left that a round spends of a budget."
@@ -113,6 +121,7 @@ def filtered(
     bits: float = 0.0,
     least: float = 0.01,
     d: int = 0,
+    most: float = 0.0,
 ) -> Control:
     """A control rule that spends as a spender says, within a budget.
 
@@ -123,6 +132,7 @@ def filtered(
       bits: the most bits per coordinate and round in the mean, by the rate model; 0: no such budget.
       least: part of an even share that a round has at least, above 0 and at most 1.
       d: coordinates of an update, which bits depend on; 0: not known yet.
+      most: the most that f^2 of a round may be, in even shares budget / rounds, at least 1; 0: no limit.
 
     Raises:
       ConfigError: a number is out of range.
@@ -131,19 +141,19 @@ def filtered(
     require(whole and rounds <= 10**6, "rounds", rounds, "a whole number from 1 to 1000000")
     budget = float(budget or rounds)
     fields = {"budget": ("filter.rounds", budget), "bits": ("filter.bits", bits)}
-    fields["least"] = ("filter.least", least)
+    fields |= {"least": ("filter.least", least), "most": ("filter.most", most)}
     for name, (field, value) in fields.items():
         require(settings.FIELDS[field].test(value), name, value, settings.FIELDS[field].words())
-    parts = functools.partial(_Filter, spender, int(rounds), budget, float(bits), float(least))
-    rule = parts(d)
+    rule = _Filter(spender, int(rounds), budget, float(bits), float(least), d, float(most))
     return Control(
         knobs=rule.knobs,
         initialize=rule.initialize,
         observe=rule.observe,
         budget=budget,
+        most=most * budget / rounds if most else None,
         needs_noise=spender.needs_noise,
         needs_rate=bits > 0,
-        sized=lambda d: filtered(spender, rounds, budget, bits, least, d),
+        sized=lambda d: filtered(spender, rounds, budget, bits, least, d, most),
     )
 
 
@@ -156,6 +166,7 @@ class _Filter(NamedTuple):
     bits: float
     least: float
     d: int
+    most: float
 
     def initialize(self, knobs: Knobs) -> Filtered:
         """The state before the first round."""
@@ -187,6 +198,9 @@ class _Filter(NamedTuple):
         each = np.float32(self.budget * (1 - MARGIN) / UNITS)
         remaining = self.rounds - state.number
         even = jnp.where(remaining > 0, state.left // jnp.maximum(remaining, 1), 0)
+        if self.most:
+            share = UNITS / self.rounds * (1 - MARGIN)  # 32 bits must not lead above the limit either
+            even = jnp.minimum(even, max(1, int(min(self.most * share, UNITS))))
         most = even * each
         bits_even = jnp.where(remaining > 0, state.bits_left // jnp.maximum(remaining, 1), 0)
         if self.bits:

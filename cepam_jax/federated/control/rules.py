@@ -65,7 +65,7 @@ def _rules(fields):
                 full,
                 f"{default} unless config.control is {name!r}",
             )
-    for full in ("filter.rounds", "filter.bits", "filter.least"):
+    for full in ("filter.rounds", "filter.bits", "filter.least", "filter.most"):
         default = settings.FIELDS[full].default
         yield (
             fields[full] == default or rule != "schedule",
@@ -263,7 +263,9 @@ def _of_config(rule, section: str):
 
     def build(config) -> Control:
         own, limits = config[section].to_dict(), config.filter
-        return rule(config.rounds, **own, budget=limits.rounds, bits=limits.bits, least=limits.least)
+        return rule(
+            config.rounds, **own, budget=limits.rounds, bits=limits.bits, least=limits.least, most=limits.most
+        )
 
     return build
 
