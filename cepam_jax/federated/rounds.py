@@ -49,8 +49,8 @@ _DOWNLINK = np.uint32(2**32 - 2)  # where a key is for the broadcast, in place o
 def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, RoundReport]]:
     """Builds (State, ClientArrays) -> (State, RoundReport)."""
     aggregation.check(plan.aggregator)
-    facts.check(plan)
     summed.check(plan)
+    facts.check(plan)
 
     def run_round(state: State, arrays: ClientArrays) -> tuple[State, RoundReport]:
         draw = participation.round_key(arrays.training_key, state.round)
