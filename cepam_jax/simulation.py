@@ -289,7 +289,7 @@ class Federation:
         Infinity: no guarantee; `privacy` says why. Zeros before the first step.
         """
         if not (ledger := self._ledger_of(planned_rounds)).entries:
-            return {name: np.zeros(self._clients.number) for name in privacy.ADVERSARIES}
+            return {n: np.zeros(self._clients.number) for n in privacy.adversaries(self.facts().about.summed)}
         federation = guarantees.federation_from(self.facts(relation), ledger)
         return {row.adversary: row.epsilon for row in privacy.report(federation, delta)}
 

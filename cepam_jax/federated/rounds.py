@@ -59,9 +59,9 @@ __all__ = [
 def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, RoundReport]]:
     """Builds (State, ClientArrays) -> (State, RoundReport)."""
     aggregation.check(plan.aggregator)
-    facts.check(plan)
     central.check(plan)
     summed.check(plan)
+    facts.check(plan)
 
     def run_round(state: State, arrays: ClientArrays) -> tuple[State, RoundReport]:
         draw = participation.round_key(arrays.training_key, state.round)

@@ -20,7 +20,7 @@ from cepam_jax.federated.local import Trained
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
 from cepam_jax.federated.uplink import MECHANISM, VALID, failure_code, time_of
-from cepam_jax.mechanisms import Knobs
+from cepam_jax.mechanisms import About, Knobs
 from cepam_jax.mechanisms.blocks import INVALID
 from cepam_jax.mechanisms.transforms import l2_norm
 from cepam_jax.wire.transmission import transmit
@@ -110,6 +110,25 @@ def _reason(plan: Plan) -> str:
         ),
     )
     return next((why for wrong, why in found if wrong), "")
+
+
+def check_knobs(about: About, knobs: Knobs) -> None:
+    """Checks that all clients of a secure sum have the same knobs.
+
+    Args:
+      about: of the mechanism.
+      knobs: of all clients, arrays [clients].
+
+    Raises:
+      ConfigError: they differ.
+    """
+    for name in about.knobs if about.summed else ():
+        each = np.asarray(getattr(knobs, name))
+        if np.ptp(each) > 0:
+            raise ConfigError(
+                f"knob {name} is {each.min():g} to {each.max():g} over clients; it must be one for all:"
+                " the messages of a secure sum share one step"
+            )
 
 
 def common_key(arrays: ClientArrays, state: State) -> jax.Array:

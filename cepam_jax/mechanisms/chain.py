@@ -68,6 +68,14 @@ def _checked(steps: Sequence[Any]) -> _Steps:
     if not steps or not isinstance(steps[-1], Mechanism):
         raise ConfigError("chain(...) must end with a mechanism, such as lrsuq()")
     *transforms, last = steps
+    undone = [
+        step.name for step in transforms if isinstance(step, Transform) and (step.inverse or step.weight)
+    ]
+    if last.joint and undone:
+        raise ConfigError(
+            f"chain(...): {undone[0]} cannot stand before {last.about.name}: the server sees a sum, of which "
+            "it cannot undo what each client did with randomness of its own"
+        )
     sparse = None  # name of the last step so far that leaves coordinates out
     for step in transforms:
         if not isinstance(step, Transform):
@@ -80,12 +88,6 @@ def _checked(steps: Sequence[Any]) -> _Steps:
     if sparse and last.about.mixes:
         raise ConfigError(
             f"chain(...): {last.about.name} cannot follow {sparse}: it would mix what is not sent"
-        )
-    undone = [step.name for step in transforms if step.inverse or step.weight]
-    if last.joint and undone:
-        raise ConfigError(
-            f"chain(...): {undone[0]} cannot stand before {last.about.name}: the server sees a sum, of which "
-            "it cannot undo what each client did with randomness of its own"
         )
     return _Steps(tuple(transforms), last)
 

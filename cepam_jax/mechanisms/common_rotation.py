@@ -36,7 +36,7 @@ def _signs(key: jax.Array, tag: int, length: int) -> jax.Array:
 
 def rotate(key: jax.Array, x: jax.Array) -> jax.Array:
     """x f32[d], rotated: f32[d]."""
-    d, n = x.shape[0], width(x.shape[0])
+    x, d, n = jnp.asarray(x), x.shape[0], width(x.shape[0])
     if d < 2:
         return x
     y = x.at[:n].set(walsh_hadamard(x[:n] * _signs(key, _TAGS[0], n)))
@@ -47,7 +47,7 @@ def rotate(key: jax.Array, x: jax.Array) -> jax.Array:
 
 def rotate_back(key: jax.Array, y: jax.Array) -> jax.Array:
     """The update f32[d] whose rotation is y f32[d]."""
-    d, n = y.shape[0], width(y.shape[0])
+    y, d, n = jnp.asarray(y), y.shape[0], width(y.shape[0])
     if d < 2:
         return y
     if d > n:

@@ -55,6 +55,10 @@ _ONLY: dict[str, tuple] = {
     "mechanism.rotate": (False, "it has a rotation of its own that all participants share"),
     "mechanism.sparsify": ("none", "all coordinates of all clients are added up"),
     "mechanism.target": ("gaussian", "sums of Laplace noises are not Laplace"),
+    **{
+        f"needs.{name}": (none, "all share one noise, whatever single clients need")
+        for name, none in (("epsilon", ()), ("bits", ()), ("rate", ()), ("clients", ""))
+    },
 }
 
 

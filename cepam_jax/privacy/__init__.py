@@ -4,7 +4,7 @@ from cepam_jax.extras import need
 
 need("cepam_jax.privacy", "train", "dp_accounting")
 
-from cepam_jax.privacy.accounting import epsilon, guaranteed, report, text
+from cepam_jax.privacy.accounting import adversaries, epsilon, guaranteed, report, text
 from cepam_jax.privacy.calibrate import affordable_rounds, expected_bits, gamma_for, sigmas_for
 from cepam_jax.privacy.events import ADVERSARIES, Guarantee
 from cepam_jax.privacy.federation import RELATIONS, Federation, Phase, bounds, reach
@@ -17,6 +17,7 @@ __all__ = [
     "Guarantee",
     "ObservedDraws",
     "Phase",
+    "adversaries",
     "affordable_rounds",
     "bounds",
     "epsilon",

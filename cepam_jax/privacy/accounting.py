@@ -13,6 +13,7 @@ import numpy as np
 from dp_accounting import pld, rdp
 
 from cepam_jax.errors import require
+from cepam_jax.mechanisms.joint import Summed
 from cepam_jax.privacy import releases
 from cepam_jax.privacy.events import ADVERSARIES, Guarantee
 from cepam_jax.privacy.federation import Federation
@@ -162,6 +163,12 @@ class Row(NamedTuple):
         )
 
 
+def adversaries(summed: Summed | None) -> tuple[str, ...]:
+    """Names of those that a report is about: colluders of the server only where a secure sum states any."""
+    colluders = summed is not None and summed.colluders > 0
+    return tuple(name for name in ADVERSARIES if colluders or name != "server_and_colluders")
+
+
 def report(federation: Federation, delta: float) -> list[Row]:
     """Epsilon of every client against every adversary.
 
@@ -170,16 +177,14 @@ def report(federation: Federation, delta: float) -> list[Row]:
       delta: above 0 and below 1.
 
     Returns:
-      One row for each of `events.ADVERSARIES`; colluders of the server where a secure sum states any.
+      One row for each of `adversaries`.
 
     Raises:
       ConfigError: the federation or delta is not valid.
     """
     rows = []
-    colluders = federation.summed is not None and federation.summed.colluders > 0
-    for name, guarantees_of in ADVERSARIES.items():
-        if name == "server_and_colluders" and not colluders:
-            continue
+    for name in adversaries(federation.summed):
+        guarantees_of = ADVERSARIES[name]
         guarantees = guarantees_of(federation)
         bounds = [_least(guarantee, delta) for guarantee in guarantees]
         values = np.array([value for value, _ in bounds])

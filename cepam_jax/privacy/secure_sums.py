@@ -28,6 +28,7 @@ from cepam_jax.privacy.federation import Federation, Phase
 
 # Coordinates of an update are counted as so many, the most that 32 bits count: nothing here knows how many.
 COORDINATES = 2**31
+_MOST = 50.0  # of eta: twice that in an epsilon is no guarantee
 
 
 @functools.lru_cache(maxsize=256)
@@ -95,4 +96,5 @@ def slack(federation: Federation, colluders: int) -> float:
     if found >= 1:
         return math.inf
     rounds = sum(phase.rounds for phase in federation.phases)
-    return -rounds * float(COORDINATES) * math.log1p(-found)
+    eta = -rounds * float(COORDINATES) * math.log1p(-found)
+    return eta if eta < _MOST else math.inf

@@ -7,7 +7,7 @@ import numpy as np
 
 from cepam_jax.data.clients import Clients
 from cepam_jax.errors import require
-from cepam_jax.federated import ClientArrays, Downlink, LocalTraining, Plan, constant, shared_key
+from cepam_jax.federated import ClientArrays, Downlink, LocalTraining, Plan, constant, shared_key, summed
 from cepam_jax.federated.aggregation import guarded
 from cepam_jax.federated.byzantine import Byzantine, checked, with_false_labels
 from cepam_jax.federated.control import for_updates
@@ -89,6 +89,7 @@ def assemble(
     built = parts.mechanism_of(mechanism, tuple(leaf.shape for leaf in leaves))
     ruling = constant() if control is None else control
     each = parts.client_knobs(built, knobs, clients.number, server_noise is not None)
+    summed.check_knobs(built.about, each)
     each_steps = parts.client_steps(steps, clients.number)
     settings = parts.local_training(int(each_steps.max()), batch_size, training, built)
     if local is None:

@@ -49,6 +49,15 @@ CASES = {
             "local.worker_momentum": 0.5,
         },
     ),
+    "sum": (
+        "cepam_gaussian",
+        {
+            "mechanism.name": "secure_sum",
+            "mechanism.secure.survivors": 7,
+            "mechanism.secure.lost": 0.1,
+            "clients_per_round": 9,
+        },
+    ),
     "weights": ("clipped", {"aggregator": "inverse_error", "partition.kind": "dirichlet"}),
 }
 
