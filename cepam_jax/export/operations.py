@@ -10,6 +10,7 @@ import numpy as np
 from jax.extend import core
 
 from cepam_jax.errors import ConfigError
+from cepam_jax.export import windows
 from cepam_jax.export.graph import Graph, Known, Shape, Value, kind_of
 from cepam_jax.export.loader import attribute
 
@@ -186,41 +187,6 @@ def _dot_general(graph, inputs, params, shape):
     return graph.add("Einsum", inputs, shape, attribute("equation", text))
 
 
-def _convolution(graph, inputs, params, shape):
-    numbers = params["dimension_numbers"]
-    if set(params["lhs_dilation"]) != {1} or params["batch_group_count"] != 1:
-        raise ConfigError("the model has a transposed convolution, which has no translation")
-    x = graph.transposed(inputs[0], numbers.lhs_spec)
-    kernel = graph.laid_out(inputs[1], numbers.rhs_spec)
-    low, high = zip(*params["padding"], strict=True)
-    out = tuple(shape[i] for i in numbers.out_spec)
-    attributes = [attribute("pads", [*low, *high])] if any((*low, *high)) else []
-    for name, value in (("strides", params["window_strides"]), ("dilations", params["rhs_dilation"])):
-        attributes += [attribute(name, list(value))] if set(value) != {1} else []
-    if params["feature_group_count"] != 1:
-        attributes.append(attribute("group", params["feature_group_count"]))
-    y = graph.add("Conv", [x, kernel], out, *attributes)
-    return graph.transposed(y, _inverse(numbers.out_spec))
-
-
-def _max_pool(graph, inputs, params, shape):
-    """Of windows over all axes but the first and the last, as flax pools images."""
-    window, strides, padding = (params[n] for n in ("window_dimensions", "window_strides", "padding"))
-    plain = {*params["base_dilation"], *params["window_dilation"], window[0], window[-1]} == {1}
-    if not plain or padding[0] != (0, 0) or padding[-1] != (0, 0):
-        raise ConfigError(
-            "the model has a maximum over windows that are no pooling, which has no translation"
-        )
-    last = len(window) - 1
-    order = (0, last, *range(1, last))
-    low, high = zip(*padding[1:-1], strict=True)
-    attributes = [attribute("kernel_shape", list(window[1:-1])), attribute("strides", list(strides[1:-1]))]
-    attributes += [attribute("pads", [*low, *high])] if any((*low, *high)) else []
-    out = tuple(shape[i] for i in order)
-    y = graph.add("MaxPool", [graph.transposed(inputs[0], order)], out, *attributes)
-    return graph.transposed(y, _inverse(order))
-
-
 def _gather(graph, inputs, params, shape):
     """Rows of a matrix by their numbers, as an embedding has it; a wrong number is an error in ONNX."""
     table, places = inputs
@@ -284,14 +250,10 @@ def _erfc(graph, inputs, params, shape):
     return graph.add("Sub", [np.float32(1), erf], erf.shape)
 
 
-def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.argsort(order))
-
-
 RULES: dict[str, Rule] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "concatenate": _concatenate,
-    "conv_general_dilated": _convolution,
+    "conv_general_dilated": windows.convolution,
     "convert_element_type": _convert,
     "copy": lambda graph, inputs, params, shape: inputs[0],
     "dot_general": _dot_general,
@@ -303,7 +265,7 @@ RULES: dict[str, Rule] = {
     "reduce_max": _reduction("ReduceMax"),
     "reduce_min": _reduction("ReduceMin"),
     "reduce_sum": _reduction("ReduceSum"),
-    "reduce_window_max": _max_pool,
+    "reduce_window_max": windows.max_pool,
     "reshape": lambda graph, inputs, params, shape: _reshaped(graph, inputs[0], shape),
     "rsqrt": _rsqrt,
     "select_n": _select,
