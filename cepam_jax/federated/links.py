@@ -97,18 +97,24 @@ PRESETS.register("phones", phones)
 
 _RATE = settings.positive(1.0, "")
 _TIME = settings.not_negative(0.0, "")
+
+
+def _each(field: settings.Field, help: str) -> settings.Field:
+    """A number for each client, or none: as the preset or the file has it."""
+    text = f"a tuple with {field.words()} for each client, or (): as the preset or the file has it"
+    return settings.per_client(field, help, compiled=False)._replace(allowed=text)
+
+
 settings.declare(
     "links",
     {
         "name": settings.choice(
             "none", "The clients' links: a preset, arrays, or a file.", PRESETS, "none", "arrays", "file"
         ),
-        "up": settings.per_client(_RATE, "Bits per second of each client's way up.", compiled=False),
-        "down": settings.per_client(_RATE, "Bits per second of each client's way down.", compiled=False),
-        "latency": settings.per_client(
-            _TIME, "Seconds before the first bit of each client's messages, either way.", compiled=False
-        ),
-        "compute": settings.per_client(_TIME, "Seconds of each client's local training.", compiled=False),
+        "up": _each(_RATE, "Bits per second of each client's way up."),
+        "down": _each(_RATE, "Bits per second of each client's way down."),
+        "latency": _each(_TIME, "Seconds before the first bit of each client's messages, either way."),
+        "compute": _each(_TIME, "Seconds of each client's local training."),
         "file": settings.text(
             "",
             "CSV file with a line for each client and the columns up, down and perhaps latency and compute.",

@@ -192,6 +192,7 @@ LIMITED = [programs.param(n) for n in NAMES if largest(n)]
 MEASURED = (
     "binary",
     "clipped",
+    "float16",
     "k_level",
     "qsgd",
     "rotated_binary",
