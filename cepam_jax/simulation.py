@@ -80,6 +80,7 @@ class Federation:
         ledger: Ledger | None = None,
         byzantine: Byzantine | None = None,
         server_noise: str | None = None,
+        sampling: str = "fixed",
         **training: Any,
     ):
         """Builds and checks everything; nothing is compiled yet.
@@ -110,6 +111,7 @@ class Federation:
           ledger: of an earlier process, of the same parts.
           byzantine: who lies and how, and whether the server checks norms; by default nobody and no.
           server_noise: law of noise that the server adds in place of the clients, "gaussian" or "laplace".
+          sampling: "poisson": each client takes part by itself, `participants` of them in the mean.
           **training: other fields of `federated.LocalTraining`, such as sampling or example_clip.
 
         Raises:
@@ -138,6 +140,7 @@ class Federation:
                 seed=seed,
                 byzantine=byzantine,
                 server_noise=server_noise,
+                sampling=sampling,
             )
         self._task, self._clients = task, clients
         self._account = assembly.account_of(self._parts, Ledger() if ledger is None else ledger)

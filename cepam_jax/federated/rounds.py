@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import aggregation, central, facts, participation
+from cepam_jax.federated import aggregation, central, facts, participation, poisson
 from cepam_jax.federated.control import Measured, Released
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.spread import Arrived, over_participants
@@ -31,6 +31,7 @@ from cepam_jax.federated.uplink import (
     LOCAL,
     MECHANISM,
     MODEL,
+    OVERFLOW,
     VALID,
     failure,
     failure_code,
@@ -40,7 +41,17 @@ from cepam_jax.federated.uplink import (
 from cepam_jax.mechanisms import Keys, Knobs, code_length
 from cepam_jax.tasks.base import Model
 
-__all__ = ["LOCAL", "MECHANISM", "MODEL", "Plan", "failure", "initial_state", "make_round", "public_scales"]
+__all__ = [
+    "LOCAL",
+    "MECHANISM",
+    "MODEL",
+    "OVERFLOW",
+    "Plan",
+    "failure",
+    "initial_state",
+    "make_round",
+    "public_scales",
+]
 
 _DOWNLINK = np.uint32(2**32 - 2)  # where a key is for the broadcast, in place of a client
 
@@ -50,18 +61,21 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
     aggregation.check(plan.aggregator)
     facts.check(plan)
     central.check(plan)
+    poisson.check(plan)
 
     def run_round(state: State, arrays: ClientArrays) -> tuple[State, RoundReport]:
         draw = participation.round_key(arrays.training_key, state.round)
-        clients = participation.choose(draw, arrays.counts.shape[0], plan.per_round)
+        clients, overflow = _drawn(plan, draw, arrays.counts.shape[0])
         knobs = plan.control.knobs(state.control, arrays.knobs, state.round)
         sent_model, downlink, downlink_bits = broadcast(plan, state, arrays)
-        slots, mask = _slots(plan, clients)
+        slots, mask = _slots(plan, clients, arrays.counts.shape[0])
         model = _unraveled(state, sent_model) if plan.downlink else state.model
         weights = weigh(plan, state, arrays, knobs)
         arrived = over_participants(plan, state, arrays, knobs, slots, mask, sent_model, model, weights)
         noised = central.added(plan, state.round, arrays, knobs, arrived.aggregate, arrived.report)
         arrived = observe(plan, state, arrays, knobs, weights, arrived._replace(aggregate=noised))
+        if plan.poisson:
+            arrived = arrived._replace(code=jnp.where(overflow, failure_code(0, OVERFLOW), arrived.code))
         after = step(plan, state, arrived, knobs, slots)._replace(downlink=downlink)
         after = after._replace(control=control(plan, state, after, arrived, arrays, knobs))
         kept, report = _if_valid(state, after, arrived, knobs, downlink_bits)
@@ -175,10 +189,23 @@ def _finite(tree):
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
 
 
-def _slots(plan: Plan, clients):
-    """Participants as int32[chunks, devices * per_chunk], and f32 of 0 where the last chunk is filled up."""
+def _drawn(plan: Plan, key, number: int):
+    """(int32[per_round], the clients that take part; whether more came than there are places)."""
+    if plan.poisson:
+        return poisson.choose(key, number, plan.poisson, plan.per_round)
+    return participation.choose(key, number, plan.per_round), False
+
+
+def _slots(plan: Plan, clients, number: int):
+    """Participants as int32[chunks, devices * per_chunk], and f32 of 0 where the last chunk is filled up.
+
+    Places that stay empty under Poisson sampling have the number of clients in place of one, and 0.
+    """
     width = plan.devices * plan.per_chunk
     fill = plan.chunks * width - plan.per_round
+    if plan.poisson:
+        slots = jnp.pad(clients, (0, fill), constant_values=number).reshape(plan.chunks, width)
+        return slots, (slots < number).astype(jnp.float32)
     slots = jnp.pad(clients, (0, fill), mode="edge").reshape(plan.chunks, width)
     mask = jnp.pad(jnp.ones(plan.per_round, jnp.float32), (0, fill)).reshape(plan.chunks, width)
     return slots, mask

@@ -73,6 +73,11 @@ class Federation(NamedTuple):
       central: whether the server adds the noise, to the sum alone: of the variance that the noises of all
         participants, `Phase.outsiders`, would have together. Clients then send their updates without noise,
         and know nothing of the server's.
+      filled: under Poisson sampling, the number of clients whose noise the sum has in every round, each with
+        the largest weighted noise of all, whoever takes part: the server adds what is missing. 0: it does
+        not, and only participants add noise.
+      overflow: under Poisson sampling, the probability that a round of these has more participants than
+        places, and is not released.
     """
 
     outsiders: str | None
@@ -94,6 +99,8 @@ class Federation(NamedTuple):
     unit: str = "client"
     budget: float | None = None
     central: bool = False
+    filled: int = 0
+    overflow: float = 0.0
 
 
 def check(federation: Federation) -> None:
@@ -127,6 +134,9 @@ def check(federation: Federation) -> None:
         fits = np.isfinite(federation.budget) and federation.budget > 0
         require(bool(fits), "budget", federation.budget, "positive and finite")
         require(len(federation.phases) == 1, "phases", federation.phases, "one, where there is a budget")
+    if federation.filled:
+        require_choice("sampling where the server fills up noise", federation.sampling, ("poisson",))
+    require(0 <= federation.overflow <= 1, "overflow", federation.overflow, "a probability")
     if federation.sampling != "all":
         inside = 0 < federation.per_round <= clients
         require(inside, "per_round", federation.per_round, f"above 0 and at most {clients}, the clients")

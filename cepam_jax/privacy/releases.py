@@ -42,7 +42,19 @@ class ObservedDraws(NamedTuple):
     halving: float
 
 
-Release = dp_accounting.DpEvent | ObservedDraws
+class Overflowing(NamedTuple):
+    """Rounds that end without a release where more clients come than there are places.
+
+    Attributes:
+      event: what is released without that.
+      chance: of such a round over the run, whatever the data.
+    """
+
+    event: dp_accounting.DpEvent
+    chance: float
+
+
+Release = dp_accounting.DpEvent | ObservedDraws | Overflowing
 
 
 def halving(relation: str) -> float:
@@ -118,6 +130,26 @@ def sampled_without_replacement(
         for count, z in multipliers
     )
     return events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
+
+
+def poisson_sampled(chance: float, multipliers: Multipliers, overflow: float) -> Overflowing:
+    """Rounds with hidden draws, each client by itself; Gaussian noise, add/remove relation.
+
+    Args:
+      chance: q, probability of taking part in a round.
+      multipliers: ((rounds, z), ...), with z that of every round, whoever takes part.
+      overflow: probability over the run that a round has more participants than places.
+
+    Returns:
+      What was released.
+    """
+    events = tuple(
+        dp_accounting.SelfComposedDpEvent(
+            dp_accounting.PoissonSampledDpEvent(chance, dp_accounting.GaussianDpEvent(z)), count
+        )
+        for count, z in _fewer_kinds(multipliers)
+    )
+    return Overflowing(events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events), overflow)
 
 
 def _fewer_kinds(multipliers: Multipliers) -> Multipliers:

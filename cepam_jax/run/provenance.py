@@ -38,6 +38,7 @@ class Parts(NamedTuple):
       budget: of such a rule, the most that (clip / own noise)^2 may sum up to over the run, one for each
         client, or one number for all; None: it states none.
       central: law of the noise that the server adds to the sum; None: it adds none.
+      poisson: whether each client is drawn by itself, and `participants` is the expected number.
     """
 
     clients: int
@@ -57,6 +58,7 @@ class Parts(NamedTuple):
     adaptive: bool | str
     budget: Numbers = None
     central: str | None = None
+    poisson: bool = False
 
 
 _WORDS = {
@@ -73,6 +75,7 @@ _WORDS = {
     "adaptive": "knobs by what was released",
     "budget": "budget of the rule for knobs",
     "central": "noise that the server adds",
+    "poisson": "participants drawn independently",
 }
 
 
@@ -98,6 +101,7 @@ def parts_of(facts: "Facts") -> Parts:
         adaptive="watched" if facts.control.watch else bool(facts.control.adaptive),
         budget=_budget_of(facts),
         central=facts.central,
+        poisson=facts.poisson,
     )
 
 
@@ -161,7 +165,8 @@ def check_draws(ledger: "Ledger", parts: Parts) -> None:
             continue
         drawn = parts.participants < parts.clients
         right = all(
-            len(draw) == len(set(draw)) == parts.participants and all(client in whole for client in draw)
+            len(draw) == len(set(draw)) == (len(draw) if parts.poisson else parts.participants)
+            and all(client in whole for client in draw)
             for draw in entry.drawn
         )
         if not right or len(entry.drawn) != (entry.rounds if drawn else 0):

@@ -21,6 +21,7 @@ from cepam_jax.federated import (
     aggregation,
     initial_state,
     make_round,
+    poisson,
 )
 from cepam_jax.privacy import audit, report
 from cepam_jax.run import build, guarantees
@@ -39,15 +40,17 @@ def _run(config, counts, markers: float, d: int):
     """jitted (seed, canary f32[d] of the first client) -> model after every round, f32[rounds + 1, d]."""
     clients = config.num_clients
     mechanism = mechanisms.build(config.mechanism, ((d,),))
+    expected = config.clients_per_round if config.participation.sampling == "poisson" else 0
     plan = Plan(
         local_update=LocalUpdate(_chosen),
         mechanism=mechanism,
         aggregator=aggregation.of_config(config),
         server=optax.sgd(1.0),
         segments=(d,),
-        per_round=config.clients_per_round or clients,
+        per_round=poisson.places(clients, expected) if expected else config.clients_per_round or clients,
         per_chunk=1,
         control=build.control_of(config),
+        poisson=expected,
         server_noise=config.mechanism.target if config.server.noise else None,
     )
     one_round = make_round(plan)
