@@ -12,8 +12,8 @@
   print(federation.evaluate(state, test))
   print(federation.privacy(delta=1e-5))
 
-The rounds are those of a configured run, and so are the ledger and the accountant. An epsilon is derived from
-what the parts state and from the knobs that the rounds applied; a part that states nothing has no guarantee.
+Rounds, ledger and accountant are those of a configured run: an epsilon is derived from what the parts state
+and from the knobs that the rounds applied; a part that states nothing has no guarantee.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from cepam_jax import privacy
 from cepam_jax.data import examples as example_sets
 from cepam_jax.data.clients import Clients, arrays_of
 from cepam_jax.data.examples import Examples, number_of
-from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
+from cepam_jax.errors import NonFiniteUpdateError
 from cepam_jax.federated import Byzantine, Control, Downlink, Links, LocalUpdate, Plan, RoundReport, State
 from cepam_jax.federated.rounds import initial_state, make_round
 from cepam_jax.federated.state import ClientArrays
@@ -40,7 +40,7 @@ from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import assembly, blame, devices, evaluation, guarantees, parts, precision, uncovered
 from cepam_jax.run.assembly import Seeds
 from cepam_jax.run.ledger import Ledger, planned
-from cepam_jax.tasks.base import Model, Task, check_model
+from cepam_jax.tasks.base import Model, Task
 
 __all__ = ["Federation", "Seeds"]
 
@@ -83,6 +83,7 @@ class Federation:
         links: Links | None = None,
         seeded: bool = False,
         server_noise: str | None = None,
+        participation: str = "fixed",
         **training: Any,
     ):
         """Builds and checks everything; nothing is compiled yet.
@@ -105,13 +106,14 @@ class Federation:
           together: clients trained at the same time on a device; 0: one on a CPU, all elsewhere.
           error_feedback: whether clients add what was lost to their next update.
           wire: whether messages are packed into bytes and unpacked again.
-          device_count: devices over which the clients of a round are spread; 0: all.
+          device_count: devices over which clients are spread; 0: all.
           seed: of all randomness but the partition's; or `Seeds`. Keep it as secret as the data.
           ledger: of an earlier process, of the same parts.
           byzantine: who lies and how, and whether the server checks norms; by default nobody and no.
           links: how fast each client's messages travel, and what ends a round; by default not known.
           seeded: whether clients make the first model themselves, so that nothing is sent for it.
           server_noise: law of noise that the server adds in place of the clients, "gaussian" or "laplace".
+          participation: "poisson": each client takes part by itself, `participants` of them in the mean.
           **training: other fields of `federated.LocalTraining`, such as sampling or example_clip.
 
         Raises:
@@ -142,6 +144,7 @@ class Federation:
                 links=links,
                 seeded=seeded,
                 server_noise=server_noise,
+                participation=participation,
             )
         self._task, self._clients = task, clients
         self._account = assembly.account_of(self._parts, Ledger() if ledger is None else ledger)
@@ -185,9 +188,7 @@ class Federation:
         """
         with jax.enable_x64(False):
             if model is not None:
-                check_model(model)
-                shapes = [jax.tree.map(lambda a: (a.shape, a.dtype), m) for m in (model, self._parts.model)]
-                require(shapes[0] == shapes[1], "model", shapes[0], f"of the task's shapes, {shapes[1]}")
+                parts.check_alike(model, self._parts.model)
             state = self._start(jax.random.key(self._parts.seeds.model), model, self._parts.arrays.knobs)
             state = devices.put(state, self.plan.mesh)
             self._account.made(state)
@@ -229,8 +230,8 @@ class Federation:
         """
         arrays, nobody = self._alike(examples), np.zeros(0, np.int32)
         with jax.enable_x64(False):
-            tested = evaluation.HeldOut(arrays, self._parts.arrays.constants)
-            found = self._evaluate(state.model, tested, self._parts.arrays, nobody)
+            tested = evaluation.HeldOut(arrays, self.arrays.constants)
+            found = self._evaluate(state.model, tested, self.arrays, nobody)
         return self._task.summarize(jax.tree.map(np.asarray, found.test), float(number_of(arrays)))
 
     def evaluate_clients(
@@ -250,8 +251,7 @@ class Federation:
           DatasetError: examples are not like those of training.
           ConfigError: examples without owners, or the other way round.
         """
-        if (examples is None) != (owners is None):
-            raise ConfigError("evaluate_clients(...) needs both examples= and owners=, or neither")
+        parts.check_both("evaluate_clients", examples=examples, owners=owners)
         arrays = self._parts.arrays.examples if examples is None else self._alike(examples)
         holder = self._clients.holders if owners is None else self._clients.owners_of(arrays, owners)
         with jax.enable_x64(False):

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 
 from cepam_jax import mechanisms, settings
 from cepam_jax.errors import ConfigError, require_choice
-from cepam_jax.federated import round_keys
+from cepam_jax.federated import poisson, round_keys
 from cepam_jax.federated.aggregation.base import AGGREGATORS, Aggregator
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report
-from cepam_jax.mechanisms import About, Keys, Knobs
+from cepam_jax.mechanisms import About, Keys, Knobs, Mechanism
 from cepam_jax.mechanisms.latents import TARGETS
 from cepam_jax.mechanisms.noise import add_noise
 from cepam_jax.mechanisms.transforms import clip
@@ -71,20 +71,41 @@ def added(plan: Plan, round_number, arrays: ClientArrays, knobs: Knobs, aggregat
     if plan.server_noise is None:
         return aggregate
     key = jax.random.fold_in(jax.random.fold_in(arrays.training_key, round_number), round_keys.SERVER_NOISE)
-    size = Knobs(sigma=deviation(plan, knobs, report))
+    size = Knobs(sigma=deviation(plan, arrays, knobs, report))
     return add_noise(plan.server_noise).forward(Keys(key, key), aggregate, size)[0]
 
 
-def deviation(plan: Plan, knobs: Knobs, report: Report) -> jax.Array:
+def deviation(plan: Plan, arrays: ClientArrays, knobs: Knobs, report: Report) -> jax.Array:
     """f32[], standard deviation per coordinate of what the server adds to a round's aggregate.
 
     Args:
       plan: of the round, whose server adds noise.
+      arrays: of all clients.
       knobs: of all clients in this round.
       report: Report of the participants, with their weights.
     """
+    if plan.poisson:
+        return _missing(plan, arrays, knobs, report)
+    return of_participants(knobs, report)
+
+
+def of_participants(knobs: Knobs, report: Report) -> jax.Array:
+    """f32[], the same where the participants are as many as were to be drawn."""
     each = report.weight * knobs.sigma[report.client]
     return jnp.sqrt(jnp.sum(jnp.square(each))) / jnp.sum(report.weight)
+
+
+def _missing(plan: Plan, arrays: ClientArrays, knobs: Knobs, report: Report) -> jax.Array:
+    """The same under Poisson sampling: what participants leave of the largest noise of all places."""
+    about = plan.mechanism.about
+    own = knobs.sigma if about.outsiders is None else about.outsiders.deviation(knobs)
+    squares = jnp.square(poisson.weights_of_all(plan, arrays) * own)
+    variance = plan.per_round * jnp.max(squares)
+    if about.outsiders is not None:
+        assert report.present is not None
+        came = jnp.minimum(report.client, len(squares) - 1)
+        variance -= jnp.sum(jnp.where(report.present > 0, squares[came], 0.0))
+    return jnp.sqrt(jnp.maximum(variance, 0.0)) / poisson.expected_weight(plan, arrays)
 
 
 def check(plan: Plan) -> None:
@@ -102,7 +123,8 @@ def check(plan: Plan) -> None:
         raise ConfigError(f"{_SETTING} does not go with config.byzantine: {_LIES}")
     if plan.ends != "slowest":
         raise ConfigError(f"{_SETTING} does not go with participants that may be late: {_LATE}")
-    for cause in (why_unbounded(plan.mechanism.about, plan.server_noise), why_no_sum(plan.aggregator)):
+    unbounded = why_unbounded(plan.mechanism, plan.server_noise, bool(plan.poisson))
+    for cause in (unbounded, why_no_sum(plan.aggregator)):
         if cause:
             raise ConfigError(f"{_SETTING}: {cause}")
 
@@ -112,8 +134,20 @@ _LATE = "who is late follows from lengths of messages, which its noise does not 
 _LIES = "what liars craft follows from all honest updates, and so does who is refused"
 
 
-def why_unbounded(about: About, law: str) -> str:
-    """Why what a mechanism decodes to is not what the server's noise is for; "" if it is."""
+def why_unbounded(mechanism: Mechanism, law: str, fills: bool = False) -> str:
+    """Why what a mechanism decodes to is not what the server's noise is for; "" if it is.
+
+    Args:
+      mechanism: of the clients.
+      law: of the server's noise.
+      fills: whether the server adds what noise of the clients' own lacks (Poisson sampling).
+    """
+    about = mechanism.about
+    if about.outsiders is not None and fills:
+        whole = law == about.outsiders.law == "gaussian" and about.summable and mechanism.code.weight is None
+        return (
+            "" if whole else f"the noises of {about.name} do not add up to a Gaussian one in every coordinate"
+        )
     if about.outsiders is not None:
         return f"the mechanism {about.name} adds noise of its own at the clients; take one without, as sdq"
     if about.clip is None:
@@ -145,8 +179,8 @@ def _rules(fields):
     """The same, before anything is loaded."""
     if not fields["server.noise"]:
         return
-    about = mechanisms.build(settings.section(fields, "mechanism"), ((1,),)).about
-    cause = why_unbounded(about, fields["mechanism.target"])
+    mechanism, fills = mechanisms.build(settings.section(fields, "mechanism"), ((1,),)), _fills(fields)
+    cause = why_unbounded(mechanism, fields["mechanism.target"], fills)
     yield not cause, "server.noise", f"False with this mechanism: {cause}"
     rule = AGGREGATORS.get_or_raise(fields["aggregator"])
     cause = why_no_sum(rule) if isinstance(rule, Aggregator) else ""
@@ -156,3 +190,13 @@ def _rules(fields):
     yield fields["links.ends"] == "slowest", "server.noise", f"False where participants may be late: {_LATE}"
     asked = any(fields[f"needs.{name}"] for name in ("epsilon", "bits", "rate", "deadline", "clients"))
     yield not asked, "server.noise", "False with config.needs, which sets the noise of each client"
+    own = mechanism.about.outsiders is not None
+    yield (
+        not (fills and own and fields["mechanism.error_feedback"]),
+        "server.noise",
+        "False where clients add noise and remember it (config.mechanism.error_feedback)",
+    )
+
+
+def _fills(fields) -> bool:
+    return fields["participation.sampling"] == "poisson"

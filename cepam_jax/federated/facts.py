@@ -119,7 +119,7 @@ def noise_of_sum(plan: Plan, counts, knobs: Knobs, report) -> jax.Array:
       report: Report of the participants, whose weights are public where the noise is known.
     """
     if plan.server_noise is not None:
-        return sum(plan.segments) * jnp.square(central.deviation(plan, knobs, report))
+        return sum(plan.segments) * jnp.square(central.of_participants(knobs, report))
     if not noise_is_known(plan.mechanism.about, plan.aggregator):
         return jnp.float32(jnp.nan)
     share = report.weight / jnp.sum(report.weight)

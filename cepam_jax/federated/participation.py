@@ -18,9 +18,35 @@ settings.declare(
 )
 
 
+SAMPLINGS = ("fixed", "poisson")
+settings.declare(
+    "participation",
+    {
+        "sampling": settings.choice(
+            "fixed",
+            "How clients are drawn: clients_per_round of them, or each by itself, so many in the mean.",
+            SAMPLINGS,
+        )
+    },
+    "Who takes part in a round.",
+)
+
+
 @settings.rule
 def _rules(fields):
-    clients = fields["num_clients"]
+    clients, each = fields["num_clients"], fields["participation.sampling"] == "poisson"
+    yield (
+        not each or 0 < fields["clients_per_round"] < clients,
+        "clients_per_round",
+        f"the expected number, from 1 to {clients - 1}, where config.participation.sampling is 'poisson'",
+    )
+    plain = fields["byzantine.attack"] == "none" and not fields["byzantine.check"]
+    asked = any(fields[f"needs.{name}"] for name in ("epsilon", "bits", "rate", "deadline", "clients"))
+    yield (
+        not each or (plain and not asked),
+        "participation.sampling",
+        "'fixed' with config.byzantine and config.needs, whose rules know how many take part",
+    )
     yield (
         fields["clients_per_round"] <= clients,
         "clients_per_round",

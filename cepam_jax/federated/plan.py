@@ -25,7 +25,7 @@ class Plan(NamedTuple):
       aggregator: combines the decoded updates.
       server: optax optimizer fed with minus the aggregated update of the parameters.
       segments: lengths of the update's tensors, parameters first, then statistics.
-      per_round: participants.
+      per_round: participants; places for them under Poisson sampling.
       per_chunk: participants under one vmap, on each device.
       control: sets the knobs of each round.
       task: whose statistics, if there are any, are projected after the server's step; None: nothing to
@@ -41,6 +41,8 @@ class Plan(NamedTuple):
       mesh: devices over which the participants are spread, one axis `CLIENTS`; None: one device.
       server_noise: law of the noise that the server adds to the sum, "gaussian" or "laplace" (`central`);
         None: it adds none.
+      poisson: expected number of participants that are drawn independently (`poisson`); 0: `per_round` of
+        them are drawn.
     """
 
     local_update: LocalUpdate
@@ -61,6 +63,7 @@ class Plan(NamedTuple):
     ends: str = "slowest"
     mesh: Mesh | None = None
     server_noise: str | None = None
+    poisson: int = 0
 
     @property
     def devices(self) -> int:

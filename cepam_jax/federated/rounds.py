@@ -24,7 +24,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from cepam_jax.errors import ConfigError
-from cepam_jax.federated import aggregation, central, counting, facts, participation, summed
+from cepam_jax.federated import aggregation, central, counting, facts, participation, poisson, summed
 from cepam_jax.federated.broadcast import Broadcast, behind_after, behind_at_start, broadcast
 from cepam_jax.federated.control import Measured, Released
 from cepam_jax.federated.plan import Plan
@@ -35,6 +35,7 @@ from cepam_jax.federated.uplink import (
     LOCAL,
     MECHANISM,
     MODEL,
+    OVERFLOW,
     VALID,
     failure,
     failure_code,
@@ -48,6 +49,7 @@ __all__ = [
     "LOCAL",
     "MECHANISM",
     "MODEL",
+    "OVERFLOW",
     "Plan",
     "failure",
     "initial_state",
@@ -62,17 +64,20 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
     central.check(plan)
     summed.check(plan)
     facts.check(plan)
+    poisson.check(plan)
 
     def run_round(state: State, arrays: ClientArrays) -> tuple[State, RoundReport]:
         draw = participation.round_key(arrays.training_key, state.round)
-        clients = participation.choose(draw, arrays.counts.shape[0], plan.per_round)
+        clients, overflow = _drawn(plan, draw, arrays.counts.shape[0])
         knobs = plan.control.knobs(state.control, arrays.knobs, state.round)
         sent = broadcast(plan, state, arrays)
-        slots, mask = _slots(plan, clients)
+        slots, mask = _slots(plan, clients, arrays.counts.shape[0])
         weights = weigh(plan, state, arrays, knobs)
         arrived = over_participants(plan, state, arrays, knobs, slots, mask, sent, weights)
         noised = central.added(plan, state.round, arrays, knobs, arrived.aggregate, arrived.report)
         arrived = observe(plan, state, arrays, knobs, weights, arrived._replace(aggregate=noised))
+        if plan.poisson:
+            arrived = arrived._replace(code=jnp.where(overflow, failure_code(0, OVERFLOW), arrived.code))
         anybody, arrived = somebody(plan, arrived)
         after = step(plan, state, arrived, knobs, slots)
         if plan.ends != "slowest" or arrived.opened is not None:
@@ -212,10 +217,23 @@ def _finite(tree):
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
 
 
-def _slots(plan: Plan, clients):
-    """Participants as int32[chunks, devices * per_chunk], and f32 of 0 where the last chunk is filled up."""
+def _drawn(plan: Plan, key, number: int):
+    """(int32[per_round], the clients that take part; whether more came than there are places)."""
+    if plan.poisson:
+        return poisson.choose(key, number, plan.poisson, plan.per_round)
+    return participation.choose(key, number, plan.per_round), False
+
+
+def _slots(plan: Plan, clients, number: int):
+    """Participants as int32[chunks, devices * per_chunk], and f32 of 0 where the last chunk is filled up.
+
+    Places that stay empty under Poisson sampling have the number of clients in place of one, and 0.
+    """
     width = plan.devices * plan.per_chunk
     fill = plan.chunks * width - plan.per_round
+    if plan.poisson:
+        slots = jnp.pad(clients, (0, fill), constant_values=number).reshape(plan.chunks, width)
+        return slots, (slots < number).astype(jnp.float32)
     slots = jnp.pad(clients, (0, fill), mode="edge").reshape(plan.chunks, width)
     mask = jnp.pad(jnp.ones(plan.per_round, jnp.float32), (0, fill)).reshape(plan.chunks, width)
     return slots, mask

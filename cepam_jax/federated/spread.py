@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from cepam_jax.federated import gathering, links, summed, uplink
+from cepam_jax.federated import gathering, links, poisson, summed, uplink
 from cepam_jax.federated.broadcast import Broadcast
 from cepam_jax.federated.plan import CLIENTS, Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
@@ -144,11 +144,14 @@ def _on_device(plan, state, arrays, knobs, slots, mask, sent, weights) -> Arrive
         in_time = report.seconds <= links.end_of_round(arrays.links, report.seconds)
         report = report._replace(late=1 - in_time.astype(jnp.float32))
     if plan.aggregator.streams:
-        total = sums.weight
+        total = poisson.expected_weight(plan, arrays) if plan.poisson else sums.weight
         if plan.false_alarm is not None or plan.ends != "slowest":  # nobody may be left
             total = jnp.maximum(total, 1e-30)
         aggregate = sums.update / per_coordinate(plan, total)
-        step_weight = sums.steps / jnp.mean(total)
+        came = jnp.mean(sums.weight if plan.poisson else total)
+        step_weight = sums.steps / came
+        if plan.poisson:  # perhaps nobody
+            step_weight = jnp.where(came > 0, step_weight, 1.0)
         rule = state.aggregator
     else:
         known = gathering.facts_of(plan, state, arrays, knobs, report)
@@ -185,6 +188,7 @@ def _added(a: Sums, b: Sums) -> Sums:
 def _train(context, client):
     """Trained of one participant; its update holds what earlier messages lost."""
     plan, state, arrays, _, sent, _ = context
+    client = _someone(plan, arrays, client)
     key, _ = client_keys(arrays, state.round, client)
     local = jax.tree.map(lambda a: a[client], state.local)
     trained = plan.local_update.run(sent.model, arrays, client, key, local, state.round)
@@ -201,7 +205,10 @@ def _send(context, client, mask, trained) -> tuple[Sums, Kept]:
         none, steps = jnp.zeros(0, jnp.float32), part.arrived * part.step_weight
         sums = Sums(none, part.arrived, steps, part.code, part.totals)
         return sums, Kept(part.report, None, part.local, None)
-    sent: Sent = uplink.send(plan, state, arrays, knobs, client, trained, broadcast)
+    who = _someone(plan, arrays, client)
+    sent: Sent = uplink.send(plan, state, arrays, knobs, who, trained, broadcast)
+    if plan.poisson:
+        sent = _if_present(sent, client, mask)
     if plan.aggregator.combine:
         counted = mask if sent.report.late is None else mask * (1 - sent.report.late)
         sums = Sums(jnp.zeros(0, jnp.float32), counted, counted * sent.step_weight, sent.code)
@@ -218,6 +225,23 @@ def _send(context, client, mask, trained) -> tuple[Sums, Kept]:
     update = per_coordinate(plan, weight) * sent.decoded
     sums = Sums(update, weight, jnp.mean(weight) * sent.step_weight, sent.code)
     return sums, Kept(sent.report._replace(weight=jnp.mean(weight)), sent.lost, sent.local, None)
+
+
+def _someone(plan: Plan, arrays: ClientArrays, client):
+    """The client, or the last one in place of nobody."""
+    return jnp.minimum(client, len(arrays.counts) - 1) if plan.poisson else client
+
+
+def _if_present(sent: Sent, client, mask) -> Sent:
+    """What arrived of a place under Poisson sampling: zeros that are valid, where nobody came."""
+    report = jax.tree.map(lambda a: jnp.where(mask > 0, a, jnp.zeros_like(a)), sent.report)
+    return sent._replace(
+        decoded=jnp.where(mask > 0, sent.decoded, 0.0),
+        errors=jnp.where(mask > 0, sent.errors, 0.0),
+        step_weight=jnp.where(mask > 0, sent.step_weight, 0.0),
+        code=jnp.where(mask > 0, sent.code, VALID),
+        report=report._replace(client=client, present=mask),
+    )
 
 
 def per_coordinate(plan: Plan, weight):

@@ -109,6 +109,8 @@ class Report(NamedTuple):
       admitted: 0 where the server refused its update, else 1; None where it does not check.
       seconds: from the beginning of the round to the arrival of its message; None where links are not known.
       late: 1 where the round had ended before that, else 0; None where the slowest ends it.
+      present: 0 for a place that stayed empty under Poisson sampling, where nothing else means anything, else
+        1; None where there are none.
     """
 
     client: jax.Array
@@ -126,6 +128,7 @@ class Report(NamedTuple):
     admitted: jax.Array | None = None
     seconds: jax.Array | None = None
     late: jax.Array | None = None
+    present: jax.Array | None = None
 
 
 class RoundReport(NamedTuple):

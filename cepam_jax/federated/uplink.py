@@ -18,8 +18,8 @@ from cepam_jax.wire.transmission import transmit
 VALID = np.int32(2**31 - 1)  # the code of an update that can be averaged; all other codes are smaller
 
 # Causes, in the order in which the first is reported; without one an invalid client is its number alone.
-LOCAL, MECHANISM, MODEL, DOWNLINK = "local update", "mechanism", "model", "downlink"
-_CAUSES = (LOCAL, MECHANISM, MODEL, DOWNLINK)
+LOCAL, MECHANISM, MODEL, DOWNLINK, OVERFLOW = "local update", "mechanism", "model", "downlink", "overflow"
+_CAUSES = (LOCAL, MECHANISM, MODEL, DOWNLINK, OVERFLOW)
 _CLIENT_BITS = 28
 
 
@@ -60,7 +60,8 @@ def failure(code) -> tuple[int, str]:
       The client, and the cause: LOCAL, its update was NaN or infinite before it was encoded; MECHANISM, its
       update was finite, what the server decoded was not; MODEL, all decoded updates were finite, and the
       server's step led to a model that is not; DOWNLINK, the model was finite, and what clients decoded of it
-      was not (in the last two the client means nothing).
+      was not; OVERFLOW, more clients came under Poisson sampling than there are places (in the last three the
+      client means nothing).
     """
     return int(code) % 2**_CLIENT_BITS, _CAUSES[int(code) >> _CLIENT_BITS]
 
@@ -99,7 +100,9 @@ def send(
     if plan.wire:
         message, size = transmit(mechanism, keys.shared, message, knobs, state.round, client)
     decoded = mechanism.decode(keys.shared, message, knobs) - base
-    if plan.server_noise is not None:  # its noise is for the bound, which a quantizer's error may exceed
+    if (
+        plan.server_noise is not None and mechanism.about.outsiders is None
+    ):  # its noise is for the bound, which a quantizer's error may exceed
         decoded = central.bounded(mechanism.about, decoded, knobs)
     clipped = mechanism.reference(base + update, knobs) - base
     code = jnp.where(jnp.isfinite(decoded).all(), VALID, failure_code(client, MECHANISM))

@@ -1,5 +1,7 @@
 """Secure sums in a configuration: their settings, and what does not go with them and why."""
 
+from types import SimpleNamespace
+
 from cepam_jax import settings
 from cepam_jax.mechanisms.registry import Entry, register
 from cepam_jax.mechanisms.secure_sum import LEAST_CELLS, MOST_CELLS, secure_sum
@@ -85,10 +87,15 @@ def _rules(fields):
     )
 
 
+def _options(section) -> dict:
+    """The fields of config.mechanism.secure, of a configuration or of its flat fields."""
+    return vars(section) if isinstance(section, SimpleNamespace) else dict(section)
+
+
 register(
     "secure_sum",
     Entry(
-        lambda c, coder, shapes: secure_sum(**c.secure),
+        lambda c, coder, shapes: secure_sum(**_options(c.secure)),
         range_by=lambda settings: "gamma",
     ),
     # No instances: the laws of `base` are those of single messages. Its own are in tests of sums.

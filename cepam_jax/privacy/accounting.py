@@ -14,14 +14,15 @@ from dp_accounting import pld, rdp
 
 from cepam_jax.errors import require
 from cepam_jax.mechanisms.joint import Summed
-from cepam_jax.privacy import releases
+from cepam_jax.privacy import filtered_draws, releases
 from cepam_jax.privacy.events import ADVERSARIES, Guarantee
 from cepam_jax.privacy.federation import Federation
-from cepam_jax.privacy.releases import ObservedDraws, Release
+from cepam_jax.privacy.releases import ObservedDraws, Overflowing, Release
 
 # Below this noise multiplier a privacy loss distribution takes minutes, and epsilon means nothing: RDP.
 _LEAST_FOR_PLD = 0.5
 _MOST_LOSS = 200.0
+_SHARES = (1e-3, 0.03, 0.5)  # of delta that may pay for rounds that overflow
 # Any set of orders gives a valid epsilon; the library's own go to 512, at a second for each kind of round.
 _ORDERS = (*np.arange(1.25, 3.0, 0.25).tolist(), *range(3, 33), 40, 48, 64, 96, 128)
 # Where a divergence has a formula, many cost nothing.
@@ -57,9 +58,11 @@ def epsilon(release: Release, delta: float) -> float:
     require(0 < delta < 1, "delta", delta, "above 0 and below 1")
     if isinstance(release, ObservedDraws):
         return _observed(release, delta)
-    if isinstance(release, releases.FilteredDraws):
-        divergence = releases.filtered_divergence(release, np.array(_FINE_ORDERS))
+    if isinstance(release, filtered_draws.FilteredDraws):
+        divergence = filtered_draws.filtered_divergence(release, np.array(_FINE_ORDERS))
         return float(rdp.compute_epsilon(_FINE_ORDERS, divergence, delta)[0])
+    if isinstance(release, Overflowing):
+        return _overflowing(release, delta)
     if isinstance(release, dp_accounting.NonPrivateDpEvent):
         return math.inf
     if isinstance(release, dp_accounting.GaussianDpEvent):
@@ -92,6 +95,21 @@ def _observed(draws: ObservedDraws, delta: float) -> float:
     if not rounds:  # but for that chance the client takes no part at all
         return 0.0
     return epsilon(releases.composed(draws.law, rounds, draws.halving), delta - tail)
+
+
+def _overflowing(release: Overflowing, delta: float) -> float:
+    """Epsilon of rounds of which one may end without a release, with a probability p whatever the data.
+
+    What is released differs from the event with probability p at most, on both sides of the definition of
+    differential privacy: delta grows by (1 + e^epsilon) p. A part of delta pays for that.
+    """
+    if not release.chance:
+        return epsilon(release.event, delta)
+    for share in _SHARES:
+        found = epsilon(release.event, (1 - share) * delta)
+        if (1 + math.exp(min(found, _MOST_LOSS))) * release.chance <= share * delta:
+            return found
+    return math.inf
 
 
 def guaranteed(guarantee: Guarantee, delta: float) -> float:

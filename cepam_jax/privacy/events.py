@@ -63,6 +63,10 @@ has none. The rules:
   privacy (the updates of two clients differ by more than one example moves one of them). And it needs the
   noise of a drawn subset: under Poisson sampling, where only participants add noise, a round without others
   has the client's own alone, and a round without anybody has none, which betrays an absence.
+- Where the server fills up the noise under Poisson sampling, the sum has the same noise whoever comes, and
+  each client comes by itself: given all other draws, the subsampled Gaussian mechanism under add/remove
+  (Mironov, Talwar, Zhang: Rényi Differential Privacy of the Sampled Gaussian Mechanism, arXiv 1908.10530),
+  against the other clients too. Neither equal weights nor equal noises are needed.
 """
 
 import math
@@ -72,7 +76,7 @@ import numpy as np
 
 from cepam_jax.privacy import counts, noise_sums, secure_sums
 from cepam_jax.privacy.federation import Federation, Phase, bounds
-from cepam_jax.privacy.guarantee import Guarantee, exchangeable, guarantees, missing, none
+from cepam_jax.privacy.guarantee import Guarantee, exchangeable, guarantees, hides_draws, missing, none
 from cepam_jax.privacy.releases import noise_scale
 
 _BEFORE_THE_SUM = "whoever sees decoded updates: the server adds it to their sum"
@@ -131,7 +135,8 @@ def colluding_clients(federation: Federation) -> list[Guarantee]:
     adversary = "the other clients"
     if federation.central:
         # They know all draws but the client's; where their number is fixed, they know that one, too.
-        return _of_sum(federation, adversary, hidden=False)
+        hidden = federation.hidden and federation.sampling == "poisson"
+        return _of_sum(federation, adversary, hidden)
     return _own_noise(federation, federation.outsiders, lambda phase: phase.outsiders, adversary)
 
 
@@ -208,7 +213,9 @@ def released_model(federation: Federation) -> list[Guarantee]:
     if federation.central:
         return _of_sum(federation, "whoever sees the model", federation.hidden)
     summed = federation.aggregation == "weighted_sum" and federation.fresh and federation.summable
-    alone = federation.sampling == "poisson" or not federation.independent_coordinates
+    alone = (federation.sampling == "poisson" and not federation.filled) or (
+        not federation.independent_coordinates
+    )
     if law != "gaussian" or not summed or alone:
         adversary = "whoever sees the model"
         return _own_noise(federation, law, lambda phase: phase.outsiders, adversary)
@@ -242,9 +249,9 @@ def _of_sum(federation: Federation, adversary: str, hidden: bool) -> list[Guaran
     basis += counts.words(federation)
     if any(phase.least_ratios for phase in federation.phases):
         basis += ", whatever weights earlier results led to"
-    # With memories a message depends on the draws before, which the theorem does not hide.
-    theorem = law == "gaussian" and federation.fresh and federation.sampling == "fixed"
-    return guarantees(federation, law, of_phase, basis, hidden and theorem and exchangeable(federation))
+    if federation.filled and not federation.central:
+        basis = "the noise of all participants, and of the server in place of those who might have come"
+    return guarantees(federation, law, of_phase, basis, hidden and hides_draws(federation))
 
 
 ADVERSARIES = {

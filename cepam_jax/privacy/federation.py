@@ -79,6 +79,11 @@ class Federation(NamedTuple):
         participants, `Phase.outsiders`, would have together. Clients then send their updates without noise,
         and know nothing of the server's.
       summed: facts of a secure sum, which is all that the server sees of a round; None: it sees each message.
+      filled: under Poisson sampling, the number of clients whose noise the sum has in every round, each with
+        the largest weighted noise of all, whoever takes part: the server adds what is missing. 0: it does
+        not, and only participants add noise.
+      overflow: under Poisson sampling, the probability that a round of these has more participants than
+        places, and is not released.
     """
 
     outsiders: str | None
@@ -103,6 +108,8 @@ class Federation(NamedTuple):
     counted: float | None = None
     central: bool = False
     summed: Summed | None = None
+    filled: int = 0
+    overflow: float = 0.0
 
 
 def check(federation: Federation) -> None:
@@ -143,6 +150,9 @@ def check(federation: Federation) -> None:
         fits = np.isfinite(federation.counted) and federation.counted > 0
         require(bool(fits), "counted", federation.counted, "positive and finite")
         require(federation.budget is None, "budget", federation.budget, "None, where updates are counted")
+    if federation.filled:
+        require_choice("sampling where the server fills up noise", federation.sampling, ("poisson",))
+    require(0 <= federation.overflow <= 1, "overflow", federation.overflow, "a probability")
     if federation.sampling != "all":
         inside = 0 < federation.per_round <= clients
         require(inside, "per_round", federation.per_round, f"above 0 and at most {clients}, the clients")

@@ -13,6 +13,7 @@ from cepam_jax.privacy.releases import (
     ObservedDraws,
     Release,
     composed,
+    poisson_sampled,
     sampled_without_replacement,
 )
 
@@ -72,6 +73,16 @@ def _missing_for_laplace(federation: Federation) -> str:
     if federation.counted is not None:
         return "the noise on the count of updates within their clips is Gaussian, and the updates' is not"
     return ""
+
+
+def hides_draws(federation: Federation) -> bool:
+    """Whether a theorem on hidden draws applies to a sum with Gaussian noise."""
+    # With memories a message depends on the draws before, which no such theorem hides.
+    if federation.outsiders != "gaussian" or not federation.fresh or federation.unit != "client":
+        return False
+    if federation.sampling == "poisson":
+        return federation.filled > 0 and federation.relation == "add_remove"
+    return federation.sampling == "fixed" and exchangeable(federation)
 
 
 def exchangeable(federation: Federation) -> bool:
@@ -148,7 +159,11 @@ def _guarantee(
     if federation.sampling != "all":
         releases.append(ObservedDraws(law, per_round / clients, multipliers, halve))
         bases.append(f"{basis}, and on the rounds without the client")
-    if hidden:
+    if hidden and federation.sampling == "poisson":
+        chance = per_round / clients
+        releases.append(poisson_sampled(chance, multipliers, federation.overflow))
+        bases.append(f"{basis}, and on nobody knowing who was drawn")
+    elif hidden:
         # Stated for the replace relation, of which a client's update that becomes zero is one case.
         releases.append(sampled_without_replacement(clients, per_round, multipliers))
         bases.append(f"{basis}, and on nobody knowing who was drawn")

@@ -67,6 +67,8 @@ def _noise_of_participants(spread: np.ndarray, federation: Federation) -> np.nda
     """
     if federation.sampling == "all":
         return np.full(spread.shape, spread.sum())
+    if federation.sampling == "poisson":  # others may not come, and the server fills up
+        return np.full(spread.shape, spread.max() * federation.filled)
     others, ranks = federation.per_round - 1, np.argsort(np.argsort(spread, kind="stable"), kind="stable")
     least = np.sort(spread)
     # Without itself: a client among the quietest makes room for the next one.

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
+from cepam_jax.privacy.filtered_draws import FilteredDraws
+
 # ((rounds, z), ...): in so many rounds, noise over how far one unit moves the result under add/remove.
 Multipliers = tuple[tuple[int, float], ...]
 
@@ -42,50 +44,19 @@ class ObservedDraws(NamedTuple):
     halving: float
 
 
-class FilteredDraws(NamedTuple):
-    """Rounds as of `ObservedDraws` whose Gaussian noise earlier results set, within a budget.
-
-    Each round divides the noise by f; sum f^2 and f^2 of a round have limits, whatever is released. Source:
-    Feldman, Zrnic: Individual Privacy Accounting via a Rényi Filter (arXiv 2008.11193).
+class Overflowing(NamedTuple):
+    """Rounds that end without a release where more clients come than there are places.
 
     Attributes:
-      chance: q, probability of taking part in a round.
-      budget: B, what sum f^2 is at most.
-      most: M, what f^2 of a round is at most.
-      multiplier: z, the noise of a round with the client at f = 1 over how far one unit moves the result.
-      halving: 1, or 2 under the replace relation.
+      event: what is released without that.
+      chance: of such a round over the run, whatever the data.
     """
 
+    event: dp_accounting.DpEvent
     chance: float
-    budget: float
-    most: float
-    multiplier: float
-    halving: float
 
 
-Release = dp_accounting.DpEvent | ObservedDraws | FilteredDraws
-
-
-def filtered_divergence(draws: FilteredDraws, orders: np.ndarray) -> np.ndarray:
-    """Rényi divergence of all rounds, at most; docs/adaptive.md has the proof.
-
-    A round with its draw seen has exp((a - 1) D_a) = 1 - q + q exp(a (a - 1) (f / z)^2 / 2), whose logarithm
-    is convex in f^2 and 0 at 0: no more than f^2 / M times that at M. The sum of these has a limit that was
-    fixed beforehand, which a filter asks for, at every order.
-
-    Args:
-      draws: the rounds.
-      orders: f64[n], above 1.
-
-    Returns:
-      f64[n].
-    """
-    most = min(draws.most, draws.budget)
-    squares = orders * (orders - 1) * (draws.halving / draws.multiplier) ** 2 * most / 2
-    one = np.logaddexp(
-        np.log1p(-draws.chance) if draws.chance < 1 else -np.inf, np.log(draws.chance) + squares
-    )
-    return draws.budget / most * one / (orders - 1)
+Release = dp_accounting.DpEvent | ObservedDraws | FilteredDraws | Overflowing
 
 
 def halving(relation: str) -> float:
@@ -161,6 +132,26 @@ def sampled_without_replacement(
         for count, z in multipliers
     )
     return events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
+
+
+def poisson_sampled(chance: float, multipliers: Multipliers, overflow: float) -> Overflowing:
+    """Rounds with hidden draws, each client by itself; Gaussian noise, add/remove relation.
+
+    Args:
+      chance: q, probability of taking part in a round.
+      multipliers: ((rounds, z), ...), with z that of every round, whoever takes part.
+      overflow: probability over the run that a round has more participants than places.
+
+    Returns:
+      What was released.
+    """
+    events = tuple(
+        dp_accounting.SelfComposedDpEvent(
+            dp_accounting.PoissonSampledDpEvent(chance, dp_accounting.GaussianDpEvent(z)), count
+        )
+        for count, z in _fewer_kinds(multipliers)
+    )
+    return Overflowing(events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events), overflow)
 
 
 def _fewer_kinds(multipliers: Multipliers) -> Multipliers:

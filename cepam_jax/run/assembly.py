@@ -6,13 +6,23 @@ import jax
 import numpy as np
 
 from cepam_jax.data.clients import Clients
-from cepam_jax.errors import require
-from cepam_jax.federated import ClientArrays, Downlink, LocalTraining, Plan, constant, shared_key, summed
+from cepam_jax.errors import require, require_choice
+from cepam_jax.federated import (
+    ClientArrays,
+    Downlink,
+    LocalTraining,
+    Plan,
+    constant,
+    poisson,
+    shared_key,
+    summed,
+)
 from cepam_jax.federated.aggregation import guarded
 from cepam_jax.federated.byzantine import Byzantine, checked, with_false_labels
 from cepam_jax.federated.control import for_updates
 from cepam_jax.federated.links import Links
 from cepam_jax.federated.links import checked as checked_links
+from cepam_jax.federated.participation import SAMPLINGS
 from cepam_jax.federated.plan import CLIENTS
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import devices, guarantees, late, parts, provenance, uncovered
@@ -75,6 +85,7 @@ def assemble(
     links: Links | None,
     seeded: bool,
     server_noise: str | None = None,
+    participation: str = "fixed",
 ) -> Assembled:
     """The parts of a federation; the arguments are those of `simulation.Federation`, which explains them.
 
@@ -98,6 +109,12 @@ def assemble(
         given = optimizer is not None or settings != LocalTraining(settings.steps, 32)
         update = parts.check_own_local(local, given)
     per_round = parts.count("participants", participants, clients.number) or clients.number
+    require_choice("participation", participation, SAMPLINGS)
+    expected = per_round if participation == "poisson" else 0
+    if expected:
+        most = clients.number - 1
+        require(per_round <= most, "participants", participants, f"the expected number, from 1 to {most}")
+        per_round = poisson.places(clients.number, expected)
     present = devices.count(parts.count("device_count", device_count, len(jax.devices())))
     asked = parts.count("together", together, 2**31 - 1)
     attack, liars, strength = checked(byzantine, clients.number)
@@ -132,6 +149,7 @@ def assemble(
         ends=ends,
         mesh=devices.Layout(CLIENTS, present).mesh,
         server_noise=server_noise,
+        poisson=expected,
     )
     seeds = _seeds(seed)
     arrays = ClientArrays(
@@ -191,7 +209,7 @@ def facts_of(built: Assembled, account: Account | None, relation: str) -> guaran
         control=plan.control,
         counts=counts,
         clip=np.ones(len(counts)) if clip is None else np.asarray(clip, np.float64),
-        per_round=plan.per_round,
+        per_round=plan.poisson or plan.per_round,
         relation=relation,
         remembers=built.remembers,
         masked=plan.mechanism.code.weight is not None,
@@ -201,4 +219,5 @@ def facts_of(built: Assembled, account: Account | None, relation: str) -> guaran
         always=uncovered.IN_PYTHON,
         start=built.arrays.knobs,
         central=plan.server_noise,
+        poisson=plan.poisson > 0,
     )

@@ -5,7 +5,7 @@ import numpy as np
 
 from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError
-from cepam_jax.federated import rounds
+from cepam_jax.federated import poisson, rounds
 from cepam_jax.federated.state import RoundReport, State
 from cepam_jax.mechanisms import Mechanism
 from cepam_jax.mechanisms import knobs as knob_values
@@ -28,6 +28,8 @@ def explanation(record: Record, state: State) -> str:
         if record.done
         else "nothing was saved before round 1"
     )
+    if cause == rounds.OVERFLOW:
+        return f"{_overflowed(number)}, {kept}. Begin again with another config.seeds.training."
     if cause == rounds.MECHANISM:
         settings = config.mechanism
         return (
@@ -79,6 +81,8 @@ def of_parts(mechanism: Mechanism, report: RoundReport, before: State, after: St
             "NaN or infinite; the round was not applied. Its mechanism cannot code the model's change: make "
             "its step larger."
         )
+    if cause == rounds.OVERFLOW:
+        return f"{_overflowed(number)}. Begin again with another seed."
     if cause == rounds.MODEL:
         return (
             f"the global model became NaN or infinite in round {number}, from updates that were finite; the "
@@ -100,6 +104,13 @@ def of_parts(mechanism: Mechanism, report: RoundReport, before: State, after: St
         f"{mechanism.about.name} cannot code it: what it decodes to is NaN or infinite; the round was not "
         f"applied. A coordinate may be at most {mechanisms.RANGE:,.0f} deviations of the noise (or cells of "
         "the lattice) from zero: clip updates, or make sigma or step larger."
+    )
+
+
+def _overflowed(number: int) -> str:
+    return (
+        f"more clients came to round {number} than it has places, a chance of {poisson.OVERFLOW:g}; it was "
+        "not applied"
     )
 
 

@@ -12,7 +12,17 @@ from cepam_jax import federated, mechanisms, models
 from cepam_jax.data import partition
 from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, DatasetError
-from cepam_jax.federated import aggregation, byzantine, control, downlink, links, local, rounds, server
+from cepam_jax.federated import (
+    aggregation,
+    byzantine,
+    control,
+    downlink,
+    links,
+    local,
+    poisson,
+    rounds,
+    server,
+)
 from cepam_jax.run import evaluation, needs
 from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout, at_once
 from cepam_jax.run.evaluation import HeldOut
@@ -133,7 +143,9 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
       backend: of JAX; on a CPU clients train one after another, unless the configuration says otherwise.
     """
     leaves = jax.tree.leaves((model.params, model.statistics))
-    per_round = config.clients_per_round or config.num_clients
+    per_round, expected = config.clients_per_round or config.num_clients, 0
+    if config.participation.sampling == "poisson":
+        per_round, expected = poisson.places(config.num_clients, per_round), per_round
     present = mesh.devices.size if mesh else 1
     shapes = tuple(leaf.shape for leaf in leaves)
     mechanism = mechanisms.build(config.mechanism, shapes)
@@ -160,6 +172,7 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
         ends=config.links.ends,
         mesh=mesh,
         server_noise=config.mechanism.target if config.server.noise else None,
+        poisson=expected,
     )
 
 

@@ -1,13 +1,13 @@
 """What a run promises to whom: from its parts' statements and its ledger to `cepam_jax.privacy`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cepam_jax import mechanisms, privacy
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import aggregation as rules
-from cepam_jax.federated import local
+from cepam_jax.federated import local, poisson
 from cepam_jax.federated.control import Control
 from cepam_jax.federated.local import Influence
 from cepam_jax.run import budgets, build, late, phases, precision, provenance, refusals, uncovered
@@ -33,6 +33,7 @@ class Facts(NamedTuple):
       always: what no epsilon accounts for, whatever the parts.
       start: Knobs of all clients that the rule for knobs starts from; None: not known.
       central: law of the noise that the server adds to the sum; None: it adds none.
+      poisson: whether each client is drawn by itself, `per_round` of them in the mean.
     """
 
     about: mechanisms.About
@@ -51,11 +52,17 @@ class Facts(NamedTuple):
     always: tuple[str, ...] = uncovered.IN_A_RUN
     start: mechanisms.Knobs | None = None
     central: str | None = None
+    poisson: bool = False
+
+    @property
+    def by_server(self) -> bool:
+        """Whether the server adds all noise that there is."""
+        return self.central is not None and self.about.outsiders is None
 
     @property
     def hiding(self) -> mechanisms.Noise | None:
         """The noise against outsiders: the mechanism's, or a participant's part of the server's."""
-        if self.central and self.about.outsiders is None:
+        if self.central and self.by_server:
             return mechanisms.Noise(self.central, lambda knobs: knobs.sigma)
         return self.about.outsiders
 
@@ -110,6 +117,7 @@ def facts_of(config, counts) -> Facts:
         refused=late.refused(about, ends),
         start=mechanisms.knobs_of(config),
         central=settings.target if config.server.noise else None,
+        poisson=config.participation.sampling == "poisson",
     )
 
 
@@ -166,13 +174,13 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         server=about.server.law if about.server else None,
         # What local training bounds it bounds in its own norm, whatever the mechanism clips in.
         # The server clips what it decodes, whatever the steps before did.
-        norm=influence.norm if bounded else about.clip if facts.central else about.sensitivity,
+        norm=influence.norm if bounded else about.clip if facts.by_server else about.sensitivity,
         clip=influence.bound(counts) if bounded else facts.clip,
         phases=phases.of_ledger(facts, ledger) if planned_noise else (budgets.phase_of(facts, ledger),),
         weights=weights,
         # A batch is filled up with another example where one is missing: at example level all is replacement.
         relation="replace" if example else facts.relation,
-        sampling="all" if facts.per_round == clients else "fixed",
+        sampling="poisson" if facts.poisson else "all" if facts.per_round == clients else "fixed",
         per_round=facts.per_round,
         independent_coordinates=not facts.masked,
         aggregation=aggregation,
@@ -190,9 +198,19 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         budget=budget,
         most=None if budget is None else facts.control.most,
         counted=counted,
-        central=facts.central is not None,
+        central=facts.by_server,
         summed=about.summed,
+        **_poisson(facts, ledger),
     )
+
+
+def _poisson(facts: Facts, ledger: Ledger) -> dict[str, Any]:
+    """What the accountant must know of places under Poisson sampling."""
+    if not facts.poisson:
+        return {}
+    clients = len(facts.counts)
+    filled = poisson.places(clients, facts.per_round) if facts.central else 0
+    return {"filled": filled, "overflow": ledger.rounds * poisson.overflow(clients, facts.per_round)}
 
 
 def report_text(

@@ -83,7 +83,7 @@ class Ledger(NamedTuple):
         """
         found = []
         for number in np.flatnonzero(report.ran):
-            knobs, drawn, weights = _applied(report, number, clients)
+            knobs, drawn, weights = _applied(report, number, clients, made_by)
             arrived = _arrived(report, number)
             found.append(Entry(1, knobs, drawn, made_by, weights=weights, arrived=arrived))
         return self.joined(found)
@@ -100,7 +100,7 @@ class Ledger(NamedTuple):
           names: knobs that the mechanism needs.
         """
         number = int(np.sum(report.ran))
-        knobs, drawn, weights = _applied(report, number, clients)
+        knobs, drawn, weights = _applied(report, number, clients, made_by)
         known = _valid(knobs, [name for name in names if name != "scale"], clients)
         if known is None:
             return self
@@ -186,12 +186,15 @@ def planned(rule: control.Control, knobs: Knobs, rounds: int) -> Ledger:
     return Ledger(tuple(_merged(Entry(1, one) for one in plan)))
 
 
-def _applied(report, number: int, clients: int) -> tuple[Knobs, tuple[tuple[int, ...], ...], Any]:
+def _applied(
+    report, number: int, clients: int, made_by: Parts | None
+) -> tuple[Knobs, tuple[tuple[int, ...], ...], Any]:
     """Knobs of a round, who was drawn, and the weights of all clients."""
     knobs = jax.tree.map(lambda a: _shortened(np.asarray(a)[number]), report.knobs)
-    drawn = tuple(map(int, report.participants.client[number]))
+    drawn = tuple(int(client) for client in report.participants.client[number] if client < clients)
     weights = None if report.weights is None else _shortened(np.asarray(report.weights)[number])
-    return knobs, () if len(drawn) == clients else (drawn,), weights
+    everybody = len(drawn) == clients and not (made_by and made_by.poisson)
+    return knobs, () if everybody else (drawn,), weights
 
 
 def _arrived(report, number: int) -> tuple[int, ...]:

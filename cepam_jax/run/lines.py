@@ -19,17 +19,19 @@ def summarize(report, coordinates: int, seconds: float) -> dict:
     ran = np.flatnonzero(report.ran)
     given = {name: v for name, v in report.participants._asdict().items() if v is not None}
     each = {name: np.asarray(v)[ran].astype(np.float64) for name, v in given.items()}
-    rounds, participants = each["bits"].shape
-    noise = each["noise"].sum()
+    rounds, came = len(ran), each.pop("present", None)
+    if came is not None:  # places of Poisson sampling that nobody took are no participants
+        each = {name: values[came > 0] for name, values in each.items()}
+    participants, noise = each["bits"].size, each["noise"].sum()
     line = {
-        "train_loss": each["loss"].mean(),
-        "bits_per_coordinate": each["bits"].sum() / (rounds * participants * coordinates),
+        "train_loss": each["loss"].sum() / participants,
+        "bits_per_coordinate": each["bits"].sum() / (participants * coordinates),
         "uplink_bits": each["bits"].sum(),
         **({"uplink_bytes": each["bytes"].sum()} if each["bytes"].any() else {}),
         "downlink_bits": each["down_bits"].sum(),
         **({"downlink_bytes": each["down_bytes"].sum()} if each["bytes"].any() else {}),
-        "update_norm": each["norm"].mean(),
-        "clipped_norm": each["clipped_norm"].mean(),
+        "update_norm": each["norm"].sum() / participants,
+        "clipped_norm": each["clipped_norm"].sum() / participants,
         "snr": each["signal"].sum() / noise if noise > 0 else None,
         **_byzantine(each),
         "seconds": seconds,

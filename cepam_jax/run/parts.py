@@ -18,7 +18,7 @@ from cepam_jax.federated.local import LocalTraining, LocalUpdate
 from cepam_jax.mechanisms import Knobs, Mechanism
 from cepam_jax.mechanisms import knobs as knob_values
 from cepam_jax.settings import FIELDS
-from cepam_jax.tasks.base import Task
+from cepam_jax.tasks.base import Task, check_model
 
 Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
 
@@ -220,3 +220,17 @@ def exposed(clients: Clients, training: LocalTraining, steps: np.ndarray) -> tup
     if clients.constants:
         found.append("the constants that every batch is seen with, if they were computed from examples")
     return tuple(found)
+
+
+def check_alike(model: Any, like: Any) -> None:
+    """ConfigError unless this is a Model with the shapes and types of another."""
+    check_model(model)
+    shapes = [jax.tree.map(lambda a: (a.shape, a.dtype), m) for m in (model, like)]
+    require(shapes[0] == shapes[1], "model", shapes[0], f"of the task's shapes, {shapes[1]}")
+
+
+def check_both(function: str, **given: Any) -> None:
+    """ConfigError unless all of these arguments of a function are given, or none of them."""
+    if len({value is None for value in given.values()}) > 1:
+        names = " and ".join(f"{name}=" for name in given)
+        raise ConfigError(f"{function}(...) needs both {names}, or neither")

@@ -43,6 +43,7 @@ class Parts(NamedTuple):
       central: law of the noise that the server adds to the sum; None: it adds none.
       summed: of a secure sum, the least number of messages (0: all), colluders, and noise of one in steps;
         None: the server sees each message.
+      poisson: whether each client is drawn by itself, and `participants` is the expected number.
     """
 
     clients: int
@@ -65,6 +66,7 @@ class Parts(NamedTuple):
     count_noise: float | None = None
     central: str | None = None
     summed: tuple[float, ...] | None = None
+    poisson: bool = False
 
 
 _WORDS = {
@@ -84,6 +86,7 @@ _WORDS = {
     "count_noise": "noise on the count of updates within their clips",
     "central": "noise that the server adds",
     "summed": "least messages, colluders and steps of the secure sum",
+    "poisson": "participants drawn independently",
 }
 
 
@@ -112,6 +115,7 @@ def parts_of(facts: "Facts") -> Parts:
         count_noise=_rounded(float(facts.control.count_noise)) if facts.control.count_noise else None,
         central=facts.central,
         summed=about.summed and tuple(about.summed),
+        poisson=facts.poisson,
     )
 
 
@@ -175,7 +179,8 @@ def check_draws(ledger: "Ledger", parts: Parts) -> None:
             continue
         drawn = parts.participants < parts.clients
         right = all(
-            len(draw) == len(set(draw)) == parts.participants and all(client in whole for client in draw)
+            len(draw) == len(set(draw)) == (len(draw) if parts.poisson else parts.participants)
+            and all(client in whole for client in draw)
             for draw in entry.drawn
         )
         if not right or len(entry.drawn) != (entry.rounds if drawn else 0):

@@ -17,7 +17,7 @@ def of_run(facts: Facts, ledger: Ledger) -> Iterator[str]:
     yield from facts.refused
     if facts.influence is None:
         yield "local training states nothing about privacy"
-    if facts.about.leaks and not facts.central:  # it hides updates from those who see the sum alone
+    if facts.about.leaks and not facts.by_server:  # it hides updates from those who see the sum alone
         yield "sent without noise: " + ", ".join(facts.about.leaks)
     if facts.aggregator.refused:
         yield facts.aggregator.refused
@@ -31,7 +31,7 @@ def of_run(facts: Facts, ledger: Ledger) -> Iterator[str]:
     if facts.influence is None:
         return
     unbounded = facts.about.unbounded_by and facts.influence.bound is None and not facts.about.leaks
-    if unbounded and not facts.central:
+    if unbounded and not facts.by_server:
         yield (
             f"the transform {facts.about.unbounded_by} states no norm that it keeps: no bound of a clip "
             "before it holds behind it"

@@ -25,7 +25,8 @@ def released(within):
 def report_of(norm):
     norm = jnp.asarray(norm, jnp.float32)
     zeros = jnp.zeros(norm.shape)
-    return Report(jnp.arange(norm.size), zeros, zeros, zeros, norm, zeros, zeros, zeros, zeros)
+    fields = dict.fromkeys(Report._fields[:12], zeros) | {"client": jnp.arange(norm.size), "norm": norm}
+    return Report(**fields)
 
 
 def test_the_clip_moves_as_the_paper_says_and_gamma_stays():

@@ -24,6 +24,7 @@ from cepam_jax.federated import (
     initial_state,
     links,
     make_round,
+    poisson,
 )
 from cepam_jax.privacy import audit, report
 from cepam_jax.run import build, guarantees
@@ -57,17 +58,19 @@ def _run(config, counts, markers: float, d: int, seen=lambda state: state.params
     clients = config.num_clients
     mechanism = mechanisms.build(config.mechanism, ((d,),))
     momentum, attack = config.local.worker_momentum, byzantine.attack_of(config)
+    expected = config.clients_per_round if config.participation.sampling == "poisson" else 0
     plan = Plan(
         local_update=LocalUpdate(functools.partial(_chosen, momentum), _momentum if momentum else None),
         mechanism=mechanism,
         aggregator=aggregation.of_config(config),
         server=optax.sgd(1.0),
         segments=(d,),
-        per_round=config.clients_per_round or clients,
+        per_round=poisson.places(clients, expected) if expected else config.clients_per_round or clients,
         per_chunk=1,
         control=control.for_updates(build.control_of(config), d),
         attack=attack,
         false_alarm=config.byzantine.false_alarm if config.byzantine.check else None,
+        poisson=expected,
         server_noise=config.mechanism.target if config.server.noise else None,
         ends=config.links.ends,
     )
