@@ -25,7 +25,7 @@ def released(within):
 def report_of(norm):
     norm = jnp.asarray(norm, jnp.float32)
     zeros = jnp.zeros(norm.shape)
-    fields = dict.fromkeys(Report._fields[:12], zeros) | {"client": jnp.arange(norm.size), "norm": norm}
+    fields = dict.fromkeys(Report._fields[:11], zeros) | {"client": jnp.arange(norm.size), "norm": norm}
     return Report(**fields)
 
 
