@@ -1,8 +1,8 @@
 """The update in 16-bit floats: FedAvg at half its cost, as mixed precision sends it.
 
-Source of the format: IEEE 754 binary16. Numbers are in units of a power of two that follows from the
-largest one, as loss scaling has it (Micikevicius and others: Mixed Precision Training, arXiv 1710.03740): so
-no number is too large, and the smallest are 2^-25 times the largest.
+The format is IEEE 754 binary16. Numbers are in units of a power of two that follows from the largest one, as
+loss scaling has it (Micikevicius and others: Mixed Precision Training, arXiv 1710.03740): so none is too
+large, and the smallest are 2^-24 times the largest.
 """
 
 import jax
