@@ -163,8 +163,8 @@ def test_bits_of_messages_that_no_theorem_covers_are_refused_by_name(changes, me
         ),
         ({"needs__bits": (34.0,) * CLIENTS}, r"client 0 .* 34 bits are .* too few: 31 are sent beside"),
         (
-            {"needs__bits": (100.0,) * CLIENTS, "wire": True},
-            r"100 bits are .* too few: .* by the header, the ends of the coder and the scales",
+            {"needs__bits": (80.0,) * CLIENTS, "wire": True},
+            r"80 bits are .* too few: .* by the header, the ends of the coder and the scales",
         ),
         (
             {"needs__bits": (20000.0,) * CLIENTS, "mechanism__name": "noise"},
