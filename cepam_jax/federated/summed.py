@@ -96,6 +96,11 @@ def _reason(plan: Plan) -> str:
         ),
         (uneven, "one common step means equal weights; weigh all clients the same (aggregator 'mean')"),
         (plan.false_alarm is not None, "the norm of a single update cannot be checked"),
+        (
+            plan.mechanism.joint is not None and plan.mechanism.joint.lost > 0 and plan.control.adaptive,
+            "a rule that reads results spends its budget in every round, and where messages are lost some "
+            "rounds have no result",
+        ),
         (plan.quantize != "updates", "new weights in place of updates are not bounded"),
         (
             plan.mechanism.about.clip != "l2",

@@ -1,8 +1,8 @@
 """The aggregate Gaussian: n rounding errors whose scaled and moved sum is exactly Gaussian.
 
 All participants and the server draw the same (A, B) for each coordinate from a key of the round. Client k
-sends m_k = round(x_k / (A w) + V_k), the server decodes A w (sum m_k - sum V_k) + B w. The error is
-w (A S + B), S a sum of n uniform numbers, and A, B are drawn so that A S + B is N(0, n / 12), to 1e-5 in total
+sends m_k = round(x_k / (A w) + V_k), the server decodes A w (sum m_k - sum V_k) + B w. The error is w (A S
++ B), S a sum of n uniform numbers, and A, B are drawn so that A S + B is N(0, n / 12), to 1e-5 in total
 variation or less (`total_variation`). It holds for exactly the n that were expected to send: with fewer the
 error is another.
 

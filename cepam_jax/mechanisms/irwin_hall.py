@@ -98,7 +98,7 @@ def parts(n: int) -> Parts:
     upper = np.minimum(np.round(whole * 2.0**32), 2.0**32) - 1
     middle = (edges[1:] + edges[:-1]) / 2
     straight = (rest[1:] + rest[:-1]) / 2
-    exact = np.maximum(gaussian(n, middle) - share * density(n, middle / scale) / scale, 0.0)
+    exact = gaussian(n, middle) - share * density(n, middle / scale) / scale
     # Of a straight line the error is largest in the middle; of the words, half a unit at each border.
     error = np.abs(straight - exact).sum() * cell + abs(mass.sum() - 1) + len(mass) * 2.0**-33
     error += special.erfc(_END / math.sqrt(2))
