@@ -78,6 +78,7 @@ SHORT = {
         "--seeds=1",
         "--data=digits",
     ],
+    "experiments.figures.secure_sums": ["--smoke"],
     "experiments.figures.graphs": ["--smoke", "--data=motifs", "--rounds=1", "--seeds=1"],
     "experiments.hospitals": [],
     "experiments.figures.rotated": ["--smoke", "--data=digits", "--rounds=2", "--seeds=1"],

@@ -103,6 +103,11 @@ def _reason(plan: Plan) -> str:
             plan.control.count_noise is not None,
             "clips that follow a count of the updates within them need a vote of each client",
         ),
+        (
+            plan.mechanism.joint is not None and plan.mechanism.joint.lost > 0 and plan.control.adaptive,
+            "a rule that reads results spends its budget in every round, and where messages are lost some "
+            "rounds have no result",
+        ),
         (plan.quantize != "updates", "new weights in place of updates are not bounded"),
         (
             plan.mechanism.about.clip != "l2",

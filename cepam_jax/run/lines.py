@@ -34,6 +34,7 @@ def summarize(report, coordinates: int, seconds: float) -> dict:
         "clipped_norm": each["clipped_norm"].sum() / participants,
         "snr": each["signal"].sum() / noise if noise > 0 else None,
         **_byzantine(each),
+        **({} if report.opened is None else {"arrived": each["weight"].sum(1).mean()}),
         "seconds": seconds,
         "seconds_per_round": seconds / rounds,
     }

@@ -11,7 +11,7 @@ from mechanisms.programs import FAST
 
 from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError
-from cepam_jax.federated import rounds, summed
+from cepam_jax.federated import greedy, rounds, summed
 from cepam_jax.federated.aggregation import AGGREGATORS
 from cepam_jax.federated.state import client_keys
 
@@ -198,6 +198,7 @@ def test_nothing_of_a_single_client_survives_the_sum():
         ({"mechanism": mechanisms.chain(mechanisms.clip("l1"), mechanisms.secure_sum())}, "clipped in L2"),
         ({"mechanism": sums(survivors=8)}, "sums of at least 8 messages of 7"),
         ({"mechanism": sums(colluders=7)}, "7 of whom"),
+        ({"mechanism": sums(survivors=5, lost=0.1), "control": greedy(rounds=9)}, "no result"),
     ],
 )
 def test_a_round_that_needs_more_than_a_sum_is_refused(changes, text):
