@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from cepam_jax.errors import CheckpointMismatchError, ConfigError
+from cepam_jax.federated import links
 from cepam_jax.run import links_kept, traffic, training
 from cepam_jax.run.metrics import read_lines
 from configs import digits
 from experiments import links as afterwards
+from experiments.figures import links as figure
 
 TIMES = ("seconds", "seconds_per_round")
 
@@ -98,9 +100,9 @@ def test_times_afterwards_are_those_of_the_formula(whole):
     lines = whole[1]
     rounds = afterwards.rounds_of(lines, 10, 6)
     assert rounds.up.shape == (6, 6)
-    links = afterwards.links_of("radio10k", 10, 0, latency=0.1, compute=2.0)
+    radio = afterwards.links_of("radio10k", 10, 0, latency=0.1, compute=2.0)
     expected = np.cumsum((2.2 + (rounds.up + rounds.down) / 1e4).max(1))
-    np.testing.assert_allclose(afterwards.clock(lines, links, 10, 6), [0, *expected[1::2]], rtol=1e-6)
+    np.testing.assert_allclose(afterwards.clock(lines, radio, 10, 6), [0, *expected[1::2]], rtol=1e-6)
     times = np.array([0.0, 1.0, 2.0, 3.0])
     best = max(line["accuracy"] for line in lines)
     assert afterwards.seconds_to(best, lines, times) == [line["accuracy"] for line in lines].index(best)
@@ -121,3 +123,14 @@ def test_times_afterwards_are_those_of_the_formula(whole):
 )
 def test_durations_are_easy_to_read(seconds, text):
     assert afterwards.duration(seconds) == text
+
+
+def test_the_largest_model_is_the_one_whose_rounds_take_that_long():
+    """The closed form, against times of messages that are all alike."""
+    d, rounds = 1000, 7
+    lines = [{"round": 0}, {"round": rounds, "messages": {"up": 4 * d, "down": 2 * d}}]
+    known = afterwards.links_of("radio100k", 3, 0, 0.0, 0.0)
+    (_, seconds) = afterwards.clock(lines, known, 3, 0)
+    rates = links.Links(1e5, 1e5)
+    assert figure.largest_model(seconds, rounds, 4.0, 2.0, rates) == pytest.approx(d, rel=1e-6)
+    assert figure.largest_model(seconds, rounds, 4.0, 0.0, rates) == pytest.approx(1.5 * d, rel=1e-6)
