@@ -145,8 +145,8 @@ def noise(data):
         "that know the noise are more accurate than rules that ignore it",
         "; ".join(f"{rule}: {points(gain / 100, 0 * gain)}" for rule, gain in gains.items()),
         verdict(all_of(states.values()), f.seeds, True in states.values()),
-        f"before the rule: {f.before}; mean over {len(f.attacks)} attacks of {f.liars} liars and none; {tests} "
-        "bounds of paired t tests",
+        f"before the rule: {f.before}; mean over {len(f.attacks)} attacks of {f.liars} liars and none; "
+        f"{tests} bounds of paired t tests",
     )
     text = f"{data}, before the rule: {f.before}\n\n"
     text += markdown(["rule", "attack", "noise ignored", "noise known", "points gained"], rows)
