@@ -66,7 +66,13 @@ _ONLY: dict[str, tuple] = {
 
 @settings.rule
 def _rules(fields):
-    name = fields["mechanism.name"]
+    name, colluders = fields["mechanism.name"], fields["mechanism.secure.colluders"]
+    yield (
+        fields["privacy.adversary"] != "server_and_colluders" or (name in _NAMES and colluders > 0),
+        "privacy.adversary",
+        "another one unless config.mechanism.secure.colluders is given with config.mechanism.name "
+        "'secure_sum': nobody else is said to collude",
+    )
     if name not in _NAMES:
         return
     for field, (only, why) in _ONLY.items():
@@ -74,7 +80,7 @@ def _rules(fields):
         value = tuple(value) if isinstance(value, (list, tuple)) else value
         yield value == only, field, f"{only!r} {_SUM.format(name)}, and {why}"
     participants = fields["clients_per_round"] or fields["num_clients"]
-    survivors, colluders = fields["mechanism.secure.survivors"], fields["mechanism.secure.colluders"]
+    survivors = fields["mechanism.secure.survivors"]
     yield (
         survivors <= participants,
         "mechanism.secure.survivors",

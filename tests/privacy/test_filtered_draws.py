@@ -16,7 +16,7 @@ from cepam_jax.errors import ConfigError
 from cepam_jax.federated import control, participation
 from cepam_jax.federated.control import CONTROLS, filters
 from cepam_jax.mechanisms import knobs_of
-from cepam_jax.privacy import audit, releases
+from cepam_jax.privacy import filtered_draws, audit, releases
 from cepam_jax.run import budgets, guarantees
 from cepam_jax.run.config import validate
 from configs import digits
@@ -27,13 +27,13 @@ ORDERS = 1 + np.geomspace(1e-2, 60, 40)
 
 
 def draws_of(chance=0.1, budget=20.0, most=3.0, multiplier=2.0, halving=1.0):
-    return releases.FilteredDraws(chance, budget, most, multiplier, halving)
+    return filtered_draws.FilteredDraws(chance, budget, most, multiplier, halving)
 
 
 def test_no_course_of_events_has_a_larger_divergence():
     """Sums over rounds f^2 drawn at random within both limits, at every order; some come close."""
     random, draws = np.random.default_rng(0), draws_of()
-    limit, largest = releases.filtered_divergence(draws, ORDERS), 0.0
+    limit, largest = filtered_draws.filtered_divergence(draws, ORDERS), 0.0
     for _ in range(200):
         f2 = draws.most * random.beta(*random.choice([0.05, 1.0, 5.0], 2), size=40)
         f2 = f2[np.cumsum(f2) <= draws.budget]

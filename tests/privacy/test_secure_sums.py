@@ -205,6 +205,8 @@ def test_no_attack_on_real_rounds_proves_more_than_is_printed(fields):
         ({"mechanism.secure.survivors": 7}, "at most the 6 participants"),
         ({"mechanism.secure.colluders": 6}, "fewer than the 6 messages"),
         ({"byzantine.check": True}, "norm of a single update"),
+        ({"privacy.adversary": "server_and_colluders"}, "nobody else is said to collude"),
+        ({"needs.epsilon": (1.0,) * 6}, "all share one noise"),
         ({"mechanism.target": "laplace", "mechanism.clip": "l2"}, "sums of Laplace noises"),
     ],
 )
