@@ -55,7 +55,7 @@ def parts_of(name: str) -> tuple[Any, ...]:
 
 
 class Network(nn.Module):
-    """Convolutions with ReLU and 2x2 max pooling, then dense layers with ReLU.
+    """Convolutions with 2x2 max pooling, then dense layers, all with one activation.
 
     Attributes:
       num_classes: width of the last layer.
@@ -63,6 +63,7 @@ class Network(nn.Module):
       dense: widths of the hidden dense layers.
       kernel, padding: of the convolutions.
       dropout: rate after each pooling.
+      activation: one that does not fall, such as ReLU.
     """
 
     num_classes: int
@@ -71,6 +72,7 @@ class Network(nn.Module):
     kernel: int = 3
     padding: str = "SAME"
     dropout: float = 0.0
+    activation: Callable = nn.relu
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -80,13 +82,13 @@ class Network(nn.Module):
                     f"config.model needs larger images: {x.shape[1]}x{x.shape[2]} pixels are left for a "
                     f"{self.kernel}x{self.kernel} convolution and a pooling; use linear or mlp"
                 )
-            # ReLU after pooling: the same result, a quarter of the work.
-            x = nn.relu(Conv(width, self.kernel, self.padding, pool=True)(x))
+            # Behind the pooling, which it does not change: the same result, a quarter of the work.
+            x = self.activation(Conv(width, self.kernel, self.padding, pool=True)(x))
             if self.dropout:
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
         for width in self.dense:
-            x = nn.relu(nn.Dense(width)(x))
+            x = self.activation(nn.Dense(width)(x))
         return nn.Dense(self.num_classes)(x)
 
 
@@ -127,6 +129,16 @@ def cnn2(num_classes):
 def cnn3(num_classes):
     """Three 3x3 convolutions (32, 64, 128) with pooling and dropout .2, then 128, 64, 32 (2501.12046)."""
     return Network(num_classes, channels=(32, 64, 128), dense=(128, 64, 32), dropout=0.2)
+
+
+@register
+def cnn_tanh(num_classes):
+    """Two 5x5 convolutions (8, 16) with pooling, 32 hidden units, tanh: 11,978 parameters on MNIST.
+
+    Bounded activations lose less to clipped and noised gradients (Papernot, Thakurta, Song, Chien,
+    Erlingsson: Tempered Sigmoid Activations for Deep Learning with Differential Privacy, arXiv 2007.14191).
+    """
+    return Network(num_classes, channels=(8, 16), dense=(32,), kernel=5, padding="VALID", activation=nn.tanh)
 
 
 def names_for(inputs: str) -> list[str]:

@@ -29,6 +29,9 @@ _ORDERS = (*np.arange(1.25, 3.0, 0.25).tolist(), *range(3, 33), 40, 48, 64, 96, 
 _FINE_ORDERS = tuple((1 + np.geomspace(1e-3, 1e4, 400)).tolist())
 
 
+_WHOLE_ORDERS = tuple(order for order in _ORDERS if order == int(order))
+
+
 def _leaves(event: Any) -> list[tuple[Any, int]]:
     """The innermost events of a composition, and how often each of them happens."""
     if isinstance(event, dp_accounting.SelfComposedDpEvent):
@@ -71,13 +74,15 @@ def epsilon(release: Release, delta: float) -> float:
     replace = "SampledWithoutReplacement" in repr(release)
     relations = dp_accounting.NeighboringRelation
     relation = relations.REPLACE_ONE if replace else relations.ADD_OR_REMOVE_ONE
-    orders = _ORDERS if replace else None
+    smallest, sampled = min(leaf.noise_multiplier for leaf, _ in leaves), "PoissonSampled" in repr(release)
+    if sampled and smallest >= _LEAST_FOR_PLD:  # exact, and the series of the others need not converge
+        return float(pld.PLDAccountant(relation).compose(release).get_epsilon(delta))
+    orders = _ORDERS if replace else _WHOLE_ORDERS if sampled else None
     bounds = [rdp.RdpAccountant(orders, neighboring_relation=relation).compose(release).get_epsilon(delta)]
     pure = all(isinstance(leaf, dp_accounting.LaplaceDpEvent) for leaf, _ in leaves)
     loss = sum(count / leaf.noise_multiplier for leaf, count in leaves)
     if pure:
         bounds.append(loss)  # the Laplace mechanism is 1/b-DP, and pure guarantees add up
-    smallest = min(leaf.noise_multiplier for leaf, _ in leaves)
     if not replace and (smallest >= _LEAST_FOR_PLD or (pure and loss < _MOST_LOSS)):
         bounds.append(pld.PLDAccountant(relation).compose(release).get_epsilon(delta))
     return float(min(bounds))
@@ -204,7 +209,9 @@ def report(federation: Federation, delta: float) -> list[Row]:
     for name in adversaries(federation.summed):
         guarantees_of = ADVERSARIES[name]
         guarantees = guarantees_of(federation)
-        bounds = [_least(guarantee, delta) for guarantee in guarantees]
+        different = {id(guarantee): guarantee for guarantee in guarantees}  # equal ones are one object
+        found = {number: _least(guarantee, delta) for number, guarantee in different.items()}
+        bounds = [found[id(guarantee)] for guarantee in guarantees]
         values = np.array([value for value, _ in bounds])
         reason = next((g.reason for g in guarantees if g.reason), "")
         basis = "; or ".join(dict.fromkeys(basis for _, basis in bounds if basis))

@@ -2,8 +2,9 @@
 
   python -m experiments.figures.privacy --config=configs/mnist.py --workdir=/tmp/privacy_mnist
 
-For each target the noise is calibrated to the planned rounds (client level, against
-`config.privacy.adversary`). Runs that were finished are not repeated.
+CEPAM and server_sdq, whose server adds the noise, trust the server, which knows every update;
+noise_gaussian_sdq and noise_gaussian hold against it, too. For each target the noise is calibrated to the
+planned rounds (client level, against `config.privacy.adversary`). Runs that were finished are not repeated.
 """
 
 import numpy as np
@@ -19,8 +20,17 @@ from experiments.paired import MARGIN, all_of, deviation, in_points, losses, ver
 from experiments.runs import train_all
 from experiments.tables import markdown
 
-METHODS = ("cepam_gaussian", "cepam_laplace", "noise_gaussian", "noise_laplace", "noise_gaussian_sdq")
-_STYLES = dict(zip(METHODS, ("k-o", "b-s", "k--^", "b--v", "r:D"), strict=True))
+METHODS = (
+    "cepam_gaussian",
+    "cepam_laplace",
+    "noise_gaussian",
+    "noise_laplace",
+    "noise_gaussian_sdq",
+    "server_sdq",
+)
+_STYLES = dict(zip(METHODS, ("k-o", "b-s", "k--^", "b--v", "r:D", "g-.P"), strict=True))
+# Step over the noise's deviation: it adds a twelfth of its square to the variance.
+_STEPS = {"noise_gaussian_sdq": 1.0, "noise_laplace_sdq": 1.0, "server_sdq": 2.0}
 _L1_CLIP = 30.0  # of the update's L1 norm, for Laplace noise; about what updates have at the start
 
 
@@ -29,9 +39,10 @@ def config_for(base, method: str, target: float):
     config = with_variant(base.copy_and_resolve_references(), method, flags.FLAGS.l1_clip, 1.0)
     config.privacy.target_epsilon = target
     config.eval_every = config.rounds
-    if method.endswith("_sdq"):  # a cell as wide as the noise: it adds a twelfth to the variance
+    if method in _STEPS:
+        config.mechanism.rate = "step"
         gamma = guarantees.calibrated(config, np.ones(config.num_clients)).mechanism.gamma
-        config.mechanism.step = config.mechanism.clip_norm / gamma
+        config.mechanism.step = _STEPS[method] * config.mechanism.clip_norm / gamma
     return config
 
 

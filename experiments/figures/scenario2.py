@@ -5,8 +5,11 @@
 Models and both kinds of updates of 2501.12046 (configs/authors.py). Within one of them all Gaussian methods
 have the same clip norm and the same deviation of the error, so their epsilons against the same adversary
 are equal (noise + SDQ adds the quantization error to it, JoPEQ shapes it approximately); FedAvg and SDQ
-alone protect nothing. Laplace noise has b = 10 sigma, as in the papers. Its epsilon needs a clip of the L1
-norm; the papers clip the L2 norm, and so do two of the methods here, without an epsilon.
+alone protect nothing. Bits are to be compared among those who trust the same ones: CEPAM and "server noise +
+SDQ" (a step of two deviations; the server adds the noise to the sum) trust the server, which sees every
+update; noise + SDQ and JoPEQ hold against it. Against decoded updates server noise protects nobody. Laplace
+noise has b = 10 sigma, as in the papers. Its epsilon needs a clip of the L1 norm; the papers clip the L2
+norm, and so do two of the methods here, without an epsilon.
 """
 
 import math
@@ -29,6 +32,7 @@ METHODS = {
     "Gaussian noise": ("noise_gaussian", {}),
     "noise + SDQ": ("noise_gaussian_sdq", {}),
     "JoPEQ": ("jopeq", {}),
+    "server noise + SDQ": ("server_sdq", {"mechanism.rate": "step"}),
     "CEPAM Z1": ("cepam_gaussian", {}),
     "CEPAM Z2": ("cepam_gaussian", {"mechanism.lattice": "Z2"}),
     "CEPAM Z3": ("cepam_gaussian", {"mechanism.lattice": "Z3"}),
@@ -54,6 +58,8 @@ def configs_of(setting: str, update: str, sigma: float) -> dict:
         clip = config.mechanism.clip_norm
         config.mechanism.gamma = clip / (10 * sigma if config.mechanism.target == "laplace" else sigma)
         config.update_from_flattened_dict(changes)
+        if config.server.noise:
+            config.mechanism.step = 2 * sigma
         configs[name] = config
     return configs
 

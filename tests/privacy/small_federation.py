@@ -139,7 +139,7 @@ def _score(config, counts, markers, models) -> np.ndarray:
     for phase in guarantees.federation_of(config, counts).phases:
         precision += [1 / np.mean(phase.outsiders**2)] * phase.rounds
     present = 1.0
-    if per_round < clients:
+    if per_round < clients and config.participation.sampling == "fixed":
         seen = moves[:, :, 1:clients] > markers / (2 * per_round)
         present = seen.sum(2) < per_round
     return np.sum(present * moves[:, :, 0] * np.array(precision), axis=1)

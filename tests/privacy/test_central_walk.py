@@ -23,9 +23,12 @@ def draw(random):
         "server.noise": True,
         "rounds": int(random.choice([1, 2, 4])),
         "clients_per_round": int(random.choice([0, 2])),
+        "participation.sampling": str(random.choice(["fixed", "poisson"])),
         "aggregator": str(random.choice(["mean", "examples"])),
         "privacy.relation": str(random.choice(["add_remove", "replace"])),
-        "mechanism.name": str(random.choice(["sdq", "sdq", "clipped", "k_level", "qsgd", "identity"])),
+        "mechanism.name": str(
+            random.choice(["sdq", "clipped", "k_level", "qsgd", "identity", "lrsuq", "jopeq"])
+        ),
         "mechanism.target": str(target),
         "mechanism.clip": "l2" if target == "gaussian" else "l1",
         "mechanism.gamma": float(random.choice([0.3, 0.6, 1.0])),
