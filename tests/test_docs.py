@@ -69,6 +69,7 @@ SHORT = {
     "experiments.figures.rate": ["--size=2000", "--seeds=1", "--ratios=1"],
     "experiments.figures.adaptive": ["--smoke", "--seeds=1", "--lengths=2"],
     "experiments.figures.cell_coder": ["--smoke"],
+    "experiments.figures.clipping": ["--smoke", "--rounds=2"],
     "experiments.figures.graphs": ["--smoke", "--data=motifs", "--rounds=1", "--seeds=1"],
     "experiments.hospitals": [],
     "experiments.figures.rotated": ["--smoke", "--data=digits", "--rounds=2", "--seeds=1"],

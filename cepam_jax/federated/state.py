@@ -89,6 +89,8 @@ class Report(NamedTuple):
       weight: mean over tensors of the weight that the aggregation gave it; 1 for rules that gather.
       lies: 1 where the participant lied, else 0; None where nobody may.
       admitted: 0 where the server refused its update, else 1; None where it does not check.
+      peak: largest root mean square of a tensor that is coded over its mean absolute value, which the limits
+        to bits of messages depend on; None where coordinates are mixed, or not coded on a lattice.
     """
 
     client: jax.Array
@@ -102,6 +104,7 @@ class Report(NamedTuple):
     weight: jax.Array
     lies: jax.Array | None = None
     admitted: jax.Array | None = None
+    peak: jax.Array | None = None
 
 
 class RoundReport(NamedTuple):

@@ -11,7 +11,7 @@ from cepam_jax.federated import admission, counting
 from cepam_jax.federated.local import Trained
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
-from cepam_jax.mechanisms import Knobs, code_length
+from cepam_jax.mechanisms import Knobs, Mechanism, code_length
 from cepam_jax.mechanisms.transforms import l1_norm, l2_norm
 from cepam_jax.wire.transmission import transmit
 
@@ -124,12 +124,24 @@ def send(
         weight=jnp.float32(1),
         lies=None if arrays.liars is None else arrays.liars[client].astype(jnp.float32),
         admitted=None if taken is None else taken.astype(jnp.float32),
+        peak=_peak(mechanism, base + update),
     )
     lost, kept = None if state.memory is None else update - decoded, trained.state
     if plan.false_alarm is not None:  # of what is not finite nothing is kept
         before = jax.tree.map(lambda a: a[client], (state.memory, state.local))
         lost, kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (lost, kept), before)
     return Sent(decoded, tensor_means(error, plan.segments), trained.weight, code, report, lost, kept)
+
+
+def _peak(mechanism: Mechanism, update) -> jax.Array | None:
+    """f32[], `Report.peak` of what is coded, f32[d]; a clip, which shortens it, leaves that as it is."""
+    code = mechanism.code
+    if mechanism.about.mixes or code.kind != "lattice":
+        return None
+    segments = code.segments or update.shape
+    means = tensor_means(jnp.abs(update), segments)
+    squares = tensor_means(jnp.square(update), segments)
+    return jnp.max(jnp.where(means > 0, jnp.sqrt(squares) / jnp.where(means > 0, means, 1), 0))
 
 
 def public_scales(mean, segments, sigmas, family, per_round, private=0.0):
