@@ -79,6 +79,7 @@ SHORT = {
         "--data=digits",
     ],
     "experiments.figures.secure_sums": ["--smoke"],
+    "experiments.figures.clipping": ["--smoke", "--rounds=2"],
     "experiments.figures.graphs": ["--smoke", "--data=motifs", "--rounds=1", "--seeds=1"],
     "experiments.hospitals": [],
     "experiments.figures.rotated": ["--smoke", "--data=digits", "--rounds=2", "--seeds=1"],

@@ -192,6 +192,13 @@ def adaquantfl(config) -> Control:
 def _rules(fields):
     if fields["control"] not in ("dadaquant", "adaquantfl"):
         return
+    for name in ("rounds", "bits", "least", "most"):
+        default = settings.FIELDS[f"filter.{name}"].default
+        yield (
+            fields[f"filter.{name}"] == default,
+            f"filter.{name}",
+            f"{default:g} where config.control is {fields['control']!r}, which no filter limits",
+        )
     bits = fields["mechanism.name"] in ("clipped", "sdq")
     start = max(knob_values(fields, "bits" if bits else "levels"))
     most = fields["adaptive_levels.most"]

@@ -111,6 +111,8 @@ class Report(NamedTuple):
       late: 1 where the round had ended before that, else 0; None where the slowest ends it.
       present: 0 for a place that stayed empty under Poisson sampling, where nothing else means anything, else
         1; None where there are none.
+      peak: largest root mean square of a tensor that is coded over its mean absolute value, which the limits
+        to bits of messages depend on; None where coordinates are mixed, or not coded on a lattice.
     """
 
     client: jax.Array
@@ -129,6 +131,7 @@ class Report(NamedTuple):
     seconds: jax.Array | None = None
     late: jax.Array | None = None
     present: jax.Array | None = None
+    peak: jax.Array | None = None
 
 
 class RoundReport(NamedTuple):

@@ -11,7 +11,7 @@ from cepam_jax.federated import admission, central, counting, links
 from cepam_jax.federated.local import Trained
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
-from cepam_jax.mechanisms import Knobs, code_length
+from cepam_jax.mechanisms import Knobs, Mechanism, code_length
 from cepam_jax.mechanisms.transforms import l1_norm, l2_norm
 from cepam_jax.wire.transmission import transmit
 
@@ -137,6 +137,7 @@ def send(
         admitted=None if taken is None else taken.astype(jnp.float32),
         seconds=seconds,
         late=late,
+        peak=_peak(mechanism, base + update),
     )
     received = decoded if late is None else decoded * (1 - late)
     lost, kept = None if state.memory is None else update - received, trained.state
@@ -159,6 +160,17 @@ def time_of(plan: Plan, arrays: ClientArrays, client, need, bits, size):
         return seconds, None
     in_time = (seconds <= arrays.links.deadline) | (plan.ends == "quorum")
     return seconds, 1 - in_time.astype(jnp.float32)
+
+
+def _peak(mechanism: Mechanism, update) -> jax.Array | None:
+    """f32[], `Report.peak` of what is coded, f32[d]; a clip, which shortens it, leaves that as it is."""
+    code = mechanism.code
+    if mechanism.about.mixes or code.kind != "lattice":
+        return None
+    segments = code.segments or update.shape
+    means = tensor_means(jnp.abs(update), segments)
+    squares = tensor_means(jnp.square(update), segments)
+    return jnp.max(jnp.where(means > 0, jnp.sqrt(squares) / jnp.where(means > 0, means, 1), 0))
 
 
 def public_scales(mean, segments, sigmas, family, per_round, private=0.0):

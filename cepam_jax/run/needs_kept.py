@@ -26,6 +26,7 @@ def line_of(config, counts, ledger, report) -> dict:
     asked = np.isfinite(allowed)
     real = np.maximum(np.asarray(sent.bits)[ran], 8.0 * np.asarray(sent.bytes)[ran])
     federation = guarantees.federation_of(config, counts, ledger=ledger)
+    peaks = None if sent.peak is None else np.asarray(sent.peak)[ran][asked]
     over = np.zeros(len(wanted), bool)
     for name, guarantees_of in privacy.ADVERSARIES.items():
         targets = targets_of(wanted, name)
@@ -37,6 +38,8 @@ def line_of(config, counts, ledger, report) -> dict:
     return {
         "needs": {
             "within_bits": float(np.mean(real[asked] <= allowed[asked])) if asked.any() else None,
+            # Beyond config.needs.peak, `within_bits` is no longer promised.
+            "largest_peak": float(peaks.max()) if peaks is not None and peaks.size else None,
             "clients_over_epsilon": int(over.sum()),
         }
     }

@@ -111,6 +111,12 @@ def test_a_loss_that_is_not_finite_changes_nothing():
         assert np.isfinite(found).all() and np.all(found[3:] == found[2])
 
 
+@pytest.mark.parametrize("field", ["rounds", "bits", "least", "most"])
+def test_a_filter_that_nobody_reads_is_an_error(field):
+    with pytest.raises(ConfigError, match=rf"config\.filter\.{field}"):
+        config_of(**{f"filter__{field}": 1.5 if field != "least" else 0.5})
+
+
 @pytest.mark.parametrize(("control", "rate"), [("dadaquant", 1e-4), ("adaquantfl", 0.1)])
 def test_a_run_has_no_guarantee_says_why_and_continues_to_the_bit(tmp_path, monkeypatch, control, rate):
     # At a rate of 1e-4 the loss stalls, and levels double; elsewhere it falls.

@@ -16,7 +16,7 @@ from cepam_jax.errors import ConfigError
 from cepam_jax.federated import control, participation
 from cepam_jax.federated.control import CONTROLS, filters
 from cepam_jax.mechanisms import knobs_of
-from cepam_jax.privacy import filtered_draws, audit, releases
+from cepam_jax.privacy import audit, filtered_draws, releases
 from cepam_jax.run import budgets, guarantees
 from cepam_jax.run.config import validate
 from configs import digits

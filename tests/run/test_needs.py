@@ -10,6 +10,7 @@ import pytest
 from cepam_jax import mechanisms, privacy, wire
 from cepam_jax.data import sources
 from cepam_jax.errors import CheckpointMismatchError, ConfigError
+from cepam_jax.federated import uplink
 from cepam_jax.federated.aggregation import AGGREGATORS
 from cepam_jax.federated.control import CONTROLS, Control
 from cepam_jax.run import allowed, build, guarantees, message_limits, needs, training
@@ -249,16 +250,30 @@ def _trained(tmp_path, name="run", **changes):
     "changes", [{}, {"wire": True}, {"clients_per_round": 4}, {"mechanism__rotate": True}]
 )
 def test_a_run_keeps_to_its_needs(tmp_path, changes):
-    _, lines = _trained(tmp_path, **changes)
+    config, lines = _trained(tmp_path, **changes)
     for line in lines[1:]:
         assert line["needs"]["clients_over_epsilon"] == 0
         assert line["needs"]["within_bits"] >= 0.99
         assert line["update_norm"] > 1.5 * line["clipped_norm"]  # clipped
+        peak = line["needs"]["largest_peak"]
+        assert peak is None if changes.get("mechanism__rotate") else 1 < peak < config.needs.peak
         assert line["epsilon"]["released_model"] <= 5000
     assert "clinic clients 2 to 5 need epsilon 5000" in (tmp_path / "run/needs.txt").read_text()
     first = (tmp_path / "run/privacy.txt").read_text().splitlines()[0]
     assert first.startswith("released_model: epsilon = ")
     assert f"{lines[-1]['epsilon']['released_model']:.4g}" in first
+
+
+def test_the_largest_peak_by_hand():
+    """Of tensors with their own scales; one of zeros has none; mixed coordinates are not looked at."""
+    x = np.float32([3, -3, 3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+    one = mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq("gaussian"))
+    assert uplink._peak(one, x) == pytest.approx(np.sqrt(28 / 16) / (10 / 16), rel=1e-5)
+    apart = mechanisms.build(config_of().mechanism, ((3,), (3,), (10,)))
+    assert uplink._peak(apart, x) == pytest.approx(np.sqrt(0.1) / 0.1, rel=1e-5)
+    assert uplink._peak(one, 0 * x) == 0
+    turned = mechanisms.chain(mechanisms.clip("l2"), mechanisms.rotate(), mechanisms.lrsuq("gaussian"))
+    assert uplink._peak(turned, x) is None and uplink._peak(mechanisms.identity(), x) is None
 
 
 def test_runs_that_are_over_are_seen(tmp_path, monkeypatch):
