@@ -2,16 +2,17 @@
 
   python -m experiments.figures.tensors --workdir=/tmp/tensors
 
-Trains FedAvg on text, graphs, tables and images, and sends clipped updates of the first client through scalar
-LRSUQ. For each kind of tensor: the share of coordinates, and of rows, that are exactly zero; the scale (root
-mean square over the noise); tails (root mean square over mean absolute value: 1 where all are equally large,
-1.25 for a Gaussian law, 1.41 for a Laplace law); and bits of its symbols with the law and scale that the encoder
-chooses, with the mixture and the mean absolute value as its scale (the coder before), and with the best law in
-hindsight: the most likely mixture of these two and Laplace laws of 35 scales, from next to zero on, given the
-symbols themselves, which no encoder can say for nothing.
+Trains FedAvg on text, graphs, tables and images, and sends clipped updates of the first client through
+scalar LRSUQ. For each kind of tensor: the share of coordinates, and of rows, that are exactly zero; the
+scale (root mean square over the noise); tails (root mean square over mean absolute value: 1 where all are
+equally large, 1.25 for a Gaussian law, 1.41 for a Laplace law); and bits of its symbols with the law and
+scale that the encoder chooses, with the mixture and the mean absolute value as its scale (the coder
+before), and with the best law in hindsight: the most likely mixture of these two and Laplace laws of 35
+scales, from next to zero on, given the symbols themselves, which no encoder can say for nothing.
 
 The second table has whole messages: bytes of header, scales and symbols, of a bare message; and what the
-symbols would take in hindsight if it were said, at the entropy of these flags, which rows of a matrix are zero.
+symbols would take in hindsight if it were said, at the entropy of these flags, which rows of a matrix are
+zero.
 """
 
 import jax
@@ -70,7 +71,7 @@ def in_hindsight(center: np.ndarray, width: np.ndarray, others: list[np.ndarray]
     lengths = np.stack([laws.cell_nats(center, width, scale, one, np) for scale in SCALES] + others)
     least = lengths.min(0)
     likelihood, best = np.exp(least - lengths), lengths.sum(1)
-    # Each step lowers the bits; where symbols say little the steps are short, so they begin with the best law.
+    # Each step lowers the bits; where symbols say little, steps are short: they begin with the best law.
     weights = np.full(len(lengths), 0.01 / len(lengths))
     weights[np.argmin(best)] += 0.99
     for _ in range(STEPS):
