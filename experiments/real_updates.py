@@ -1,6 +1,7 @@
 """Updates of clients along runs of FedAvg, for figures that ask what messages of them cost."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ class Setting(NamedTuple):
       clip: norm to which updates are clipped before they are sent.
     """
 
-    config: object
+    config: Callable
     model: str
     clients: int
     taken: tuple[int, ...]
@@ -68,7 +69,7 @@ class Taken(NamedTuple):
     @property
     def segments(self) -> tuple[int, ...]:
         """Lengths of the tensors."""
-        return tuple(int(jnp.prod(jnp.array(shape))) if shape else 1 for shape in self.shapes)
+        return tuple(math.prod(shape) for shape in self.shapes)
 
 
 def updates(name: str, data_dir: str) -> Iterator[Taken]:

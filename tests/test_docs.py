@@ -83,6 +83,8 @@ SHORT = {
     "experiments.figures.graphs": ["--smoke", "--data=motifs", "--rounds=1", "--seeds=1"],
     "experiments.hospitals": [],
     "experiments.figures.rotated": ["--smoke", "--data=digits", "--rounds=2", "--seeds=1"],
+    "experiments.figures.tensors": ["--settings=hospitals", "--gammas=30"],
+    "experiments.figures.modalities": ["--data=hospitals", "--seeds=1", "--rounds=2", "--gammas=30"],
     "experiments.figures.updates": ["--settings=digits mlp", "--gammas=30"],
     "experiments.figures.inversion": ["--data=digits", "--gammas=10"],
     "experiments.figures.privacy": [

@@ -34,10 +34,11 @@ from cepam_jax.mechanisms import (
     code_length,
     counter,
     lattices,
+    scale_code,
 )
 from cepam_jax.mechanisms.rotated import DITHERS, SCALES
 from experiments import cli, output
-from experiments.figures import updates
+from experiments.real_updates import SETTINGS, updates
 from experiments.tables import markdown
 
 RATIOS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -142,7 +143,7 @@ def update_row(x, segments, gamma: float, lattice: str) -> dict:
         mechanism = mechanisms.rotated(lattice, segments=segments, coding=coding)
         message = jax.jit(mechanism.encode)(keys, x, knobs)
         ideal = float(jax.jit(mechanism.bits)(keys.shared, message, knobs))
-        found[coding] = (ideal - code_length.SCALE_BITS * len(segments)) / d
+        found[coding] = (ideal - float(scale_code.bits(message.side["scale"], None, segments, 1))) / d
         found["bytes"] = 8 * len(wire.pack(message, mechanism, keys.shared, knobs)) / d
     return found | {"hindsight": hindsight(message, segments, lat, keys, knobs) / d}
 
@@ -176,7 +177,7 @@ def define_flags():
 def main():
     given = flags.FLAGS
     cli.choices("lattices", cell_law.GRIDS)
-    cli.choices("settings", updates.SETTINGS)
+    cli.choices("settings", SETTINGS)
     ratios, gammas = cli.numbers("ratios"), cli.numbers("gammas")
     work = [(name, ratio) for name in given.lattices for ratio in ratios]
     rows = [
@@ -185,10 +186,10 @@ def main():
     ]
     of_updates = []
     for setting in given.settings:
-        for number, found, segments in updates.updates(setting, given.data_dir):
+        for taken in updates(setting, given.data_dir):
             for gamma in gammas:
-                row = update_row(found[0], segments, gamma, given.lattice)
-                of_updates.append({"setting": setting, "round": number, "gamma": gamma} | row)
+                row = update_row(taken.updates[0], taken.segments, gamma, given.lattice)
+                of_updates.append({"setting": setting, "round": taken.round, "gamma": gamma} | row)
     first = markdown(
         [
             "lattice",
