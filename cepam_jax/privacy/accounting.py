@@ -66,6 +66,11 @@ def epsilon(release: Release, delta: float) -> float:
         return float(rdp.compute_epsilon(_FINE_ORDERS, divergence, delta)[0])
     if isinstance(release, Overflowing):
         return _overflowing(release, delta)
+    return _of_event(release, delta)
+
+
+def _of_event(release: dp_accounting.DpEvent, delta: float) -> float:
+    """Epsilon of what dp_accounting has an accountant for."""
     if isinstance(release, dp_accounting.NonPrivateDpEvent):
         return math.inf
     if isinstance(release, dp_accounting.GaussianDpEvent):
