@@ -250,7 +250,7 @@ def plot(by_data: dict[str, list[dict]]) -> Figure:
         axes.set(title=data, xlim=(edge, 45), ylim=(low, max(high, 1.5 * kind.allowed)))
         axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns + 1, fontsize=8)
     return figure
 
 
