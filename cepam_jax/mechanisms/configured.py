@@ -79,7 +79,7 @@ _FIELDS = {
     "coding": settings.choice(
         "auto",
         "Law that the entropy coder assumes; auto: the noise's where noise is added before quantization, "
-        "else the mixture.",
+        "for lrsuq on Z1 with own scales the one that the encoder chooses for each tensor, else the mixture.",
         CODINGS,
     ),
     "scales": settings.choice(

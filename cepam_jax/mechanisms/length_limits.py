@@ -20,6 +20,9 @@ inequality tensors with sum of n v <= C^2 add at most d env B_theta(C^2 / d). Th
 for exp(theta L) (Chernoff). Where the L1 norm is bounded by C, the same with m at most C / d in mean, and v =
 peak^2 m^2.
 
+Where the encoder chooses laws and scales (`fitted`), it takes no choice that makes this message longer than
+the mixture with those scales, so that the limit holds for it as well.
+
 So no law of updates is assumed, but a limit to how peaked they are. Without one the statement would be empty:
 an update with all its norm in one coordinate costs this coder some .9 bits for each coordinate that is zero.
 With peak = 4 the worst shape has all coordinates equally large, and takes an eighth more bits than a Gaussian

@@ -157,14 +157,15 @@ def claim_of(data: str, rows: list[dict]) -> Claim:
         values, fewer = lost(data, fedavg, row), 32 / row["bits"]
         enough = bool(fewer >= kind.fewer)
         states.append(all_of([below(values, kind.allowed, len(ours)), enough]))
-        text = interval(data, values, 2 * len(ours))
+        digits = 2 if kind.unit == "points" else 3
+        text = f"{np.mean(values):+.{digits}f} (at most {bounds(values, len(ours))[1]:+.{digits}f})"
         said.append(
             f"{row['method'].split(', ')[1]}: {text} {kind.unit} lost at {fewer:.0f} times fewer bits"
         )
-    seeds = len(fedavg["metric"])
+    seeds, unit = len(fedavg["metric"]), "point" if kind.allowed == 1 else kind.unit
     return Claim(
         "this project",
-        f"{data}: some gamma loses less than {kind.allowed:g} {kind.unit} to FedAvg at {kind.fewer:g} times "
+        f"{data}: some gamma loses less than {kind.allowed:g} {unit} to FedAvg at {kind.fewer:g} times "
         "fewer bits",
         f"{'; '.join(said)}; {seeds} seeds",
         verdict(any_of(states), seeds),
@@ -249,7 +250,7 @@ def plot(by_data: dict[str, list[dict]]) -> Figure:
         axes.set(title=data, xlim=(edge, 45), ylim=(low, max(high, 1.5 * kind.allowed)))
         axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns + 1, fontsize=8)
     return figure
 
 

@@ -10,10 +10,12 @@ scale that the encoder chooses, with the mixture and the mean absolute value as 
 before), and with the best law in hindsight: the most likely mixture of these two and Laplace laws of 35
 scales, from next to zero on, given the symbols themselves, which no encoder can say for nothing.
 
-The second table has whole messages: bytes of header, scales and symbols, of a bare message; and what the
-symbols would take in hindsight if it were said, at the entropy of these flags, which rows of a matrix are
-zero.
+The second table has whole messages: bytes of header, scales and symbols, of a bare message, beside those of
+the coder before; and what the symbols would take in hindsight if it were said, at the entropy of these
+flags, which rows of a matrix are zero.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +171,16 @@ def main():
                 each, whole = measure(setting, taken, gamma)
                 tensors += each
                 messages.append(whole)
+    output.save(tables(tensors, messages), tensors + messages)
+
+
+def before(row: dict) -> int:
+    """Bytes of a message as it was: 15 of header, two for each scale, the mixture's symbols in words."""
+    return 15 + 2 * row["tensors"] + 4 * math.ceil(row["mixture"] / 4)
+
+
+def tables(tensors: list[dict], messages: list[dict]) -> str:
+    """Markdown of both tables, from the rows that `measure` gives."""
     about = ["updates", "after round", "gamma"]
     numbers = ["chosen", "mixture", "hindsight"]
     first = markdown(
@@ -207,20 +219,23 @@ def main():
             "symbols, hindsight",
             "hindsight, rows known",
             "message",
+            "before",
             "not symbols",
+            "before",
         ],
         [
             [
                 *(row["setting"], row["round"], f"{row['gamma']:g}", row["coordinates"], row["tensors"]),
                 *(row["header"], f"{row['scales']:.1f}"),
                 *(f"{row[name]:.1f}" for name in [*numbers, "rows_known"]),
-                row["bytes"],
+                *(row["bytes"], before(row)),
                 f"{100 * (row['header'] + row['scales']) / row['bytes']:.0f} %",
+                f"{100 * (15 + 2 * row['tensors']) / before(row):.0f} %",
             ]
             for row in messages
         ],
     )
-    output.save(f"Bits per coordinate.\n\n{first}\n\nBytes.\n\n{second}", tensors + messages)
+    return f"Bits per coordinate.\n\n{first}\n\nBytes.\n\n{second}"
 
 
 if __name__ == "__main__":
