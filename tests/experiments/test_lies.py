@@ -63,7 +63,7 @@ def test_a_run_is_what_it_is_alone(name, together, tmp_path):
 def test_runs_of_one_program_are_not_each_others(together):
     results = {name: lines[0] for name, lines in together[1].items()}
     assert len({line["bits"] for line in results.values()}) == len(results)
-    assert all(line["accuracy"] > 0.4 for line in results.values())  # they have learned something
+    assert results["nobody"]["accuracy"] > results["labels"]["accuracy"] + 0.1
     assert results["refused"]["bits"] < results["signs"]["bits"]  # of another gamma
 
 
