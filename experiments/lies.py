@@ -4,7 +4,8 @@ Compiling a round takes longer than training some tens of rounds on small data. 
 every attack and every number of tolerated lies anew; here both are data too: the program holds all attacks
 and all variants of the rule, and each run says which. A run gives what `run.training.train` gives, up to
 rounding (a test holds one against the other), but has no work directory: only the end is evaluated, no ledger
-is kept and nothing is promised about privacy. Results are kept in a file, and not computed again.
+is kept and nothing is promised about privacy. Results are kept in a file by configuration, and not computed
+again: after a change of the code begin a new one.
 """
 
 import hashlib
