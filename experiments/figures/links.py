@@ -40,7 +40,7 @@ BROADCASTS = {"full": {}, "compressed": {f"downlink__{name}": value for name, va
 LINKS = ("radio10k", "radio100k", "3g", "phones", "ethernet10g")
 SHOWN = ("float32 full", "float16 full", "clipped 4 bits compressed", "top-k compressed")
 SHARE = 0.95  # of float32's final accuracy
-SPANS = {"hour": 3600.0, "day": 86_400.0, "week": 604_800.0}
+SPANS = {"an hour": 3600.0, "a day": 86_400.0, "a week": 604_800.0}
 CHECKED = "clipped 4 bits compressed"  # whose closed form is held against simulated points
 SIZED = ("float32 full", CHECKED, "CEPAM gamma 30 compressed")  # of which the largest models are told
 COORDINATES = {"digits": {"linear": 650, "mlp": 4_810}, "mnist": {"linear": 7_850, "mlp": 25_818}}
@@ -171,7 +171,7 @@ def models_text(rows, measured, coordinates: dict[str, int], clients: int) -> tu
                 for seconds in SPANS.values()
             ]
             cells.append([one["method"], one["broadcast"], name, *(f"{size:.3g}" for size in sizes)])
-    table = markdown(["method", "model down", "link", *(f"in a {span}" for span in SPANS)], cells)
+    table = markdown(["method", "model down", "link", *(f"in {span}" for span in SPANS)], cells)
     up, down = bits_of(measured[CHECKED], coordinates["mlp"], clients)
     claims = []
     for model, label in (("mlp", CHECKED), ("linear", "linear")):
