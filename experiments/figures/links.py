@@ -40,11 +40,10 @@ BROADCASTS = {"full": {}, "compressed": {f"downlink__{name}": value for name, va
 LINKS = ("radio10k", "radio100k", "3g", "phones", "ethernet10g")
 SHOWN = ("float32 full", "float16 full", "clipped 4 bits compressed", "top-k compressed")
 SHARE = 0.95  # of float32's final accuracy
-SPANS = {"hour": 3600.0, "day": 86_400.0, "week": 604_800.0}
+SPANS = {"an hour": 3600.0, "a day": 86_400.0, "a week": 604_800.0}
 CHECKED = "clipped 4 bits compressed"  # whose closed form is held against simulated points
 SIZED = ("float32 full", CHECKED, "CEPAM gamma 30 compressed")  # of which the largest models are told
 COORDINATES = {"digits": {"linear": 650, "mlp": 4_810}, "mnist": {"linear": 7_850, "mlp": 25_818}}
-DEADLINE = 0.02  # seconds, for messages of digits over links of some 100 kbit/s
 
 
 def configs_of(data: str, methods: list[str]):
@@ -172,7 +171,7 @@ def models_text(rows, measured, coordinates: dict[str, int], clients: int) -> tu
                 for seconds in SPANS.values()
             ]
             cells.append([one["method"], one["broadcast"], name, *(f"{size:.3g}" for size in sizes)])
-    table = markdown(["method", "model down", "link", *(f"in a {span}" for span in SPANS)], cells)
+    table = markdown(["method", "model down", "link", *(f"in {span}" for span in SPANS)], cells)
     up, down = bits_of(measured[CHECKED], coordinates["mlp"], clients)
     claims = []
     for model, label in (("mlp", CHECKED), ("linear", "linear")):
@@ -274,7 +273,7 @@ def payloads() -> tuple[str, list[Claim]]:
     return table, [claim]
 
 
-def deadline_configs():
+def deadline_configs(deadline: float):
     """Digits on links that differ by the law of the phones, with a deadline: one gamma, or by needs."""
     base = config_of("digits", "cepam_gaussian", model="linear", downlink__start="seed")
     clients = base.num_clients
@@ -286,13 +285,13 @@ def deadline_configs():
             "links.up": up,
             "links.down": (1e12,) * clients,
             "links.ends": "deadline",
-            "links.deadline": DEADLINE,
+            "links.deadline": deadline,
             "eval_every": max(1, base.rounds // 4),
         }
     )
     needs = base.copy_and_resolve_references()
     needs.needs.rate = up
-    needs.needs.deadline = (0.999 * DEADLINE,) * clients  # the rest is for the way down
+    needs.needs.deadline = (0.999 * deadline,) * clients  # the rest is for the way down
     waits = base.copy_and_resolve_references()
     waits.links.ends, waits.links.deadline = "slowest", 0.0
     return {"gamma 100, all waited for": waits, "gamma 100 for all": base, "gammas by needs": needs}
@@ -351,7 +350,9 @@ def main():
     rows = [row(label, measured[label], targets, base.up + base.down) for label in labels]
     models, closed = models_text(rows, measured, COORDINATES[data], clients)
     sizes, seed_claims = payloads()
-    deadlines, late = deadline_table(train_all(deadline_configs(), f.seeds, workdir / "deadline", f.progress))
+    deadlines, late = deadline_table(
+        train_all(deadline_configs(f.deadline), f.seeds, workdir / "deadline", f.progress)
+    )
     text = "\n\n".join([settings_text([data], f.seeds) + end_to_end(rows), models, deadlines, sizes])
     claims = [*goals(rows), *closed, *seed_claims]
     output.save(text, [*rows, *late], plot(measured), claims)
@@ -359,6 +360,9 @@ def main():
 
 def define_flags():
     define_training_flags(("mnist",))
+    cli.flags.DEFINE_float(
+        "deadline", 0.02, "Seconds of a round of digits, over links of some 100 kbit/s, in the last table."
+    )
     cli.flags.DEFINE_list(
         "methods", [], f"Of {', '.join(METHODS)}; float32 and clipped 4 bits must be there."
     )
