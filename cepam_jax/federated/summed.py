@@ -233,6 +233,6 @@ def opened(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, totals:
 
 
 def unless_closed(state: State, after: State, opened) -> State:
-    """The state after a round whose sum was opened; else the one before it, but for what clients keep."""
-    before = state._replace(round=after.round, local=after.local)
+    """The state after a round whose sum was opened; else the one before it, but for what clients have now."""
+    before = state._replace(round=after.round, local=after.local, downlink=after.downlink)
     return jax.tree.map(lambda new, old: jnp.where(opened, new, old), after, before)
