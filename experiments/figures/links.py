@@ -264,7 +264,7 @@ def payloads() -> tuple[str, list[Claim]]:
     ]
     table = markdown(["1.5 billion parameters", "float32", "float16", "ten times smaller"], cells)
     claim = Claim(
-        "seed",
+        "plan",
         "a model of 1.5 billion parameters is 5.58 GB",
         f"{size / 1e9:.2f} GB in float32, which is {size / 2**30:.2f} GiB",
         "holds" if abs(size / 2**30 - 5.58) < 0.02 else "does not hold",
