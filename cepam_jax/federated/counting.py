@@ -22,14 +22,17 @@ from cepam_jax.mechanisms import Knobs
 
 _DRAWS = 4  # normal numbers of 32 bits that are added up: one ends at some 5 deviations, their sum at 10
 _FINENESS = 64  # the count is published to a part of its noise: finer words would tell how it was rounded
+_LEAST = 2.0**-14  # noise for each participant: its 128th part is then a part of any count in 32 bits
 
 VOTE_BITS = 1  # that a participant sends more
 
 
-def check(noise: Any) -> None:
-    """Raises ConfigError unless this is the deviation of a noise."""
+def check(noise: Any, participants: int) -> None:
+    """Raises ConfigError unless this is the deviation of a noise that 32 bits hold beside a count."""
     number = isinstance(noise, (int, float)) and not isinstance(noise, bool)
-    require(number and 0 < noise < math.inf, "count_noise", noise, "a positive number")
+    least = participants * _LEAST
+    allowed = f"a number of at least {least:.2g}: beside the count of {participants} less is lost in 32 bits"
+    require(number and least <= noise < math.inf, "count_noise", noise, allowed)
 
 
 def votes(report: Report, clip: jax.Array, lies: jax.Array | None = None) -> jax.Array:

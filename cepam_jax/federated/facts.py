@@ -85,7 +85,7 @@ def _check_late(plan: Plan) -> None:
 
 def _check_count(plan: Plan) -> None:
     """Raises ConfigError where a control rule's count of updates within their clips means nothing."""
-    counting.check(plan.control.count_noise)
+    counting.check(plan.control.count_noise, plan.per_round)
     if plan.mechanism.about.clip is None or plan.quantize == "weights":
         raise ConfigError(
             "the control rule counts the updates within their clips, and the mechanism "

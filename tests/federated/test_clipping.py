@@ -139,7 +139,7 @@ def blind(noise=1.0):
     return control.quantile_clip(1.0)._replace(count_noise=noise)
 
 
-@pytest.mark.parametrize("noise", [0.0, -1.0, np.inf, np.nan, True, "1"])
+@pytest.mark.parametrize("noise", [0.0, -1.0, 1e-4, np.inf, np.nan, True, "1"])
 def test_a_count_without_noise_is_refused_before_anything_is_compiled(noise):
     with pytest.raises(ConfigError, match="count_noise"):
         make(control=blind(noise))
