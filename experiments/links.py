@@ -5,7 +5,8 @@
   python -m experiments.links --run=/tmp/run --links=my_links.csv --target=0.9
 
 Every round ends with its slowest participant. A run whose rounds end before that (config.links.ends) is
-refused: on other links others would have been late, and another model would have come out.
+refused: on other links others would have been late, and another model would have come out. So is one under
+Poisson sampling, whose rounds have no fixed number of messages.
 """
 
 import json
@@ -137,6 +138,8 @@ def main():
     config = json.loads((workdir / "config.json").read_text())
     ends = config.get("links", {}).get("ends", "slowest")
     require(ends == "slowest", "config.links.ends of the run", ends, "'slowest': see --help")
+    sampling = config.get("participation", {}).get("sampling", "fixed")
+    require(sampling == "fixed", "config.participation.sampling of the run", sampling, "'fixed': see --help")
     lines = read_lines(workdir / "metrics.jsonl")
     require(len(lines) > 1, "--run", f.run, "a run of at least one round")
     clients, participants = config["num_clients"], config["clients_per_round"]

@@ -41,7 +41,8 @@ settings.declare(
         "noise": settings.boolean(
             False,
             "Whether the server adds noise to the sum, of the law mechanism.target and of deviation "
-            "clip_norm / gamma for each update in it; clients add none.",
+            "clip_norm / gamma for each update in it; clients add none. Under Poisson sampling it adds "
+            "what the clients that came lack of the noise of all places.",
         )
     },
 )

@@ -145,6 +145,10 @@ def _rules(fields):
         "'sent' where config.init names a run to begin with: its model follows from no seed",
     )
     if name == "none":
+        for full, field in settings.FIELDS.items():
+            if full.startswith("downlink.") and full not in ("downlink.name", "downlink.start"):
+                unread = f"{field.default!r} where config.downlink.name is 'none': nobody reads it"
+                yield fields[full] == field.default, full, unread
         return
     yield from rules_of_steps(fields, "downlink")
     steps = _steps_of(fields)

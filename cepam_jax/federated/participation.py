@@ -32,6 +32,10 @@ settings.declare(
 )
 
 
+# Field -> what goes with a random number of participants, and why nothing else does.
+_KNOWN = (("links.ends", ("slowest",), "nobody else may be left out"),)
+
+
 @settings.rule
 def _rules(fields):
     clients, each = fields["num_clients"], fields["participation.sampling"] == "poisson"
@@ -46,6 +50,18 @@ def _rules(fields):
         not each or (plain and not asked),
         "participation.sampling",
         "'fixed' with config.byzantine and config.needs, whose rules know how many take part",
+    )
+    for field, allowed, why in _KNOWN:
+        yield (
+            not each or fields[field] in allowed,
+            field,
+            " or ".join(map(repr, allowed)) + f" where config.participation.sampling is 'poisson': {why}",
+        )
+    yield (
+        not each or fields["mechanism.name"] != "secure_sum",
+        "mechanism.name",
+        "another than 'secure_sum', whose rounds know how many messages there are, where "
+        "config.participation.sampling is 'poisson'",
     )
     yield (
         fields["clients_per_round"] <= clients,

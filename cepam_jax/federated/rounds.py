@@ -23,7 +23,6 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.errors import ConfigError
 from cepam_jax.federated import aggregation, central, counting, facts, participation, poisson, summed
 from cepam_jax.federated.broadcast import Broadcast, behind_after, behind_at_start, broadcast
 from cepam_jax.federated.control import Measured, Released
@@ -171,6 +170,8 @@ def _scales(plan, state, arrived: Arrived, knobs):
     private = about.server.deviation(knobs) if about.server else 0.0
     family, late = plan.mechanism.code.family, arrived.report.late
     averaged = plan.per_round if late is None else jnp.maximum(plan.per_round - late.sum(), 1.0)
+    if plan.poisson:  # the sum over those who came, or filled up to all places, over its expected number
+        averaged = plan.poisson**2 / plan.per_round if plan.server_noise else plan.poisson
     return public_scales(arrived.aggregate, plan.segments, knobs.sigma, family, averaged, private)
 
 
@@ -254,11 +255,7 @@ def initial_state(
         from.
     """
     d, scale = sum(plan.segments), None
-    if remembers and plan.mechanism.joint:
-        raise ConfigError(
-            "error feedback keeps what each message lost, and the mechanism "
-            f"{plan.mechanism.about.name} shows one sum of all messages alone"
-        )
+    summed.check_memory(plan.mechanism.about, remembers)
     if "scale" in plan.mechanism.about.knobs:  # the bound, spread evenly over all coordinates
         octaves = jnp.log2(clip_bound / math.sqrt(d))
         scale = jnp.round(code_length.SCALES_PER_OCTAVE * octaves).astype(jnp.int32)

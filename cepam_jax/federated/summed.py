@@ -136,6 +136,15 @@ def check_knobs(about: About, knobs: Knobs) -> None:
             )
 
 
+def check_memory(about: About, remembers: bool) -> None:
+    """Raises ConfigError where clients of a secure sum would remember what their messages lost."""
+    if remembers and about.summed:
+        raise ConfigError(
+            "error feedback keeps what each message lost, and the mechanism "
+            f"{about.name} shows one sum of all messages alone"
+        )
+
+
 def common_key(arrays: ClientArrays, state: State) -> jax.Array:
     """Key of what all participants of a round share: the rotation."""
     return jax.random.fold_in(jax.random.fold_in(arrays.shared_key, state.round), round_keys.COMMON)

@@ -49,6 +49,7 @@ _ONLY: dict[str, tuple] = {
         "robust rules need single updates, weights by error or precision need what single updates are worth, "
         "and one common step means equal weights",
     ),
+    "links.ends": ("slowest", "who is late follows from messages and times, not from chance alone"),
     "byzantine.check": (False, "the norm of a single update cannot be checked"),
     "mechanism.clip": ("l2", "the Gaussian noise of all hides what an L2 clip bounds"),
     "mechanism.error_feedback": (False, "what a message lost cannot be told from the sum"),
@@ -74,7 +75,17 @@ def _rules(fields):
         "'secure_sum': nobody else is said to collude",
     )
     if name not in _NAMES:
+        for full in (
+            f"mechanism.secure.{field}" for field in ("survivors", "colluders", "cells", "wrap", "lost")
+        ):
+            default = settings.FIELDS[full].default
+            yield fields[full] == default, full, f"{default:g} unless config.mechanism.name is 'secure_sum'"
         return
+    yield (
+        fields["control"] != "quantile_clip",
+        "control",
+        "another than 'quantile_clip', which needs a vote of each client, " + _SUM.format(name),
+    )
     for field, (only, why) in _ONLY.items():
         value = fields.get(field, only)
         value = tuple(value) if isinstance(value, (list, tuple)) else value

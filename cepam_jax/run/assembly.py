@@ -127,6 +127,7 @@ def assemble(
         rule = guarded(rule, gathered, alarm is not None or ends != "slowest")
         allowed = "False where clients lie, are checked or may be late"
         require(not settings.normalize, "normalize", True, allowed)
+    summed.check_memory(built.about, bool(error_feedback))
     both = not (error_feedback and ends == "quorum")
     require(both, "error_feedback", error_feedback, "False where a quorum ends a round")
     plan = Plan(

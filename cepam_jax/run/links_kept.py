@@ -33,6 +33,13 @@ def check(config, workdir: Path) -> str:
       ConfigError: the file cannot be read.
     """
     text, path = text_of(config), workdir / _COPY
+    begun = (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir())
+    if text and begun and not path.is_file():
+        raise CheckpointMismatchError(
+            f"{workdir} holds a run whose {path.name}, the links that it began with, is gone: nobody knows "
+            "whether they are those of the file now. Put it back, or use another --workdir; nothing was "
+            "changed."
+        )
     if text and path.is_file() and path.read_text() != text:
         raise CheckpointMismatchError(
             f"{workdir} holds a run on other links than {config.links.file} says now: its {path.name} has "

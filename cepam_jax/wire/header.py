@@ -35,7 +35,7 @@ from cepam_jax.mechanisms import cell_scales, code_length, latents, lattices
 from cepam_jax.mechanisms.base import Code, Knobs
 
 MAGIC = b"\xceP"
-VERSION = 2
+VERSION = 3
 EXCEPTIONS, OFFSETS, BARE = 1, 2, 4  # flags, below 16
 BARE_BYTES = 5
 _FRONT = struct.Struct("<2sBB3s")
