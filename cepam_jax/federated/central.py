@@ -48,10 +48,14 @@ settings.declare(
 )
 
 
-def bounded(about: About, decoded: jax.Array, knobs: Knobs) -> jax.Array:
-    """A decoded update f32[d] within the mechanism's clip, but for an error that is independent of it."""
+def bounded(about: About, decoded: jax.Array, knobs: Knobs, drawn_alone: bool) -> jax.Array:
+    """A decoded update f32[d] within the mechanism's clip, but for an error that is independent of it.
+
+    Such an error is clipped, too, where clients are drawn by themselves (Poisson sampling): it comes with its
+    client, and betrays by its length who came. And behind an L1 clip, which a rotation's way back may undo.
+    """
     assert about.clip is not None
-    if about.independent:
+    if about.independent and about.clip == "l2" and not drawn_alone:
         return decoded
     within = clip(about.clip).reference
     assert within is not None
@@ -145,9 +149,11 @@ def why_unbounded(mechanism: Mechanism, law: str, fills: bool = False) -> str:
     """
     about = mechanism.about
     if about.outsiders is not None and fills:
-        whole = law == about.outsiders.law == "gaussian" and about.summable and mechanism.code.weight is None
+        # An error beside the noise, as a dither's, would come with its client and betray who came.
+        whole = law == about.law == about.outsiders.law == "gaussian" and about.summable
+        whole = whole and mechanism.code.weight is None
         return (
-            "" if whole else f"the noises of {about.name} do not add up to a Gaussian one in every coordinate"
+            "" if whole else f"the errors of {about.name} do not add up to a Gaussian one in every coordinate"
         )
     if about.outsiders is not None:
         return f"the mechanism {about.name} adds noise of its own at the clients; take one without, as sdq"
@@ -155,6 +161,12 @@ def why_unbounded(mechanism: Mechanism, law: str, fills: bool = False) -> str:
         return "updates are not clipped, and one client may move their sum without bound"
     if law == "laplace" and about.clip != "l1":
         return "Laplace noise needs an L1 clip, and the clip is L2"
+    dithered = mechanism.code.kind == "lattice" and "shared" in about.randomness
+    if dithered and not about.independent and not fills:
+        return (
+            "its dither is clipped together with the update, so that an update of zeros, which is what an "
+            "absent client counts as, is decoded to something else; leave out masks, and scale by step"
+        )
     return ""
 
 

@@ -77,6 +77,10 @@ def _check_late(plan: Plan) -> None:
         raise ConfigError(
             late + "the aggregator adds up updates before it is known who is: see aggregation.guarded"
         )
+    if plan.control.budget is not None:
+        raise ConfigError(
+            late + "the control rule spends its budget in every round, also in one that has no result"
+        )
     if plan.control.count_noise is not None:
         raise ConfigError(late + "the control rule counts whose updates are within their clips, of all")
     if plan.aggregator.combine is not None and not plan.aggregator.leaves_out:

@@ -100,10 +100,9 @@ def send(
     if plan.wire:
         message, size = transmit(mechanism, keys.shared, message, knobs, state.round, client)
     decoded = mechanism.decode(keys.shared, message, knobs) - base
-    if (
-        plan.server_noise is not None and mechanism.about.outsiders is None
-    ):  # its noise is for the bound, which a quantizer's error may exceed
-        decoded = central.bounded(mechanism.about, decoded, knobs)
+    if plan.server_noise is not None and mechanism.about.outsiders is None:
+        # The server's noise is for the bound, which a quantizer's error may exceed.
+        decoded = central.bounded(mechanism.about, decoded, knobs, bool(plan.poisson))
     clipped = mechanism.reference(base + update, knobs) - base
     code = jnp.where(jnp.isfinite(decoded).all(), VALID, failure_code(client, MECHANISM))
     code = jnp.where(jnp.isfinite(update).all(), code, client)

@@ -176,7 +176,7 @@ def assemble(
         # momentum of their own clients send what depends on when they were drawn before.
         hidden=local is None
         and not settings.worker_momentum
-        and not (settings.normalize and np.ptp(each_steps) > 0),
+        and not (settings.normalize and (plan.poisson or np.ptp(each_steps) > 0)),
         exposes=parts.exposed(clients, settings, each_steps),
     )
 

@@ -112,6 +112,8 @@ def facts_of(config, counts) -> Facts:
         # of their own clients send what depends on when they were drawn before.
         hidden=ends == "slowest"
         and not config.local.worker_momentum
+        # A round to which nobody comes has a step weight of its own.
+        and not (config.local.normalize and config.participation.sampling == "poisson")
         and (not config.local.normalize or np.ptp(build.steps_of(config, counts)) == 0),
         exposes=tuple(exposes),
         refused=late.refused(about, ends),
@@ -185,7 +187,7 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         independent_coordinates=not facts.masked,
         aggregation=aggregation,
         summable=about.summable,
-        hidden=facts.hidden,
+        hidden=facts.hidden and _equal_knobs(facts, ledger),
         fresh=not facts.remembers,
         refused=(*ledger.refused, *refusals.of_run(facts, ledger)),
         not_covered=(
@@ -202,6 +204,13 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         summed=about.summed,
         **_poisson(facts, ledger),
     )
+
+
+def _equal_knobs(facts: Facts, ledger: Ledger) -> bool:
+    """Whether no error's scale tells one client from another; sigmas and clips are compared elsewhere."""
+    names = [name for name in facts.about.knobs if name not in ("sigma", "clip", "scale")]
+    each = (getattr(entry.knobs, name) for entry in ledger.entries for name in names)
+    return all(value is None or np.ptp(np.asarray(value, np.float64)) == 0 for value in each)
 
 
 def _poisson(facts: Facts, ledger: Ledger) -> dict[str, Any]:
