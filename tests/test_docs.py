@@ -95,6 +95,15 @@ SHORT = {
         "--epsilons=100",
         "--methods=cepam_gaussian",
     ],
+    "experiments.figures.private": ["--smoke"],
+    "experiments.dpsgd": [
+        "--config.data.name=digits",
+        "--config.model=linear",
+        "--config.num_clients=1437",
+        "--config.clients_per_round=100",
+        "--config.rounds=5",
+        "--held_out=200",
+    ],
     "experiments.figures.heterogeneous": [
         "--config.data.name=digits",
         "--config.model=linear",

@@ -23,6 +23,8 @@ CLIENTS = 4
 VALUES = {
     "aggregator": ["mean", "examples", "inverse_error", "median", "precision"],
     "clients_per_round": [0, 2],
+    "participation.sampling": ["fixed", "poisson"],
+    "server.noise": [False, True],
     "clients_per_chunk": [0, 3],
     "wire": [False, True],
     "partition.kind": ["iid", "quantity"],

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from cepam_jax import settings
 from cepam_jax.errors import ConfigError
+from cepam_jax.federated.aggregation.base import AGGREGATORS, Aggregator
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays
 
@@ -89,6 +91,14 @@ def check(plan: Plan) -> None:
         raise ConfigError(f"{_SETTING} {_KNOWN}")
     if plan.control.observe is not None or plan.control.watch is not None:
         raise ConfigError(f"{_SETTING} {_PLANNED}")
+
+
+@settings.rule
+def _rules(fields):
+    """What is known of that before anything is loaded."""
+    rule, each = AGGREGATORS.get(fields["aggregator"]), fields["participation.sampling"] == "poisson"
+    sums = not isinstance(rule, Aggregator) or rule.public_weights is not None
+    yield not each or sums, "aggregator", f"mean or examples: {_SETTING} {_RULE}"
 
 
 _SETTING = "Poisson sampling (config.participation.sampling)"

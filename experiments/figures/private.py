@@ -32,6 +32,7 @@ METHODS = {
     "server noise + SDQ at sigma": ("server_sdq", 1.0),
     "server noise + SDQ at 2 sigma": ("server_sdq", 2.0),
 }
+DEFAULTS = ("CEPAM Z1", "server noise + SDQ at 2 sigma")
 
 
 def config_for(base, method: str, target: float):
@@ -136,8 +137,8 @@ def define_flags():
     config_flags.DEFINE_config_file("config", "configs/mnist_private.py", "Its mechanism is replaced.")
     output.define_workdir()
     flags.DEFINE_list("epsilons", ["1", "3", "8"], "Targets.")
-    flags.DEFINE_list("methods", list(METHODS), "Methods beside DP-SGD.")
-    flags.DEFINE_integer("seeds", 2, "Runs of each setting.")
+    flags.DEFINE_list("methods", list(DEFAULTS), f"Methods beside DP-SGD, of {', '.join(METHODS)}.")
+    flags.DEFINE_integer("seeds", 1, "Runs of each setting.")
     flags.DEFINE_bool("progress", True, "Show progress bars.")
 
 
@@ -164,7 +165,6 @@ SMOKE = {
     "config.clients_per_chunk": 25,
     "seeds": 1,
     "epsilons": ["8"],
-    "methods": ["CEPAM Z1", "server noise + SDQ at 2 sigma"],
 }
 
 if __name__ == "__main__":

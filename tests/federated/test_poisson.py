@@ -1,7 +1,9 @@
 """Poisson sampling: who comes, what empty places do, what the sum is divided by, and what is promised."""
 
+import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ import optax
 import pytest
 from scipy import stats
 
-from cepam_jax import mechanisms, privacy
+import cepam_jax
+from cepam_jax import mechanisms, privacy, tasks
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError
 from cepam_jax.federated import (
     AGGREGATORS,
@@ -189,6 +192,11 @@ def config_of(variant="server_sdq", **fields):
             "participation.sampling .* 'fixed' with config.byz",
         ),
         ({"needs.epsilon": (8.0,) * 20, "server.noise": False}, "participation.sampling .* 'fixed' with"),
+        (
+            {"aggregator": "median", "server.noise": False},
+            "aggregator is 'median'; it must be mean or examples",
+        ),
+        ({"aggregator": "precision", "server.noise": False}, "aggregator is 'precision'; it must be mean"),
         ({"mechanism.name": "lrsuq", "mechanism.error_feedback": True}, "add noise and remember it"),
         ({"mechanism.name": "noise_rounding"}, "do not add up to a Gaussian one"),
         ({"mechanism.name": "lrsuq", "mechanism.sparsify": "mask"}, "do not add up to a Gaussian one"),
@@ -272,3 +280,28 @@ def test_one_device_and_a_mesh_give_the_same():
     spread, _, other = run(updates, server_noise="gaussian", mesh=mesh)
     np.testing.assert_allclose(alone, spread, atol=1e-6)
     assert np.array_equal(one.participants.client, other.participants.client)
+
+
+def test_a_federation_in_python_does_the_same():
+    """Twenty people with four examples each, who come by themselves; the server adds the noise."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(80, 3)).astype(np.float32)
+    task = tasks.classification(nn.Dense(2), example=x[0])
+    clients = cepam_jax.clients(
+        {"inputs": x, "labels": (x[:, 0] > 0).astype(np.int32)}, owners=np.arange(80) % 20
+    )
+    build = functools.partial(
+        cepam_jax.Federation, task, clients, chain(clip("l2"), mechanisms.sdq()), batch_size=4
+    )
+    knobs = Knobs(sigma=0.5, clip=1.0, step=0.1)
+    federation = build(knobs=knobs, participants=5, sampling="poisson", server_noise="gaussian")
+    state = federation.initialize()
+    for _ in range(2):
+        state, _ = federation.step(state)
+    text = federation.privacy()
+    assert "counts on the noise that the server adds, and on nobody knowing who was drawn" in text
+    assert all(len(entry.drawn) == entry.rounds for entry in federation.ledger.entries)
+    with pytest.raises(ConfigError, match="participants is 0; it must be the expected number, from 1 to 19"):
+        build(knobs=knobs, sampling="poisson")
+    with pytest.raises(ConfigError, match="knob sigma is given, but the mechanism"):
+        build(knobs=knobs)
