@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from cepam_jax import files
+from cepam_jax.errors import ConfigError
 from configs import mnist_private
 from experiments import cli, dpsgd, output
 from experiments.paired import spread
@@ -32,7 +33,7 @@ METHODS = {
     "server noise + SDQ at sigma": ("server_sdq", 1.0),
     "server noise + SDQ at 2 sigma": ("server_sdq", 2.0),
 }
-DEFAULTS = ("CEPAM Z1", "server noise + SDQ at 2 sigma")
+DEFAULTS = ("CEPAM Z1", "server noise + SDQ at sigma")
 
 
 def config_for(base, method: str, target: float):
@@ -54,13 +55,21 @@ def pointed(config, target: float, times: float = 0.0):
 
 
 def reference(base, target: float, seeds: int, workdir: Path) -> list[float]:
-    """Test accuracies of DP-SGD; seeds that were finished are not repeated."""
-    found = []
+    """Test accuracies of DP-SGD; seeds that were finished are not repeated.
+
+    Raises:
+      ConfigError: the folder has runs of another configuration.
+    """
+    found, folder = [], workdir / f"dpsgd_{target:g}"
+    config = pointed(base.copy_and_resolve_references(), target)
+    said, kept = config.to_json(indent=2, sort_keys=True) + "\n", folder / "config.json"
+    if kept.exists() and kept.read_text() != said:
+        raise ConfigError(f"{folder} has DP-SGD with another configuration; use another --workdir")
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write(kept, said)
     for seed in range(seeds):
-        path = workdir / f"dpsgd_{target:g}" / f"seed{seed}.jsonl"
+        path = folder / f"seed{seed}.jsonl"
         if not path.exists():
-            config = pointed(base.copy_and_resolve_references(), target)
-            path.parent.mkdir(parents=True, exist_ok=True)
             files.write(path, "".join(json.dumps(line) + "\n" for line in dpsgd.train(config, 0, seed)))
         found.append(json.loads(path.read_text().splitlines()[-1])["accuracy"])
     return found

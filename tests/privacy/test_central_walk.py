@@ -78,5 +78,7 @@ def test_the_attack_exposes_a_quantizer_that_is_not_clipped_again(monkeypatch):
     config, counts = config_of({**fields, "mechanism.gamma": 1.0}), np.full(CLIENTS, 10)
     printed = small_federation.printed(config, counts)
     assert small_federation.lower_bound(config, counts, TRIALS, markers=0.0) <= printed
-    monkeypatch.setattr("cepam_jax.federated.central.bounded", lambda about, decoded, knobs: decoded)
+    monkeypatch.setattr(
+        "cepam_jax.federated.central.bounded", lambda about, decoded, knobs, drawn_alone: decoded
+    )
     assert small_federation.lower_bound(config, counts, TRIALS, markers=0.0) > printed
