@@ -13,6 +13,7 @@ but the radius. A lie has no noise unless the server insists on it, so `noise="k
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,7 @@ def participants(name: str, options: Options) -> int:
     return max(rows, 2 * options.tolerated + 1) if options.before == "mixing" else rows
 
 
-def robust(name: str, **options) -> Aggregator:
+def robust(name: str, **options: Any) -> Aggregator:
     """A robust rule as an aggregator.
 
     Args:

@@ -116,7 +116,9 @@ def plateau(
     .9) of the clients' losses stalls. Those are not released; the power of the aggregate is.
 
     Args:
-      rounds, budget, limits: as for `filtered`.
+      rounds: as for `filtered`.
+      budget: as for `filtered`.
+      **limits: other arguments of `filtered`.
       first: gamma of the first round over that of an even spread of the budget.
       growth: above 1.
     """
@@ -161,7 +163,9 @@ def signal_to_noise(
     """Gamma such that the released power stays a constant multiple of the noise: f^2 goes as 1 / power.
 
     Args:
-      rounds, budget, limits: as for `filtered`.
+      rounds: as for `filtered`.
+      budget: as for `filtered`.
+      **limits: other arguments of `filtered`.
       first: gamma of the first round over that of an even spread of the budget.
       ratio: power over noise; 0: that of the first round.
     """
@@ -216,7 +220,9 @@ def greedy(rounds: int, contraction: float = 0.0, budget: float = 0.0, **limits:
     the model from the optimum, the last noise included, so E<A, next A> = (1 - a) |x|^2 - a E|noise|^2.
 
     Args:
-      rounds, budget, limits: as for `filtered`.
+      rounds: as for `filtered`.
+      budget: as for `filtered`.
+      **limits: other arguments of `filtered`.
       contraction: a, of a round; 0: estimated.
     """
     _check("greedy", contraction=contraction)
