@@ -294,7 +294,7 @@ def test_a_federation_in_python_does_the_same():
         cepam_jax.Federation, task, clients, chain(clip("l2"), mechanisms.sdq()), batch_size=4
     )
     knobs = Knobs(sigma=0.5, clip=1.0, step=0.1)
-    federation = build(knobs=knobs, participants=5, sampling="poisson", server_noise="gaussian")
+    federation = build(knobs=knobs, participants=5, participation="poisson", server_noise="gaussian")
     state = federation.initialize()
     for _ in range(2):
         state, _ = federation.step(state)
@@ -302,6 +302,6 @@ def test_a_federation_in_python_does_the_same():
     assert "counts on the noise that the server adds, and on nobody knowing who was drawn" in text
     assert all(len(entry.drawn) == entry.rounds for entry in federation.ledger.entries)
     with pytest.raises(ConfigError, match="participants is 0; it must be the expected number, from 1 to 19"):
-        build(knobs=knobs, sampling="poisson")
+        build(knobs=knobs, participation="poisson")
     with pytest.raises(ConfigError, match="knob sigma is given, but the mechanism"):
         build(knobs=knobs)
