@@ -68,7 +68,14 @@ SHORT = {
         "--bits=2",
     ],
     "experiments.figures.rate": ["--size=2000", "--seeds=1", "--ratios=1"],
-    "experiments.figures.adaptive": ["--smoke", "--seeds=1", "--lengths=2"],
+    "experiments.figures.adaptive": [
+        "--smoke",
+        "--data=digits",
+        "--partitions=iid",
+        "--budgets=epsilon",
+        "--seeds=1",
+        "--lengths=2",
+    ],
     "experiments.figures.cell_coder": ["--smoke"],
     "experiments.figures.byzantine": ["--smoke", "--rules=mean", "--partitions=iid", "--seeds=1"],
     "experiments.byzantine_tables": [

@@ -8,6 +8,7 @@ import numpy as np
 from cepam_jax.export import artifact, loader, packed, translate
 from cepam_jax.export.predictor import Predictor
 from cepam_jax.export.quantize import Setting, quantize
+from cepam_jax.extras import need
 
 
 class Exporter(NamedTuple):
@@ -56,6 +57,7 @@ def _packed(model: Exporter, weights: dict[str, loader.Weight]) -> bytes:
 
 
 def _jax(model: Exporter, weights: dict[str, loader.Weight]) -> bytes:
+    need("a file for jax.export", "export", "flatbuffers")
     return artifact.artifact(model.predictor.function, weights, model.predictor.example)
 
 

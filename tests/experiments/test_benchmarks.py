@@ -73,8 +73,9 @@ def test_messages_of_large_updates_take_the_memory_of_one_client():
         memory = jax.jit(function).lower(*arguments).compile().memory_analysis()
         return memory.temp_size_in_bytes / 4 / d
 
-    # Training itself needs copies of the model for each client under one vmap; CEPAM adds none to them.
-    assert copies("cepam Z1", 4) - copies("fedavg", 4) < 8
+    # Training itself needs copies of the model for each client under one vmap; CEPAM adds a dozen for the
+    # client whose message is made (two of them to choose the laws of its tensors), and none for each of four.
+    assert copies("cepam Z1", 4) - copies("fedavg", 4) < 12
 
 
 def test_own_times_of_nested_events():

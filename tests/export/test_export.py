@@ -27,6 +27,11 @@ from cepam_jax.tasks.base import TASKS
 from configs import digits, shakespeare
 from experiments import exported
 
+needs_flatbuffers = pytest.mark.skipif(
+    util.find_spec("flatbuffers") is None,
+    reason="jax.export needs flatbuffers: pip install -r requirements-export.txt",
+)
+
 
 def need_runtime():
     if util.find_spec("onnxruntime") is None:
@@ -265,6 +270,7 @@ def test_the_predictor_judges_as_the_task_does(run):
         assert judged[name] == pytest.approx(value, rel=1e-5)
 
 
+@needs_flatbuffers
 def test_the_jax_file_runs_in_a_process_with_jax_alone(run, model, tmp_path):
     inputs = model.predictor.head.inputs_of(run[1].data.test)[:30]
     np.save(tmp_path / "inputs.npy", inputs)
@@ -428,6 +434,7 @@ def command(root, *arguments):
     return done
 
 
+@needs_flatbuffers
 def test_the_command_makes_a_file_and_refuses_in_one_line(run, tmp_path, root):
     file = tmp_path / "model.jax"
     done = command(root, f"--run={run[0]}", "--format=jax", "--bits=8", f"--out={file}")

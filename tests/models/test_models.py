@@ -41,7 +41,8 @@ def test_dropout_is_for_training_only():
 
 def test_unknown_model_and_too_small_images():
     with pytest.raises(
-        ConfigError, match="config.model is 'resnet'; it must be a model for images: 'cnn2', 'cnn3', 'linear'"
+        ConfigError,
+        match="config.model is 'resnet'; it must be a model for images: 'cnn2', 'cnn3', 'cnn_tanh', 'linear'",
     ):
         models.build("resnet", 10)
     with pytest.raises(ConfigError, match="model needs larger images"):

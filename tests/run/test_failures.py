@@ -154,6 +154,7 @@ def test_finite_divergence_writes_null(variant, tmp_path, capsys):
 def test_every_number_of_a_line_is_finite_or_null():
     for value in (np.nan, np.inf, -np.inf):
         each = Report(*[np.array([[value], [1.0]])] * len(Report._fields))
+        each = each._replace(present=None)  # nobody is drawn alone: each place has a participant
         report = RoundReport(np.array([True, True]), each, mechanisms.Knobs(), np.ones(2))
         task = build.program(small(), sources.load_examples("digits").specification).task
         sums = evaluation.Evaluation({name: np.float32(value) for name in ("loss", "accuracy")})

@@ -135,7 +135,7 @@ def test_weights_of_a_failed_round_with_wrong_knobs_are_those_of_the_knobs_that_
     (entry,) = fed.ledger.entries
 
     class Report:
-        ran = np.array([False])
+        ran, opened = np.array([False]), None
         knobs = mechanisms.Knobs(
             **{
                 n: np.broadcast_to(v, (1, 4)).copy()
