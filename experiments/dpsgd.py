@@ -103,7 +103,7 @@ def train(config, held_out: int = 0, seed: int = 0) -> list[dict]:
     evaluate = jax.jit(evaluation.make_evaluate(task, config.evaluation.batch_size))
     keys = jax.random.split(jax.random.key(config.seeds.training + seed), config.rounds)
     params, state, lines = model.params, optimizer.init(model.params), []
-    for part in np.array_split(np.arange(config.rounds), _EVALUATIONS):
+    for part in np.array_split(np.arange(config.rounds), min(_EVALUATIONS, config.rounds)):
         params, state = run(model, params, state, examples, keys[part])
         sums = jax.tree.map(np.asarray, evaluate(model._replace(params=params), tested, None, None).test)
         found = task.summarize(sums, float(number_of(judges)))
