@@ -16,9 +16,8 @@ a configuration is made or checked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -55,7 +54,8 @@ class Field(NamedTuple):
         return self.allowed() if callable(self.allowed) else self.allowed
 
 
-Rule = Callable[[dict[str, Any]], Iterable[tuple[bool, str, str]]]
+Check = tuple[bool, str, str]
+Rule = Callable[[dict[str, Any]], Iterable[Check]]
 
 FIELDS: dict[str, Field] = {}
 _SECTIONS: dict[str, str] = {}
@@ -189,16 +189,20 @@ def _configurations():
 
 def defaults() -> ml_collections.ConfigDict:
     """A configuration with every declared field at its default."""
-    ml_collections = _configurations()
-    config = ml_collections.ConfigDict()
-    for full, field in FIELDS.items():
+    return _nested({full: field.default for full, field in FIELDS.items()})
+
+
+def _nested(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Dotted field names and values as a configuration; the inverse of `flat`."""
+    config = _configurations().ConfigDict()
+    for full, value in fields.items():
         *sections, name = full.split(".")
         place = config
         for section in sections:
             if section not in place:
-                place[section] = ml_collections.ConfigDict()
+                place[section] = type(config)()
             place = place[section]
-        place[name] = field.default
+        place[name] = value
     return config
 
 
@@ -247,17 +251,16 @@ def flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return fields
 
 
-def section(fields: Mapping[str, Any], *names: str) -> SimpleNamespace:
-    """Flat fields of a section as attributes, sections inside it likewise; of several, later ones hold."""
-    found = SimpleNamespace()
-    for name in names:
-        for full in (full for full in fields if full.startswith(f"{name}.")):
-            *inside, last = full.split(".")[1:]
-            place = found
-            for step in inside:
-                place = place.__dict__.setdefault(step, SimpleNamespace())
-            setattr(place, last, fields[full])
-    return found
+def section(fields: Mapping[str, Any], name: str) -> ml_collections.ConfigDict:
+    """A section of flat fields, as a configuration has it."""
+    return _nested({full[len(name) + 1 :]: v for full, v in fields.items() if full.startswith(f"{name}.")})
+
+
+def unread(fields: Mapping[str, Any], section: str, when: str, read: Sequence[str] = ()) -> Iterator[Check]:
+    """Part of a rule: fields of a section that nobody reads, all but `read`, are at their defaults."""
+    for full in (full for full in fields if full.startswith(f"{section}.") and full not in read):
+        default = FIELDS[full].default
+        yield fields[full] == default, full, f"{default!r} {when}"
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -285,10 +288,8 @@ def table() -> str:
     sections: dict[str, list[str]] = {}
     for full, field in FIELDS.items():
         section = full.rpartition(".")[0]
-        line = f"| `{full}` | `{field.default!r}` | {field.help} | {field.words()} |".replace(
-            "|gamma|", "gamma"
-        )
-        sections.setdefault(section, []).append(line)
+        line = f"| `{full}` | `{field.default!r}` | {field.help} | {field.words()} |"
+        sections.setdefault(section, []).append(line.replace("|gamma|", "gamma"))
     pages = []
     for section in sorted(sections, key=bool):  # the top first, the others as they were declared
         lines = sections[section]

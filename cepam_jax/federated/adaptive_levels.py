@@ -192,13 +192,8 @@ def adaquantfl(config) -> Control:
 def _rules(fields):
     if fields["control"] not in ("dadaquant", "adaquantfl"):
         return
-    for name in ("rounds", "bits", "least", "most"):
-        default = settings.FIELDS[f"filter.{name}"].default
-        yield (
-            fields[f"filter.{name}"] == default,
-            f"filter.{name}",
-            f"{default:g} where config.control is {fields['control']!r}, which no filter limits",
-        )
+    why = f"where config.control is {fields['control']!r}, which no filter limits"
+    yield from settings.unread(fields, "filter", why)
     bits = fields["mechanism.name"] in ("clipped", "sdq")
     start = max(knob_values(fields, "bits" if bits else "levels"))
     most = fields["adaptive_levels.most"]

@@ -68,12 +68,7 @@ def broadcast(plan: Plan, state: State, arrays: ClientArrays) -> Broadcast:
         each = Size(*(jnp.full(clients, one) for one in need))
         return Broadcast(flat, state.model, None, need, each)
     shared, training = arrays.shared_key, arrays.training_key
-    keys = Keys(
-        *(
-            jax.random.fold_in(jax.random.fold_in(key, state.round), round_keys.DOWNLINK)
-            for key in (shared, training)
-        )
-    )
+    keys = Keys(*(round_keys.of_round(key, state.round, round_keys.DOWNLINK) for key in (shared, training)))
     received, after, message = plan.downlink.send(state.downlink, flat, keys, state.round, plan.wire)
     received, after, message = jax.tree.map(
         lambda old, new: jnp.where(first, old, new),

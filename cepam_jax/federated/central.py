@@ -75,7 +75,7 @@ def added(plan: Plan, round_number, arrays: ClientArrays, knobs: Knobs, aggregat
     """
     if plan.server_noise is None:
         return aggregate
-    key = jax.random.fold_in(jax.random.fold_in(arrays.training_key, round_number), round_keys.SERVER_NOISE)
+    key = round_keys.of_round(arrays.training_key, round_number, round_keys.SERVER_NOISE)
     size = Knobs(sigma=deviation(plan, arrays, knobs, report))
     return add_noise(plan.server_noise).forward(Keys(key, key), aggregate, size)[0]
 

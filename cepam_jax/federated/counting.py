@@ -70,4 +70,4 @@ def share_within(
 
 def key_of(training_key: jax.Array, number: jax.Array) -> jax.Array:
     """Key of the server's noise in a round int32[]."""
-    return jax.random.fold_in(jax.random.fold_in(training_key, number), round_keys.COUNT)
+    return round_keys.of_round(training_key, number, round_keys.COUNT)

@@ -26,7 +26,6 @@ way up.
 """
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -129,9 +128,10 @@ settings.declare(
 )
 
 
-def _steps_of(fields) -> SimpleNamespace:
+def _steps_of(fields) -> Any:
     """What builds the downlink's mechanism: its own fields, and those of the uplink that it has none of."""
-    found = settings.section(fields, "mechanism", "downlink")
+    found = settings.section(fields, "mechanism")
+    found.update(settings.section(fields, "downlink"))
     found.clip, found.scales = "none", "own"
     return found
 
@@ -145,10 +145,8 @@ def _rules(fields):
         "'sent' where config.init names a run to begin with: its model follows from no seed",
     )
     if name == "none":
-        for full, field in settings.FIELDS.items():
-            if full.startswith("downlink.") and full not in ("downlink.name", "downlink.start"):
-                unread = f"{field.default!r} where config.downlink.name is 'none': nobody reads it"
-                yield fields[full] == field.default, full, unread
+        why = "where config.downlink.name is 'none': nobody reads it"
+        yield from settings.unread(fields, "downlink", why, read=("downlink.name", "downlink.start"))
         return
     yield from rules_of_steps(fields, "downlink")
     steps = _steps_of(fields)

@@ -36,13 +36,9 @@ def facts_of(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, repor
         client=clients,
         examples=arrays.counts[clients].astype(jnp.float32),
         noise=d * jnp.square(each),
-        key=_key(arrays.shared_key, state, round_keys.PUBLIC),
+        key=round_keys.of_round(arrays.shared_key, state.round, round_keys.PUBLIC),
         taken=taken,
     )
-
-
-def _key(root, state: State, tag):
-    return jax.random.fold_in(jax.random.fold_in(root, state.round), tag)
 
 
 def gather(
@@ -178,7 +174,7 @@ def _lied(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, updates,
     seen = Seen(
         updates=updates,
         lies=lies,
-        key=_key(arrays.training_key, state, round_keys.LIARS),
+        key=round_keys.of_round(arrays.training_key, state.round, round_keys.LIARS),
         limits=limits,
         norm=lambda one: admission.norm(about, one),
         aggregate=aggregate,

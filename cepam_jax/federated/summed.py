@@ -147,7 +147,7 @@ def check_memory(about: About, remembers: bool) -> None:
 
 def common_key(arrays: ClientArrays, state: State) -> jax.Array:
     """Key of what all participants of a round share: the rotation."""
-    return jax.random.fold_in(jax.random.fold_in(arrays.shared_key, state.round), round_keys.COMMON)
+    return round_keys.of_round(arrays.shared_key, state.round, round_keys.COMMON)
 
 
 def start(plan: Plan) -> Totals:
@@ -228,7 +228,7 @@ def _arrives(lost: float, arrays: ClientArrays, state: State, client) -> jax.Arr
     """f32[], 1 where a client's message arrives: drawn for each client and round, whatever its update."""
     if lost == 0:
         return jnp.float32(1)
-    key = jax.random.fold_in(jax.random.fold_in(arrays.training_key, state.round), round_keys.LOST)
+    key = round_keys.of_round(arrays.training_key, state.round, round_keys.LOST)
     return (jax.random.uniform(jax.random.fold_in(key, client)) >= lost).astype(jnp.float32)
 
 

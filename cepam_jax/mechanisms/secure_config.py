@@ -1,7 +1,5 @@
 """Secure sums in a configuration: their settings, and what does not go with them and why."""
 
-from types import SimpleNamespace
-
 from cepam_jax import settings
 from cepam_jax.mechanisms.registry import Entry, register
 from cepam_jax.mechanisms.secure_sum import LEAST_CELLS, MOST_CELLS, secure_sum
@@ -75,11 +73,7 @@ def _rules(fields):
         "'secure_sum': nobody else is said to collude",
     )
     if name not in _NAMES:
-        for full in (
-            f"mechanism.secure.{field}" for field in ("survivors", "colluders", "cells", "wrap", "lost")
-        ):
-            default = settings.FIELDS[full].default
-            yield fields[full] == default, full, f"{default:g} unless config.mechanism.name is 'secure_sum'"
+        yield from settings.unread(fields, "mechanism.secure", "unless config.mechanism.name is 'secure_sum'")
         return
     yield (
         fields["control"] != "quantile_clip",
@@ -104,15 +98,10 @@ def _rules(fields):
     )
 
 
-def _options(section) -> dict:
-    """The fields of config.mechanism.secure, of a configuration or of its flat fields."""
-    return vars(section) if isinstance(section, SimpleNamespace) else dict(section)
-
-
 register(
     "secure_sum",
     Entry(
-        lambda c, coder, shapes: secure_sum(**_options(c.secure)),
+        lambda c, coder, shapes: secure_sum(**c.secure),
         range_by=lambda settings: "gamma",
     ),
     # No instances: the laws of `base` are those of single messages. Its own are in tests of sums.

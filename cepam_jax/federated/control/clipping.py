@@ -42,22 +42,11 @@ settings.declare(
 def _rules(fields):
     """Settings that nobody reads are errors; so is a clip that is not there."""
     chosen = fields["control"] == "quantile_clip"
-    for name in ("quantile", "rate", "noise"):
-        full = f"quantile_clip.{name}"
-        default = settings.FIELDS[full].default
-        yield (
-            chosen or fields[full] == default,
-            full,
-            f"{default:g} unless config.control is 'quantile_clip'",
-        )
-    for name in ("rounds", "bits", "least", "most"):
-        full = f"filter.{name}"
-        default = settings.FIELDS[full].default
-        yield (
-            not chosen or fields[full] == default,
-            full,
-            f"{default:g} where config.control is 'quantile_clip', which leaves gamma as it is",
-        )
+    if chosen:
+        why = "where config.control is 'quantile_clip', which leaves gamma as it is"
+        yield from settings.unread(fields, "filter", why)
+    else:
+        yield from settings.unread(fields, "quantile_clip", "unless config.control is 'quantile_clip'")
     yield (
         not chosen or fields["mechanism.clip"] != "none",
         "mechanism.clip",

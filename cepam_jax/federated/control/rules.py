@@ -58,20 +58,11 @@ def _rules(fields):
     """Settings that nobody reads are errors."""
     rule = fields["control"]
     for name in ("plateau", "signal_to_noise", "greedy"):
-        for full in (full for full in fields if full.startswith(f"{name}.")):
-            default = settings.FIELDS[full].default
-            yield (
-                fields[full] == default or rule == name,
-                full,
-                f"{default} unless config.control is {name!r}",
-            )
-    for full in ("filter.rounds", "filter.bits", "filter.least", "filter.most"):
-        default = settings.FIELDS[full].default
-        yield (
-            fields[full] == default or rule != "schedule",
-            full,
-            f"{default} where config.control is 'schedule', which no filter is needed for",
-        )
+        if rule != name:
+            yield from settings.unread(fields, name, f"unless config.control is {name!r}")
+    if rule == "schedule":
+        why = "where config.control is 'schedule', which no filter is needed for"
+        yield from settings.unread(fields, "filter", why)
     yield (
         rule not in ("plateau", "signal_to_noise", "greedy")
         or fields["privacy.target_epsilon"] == 0
