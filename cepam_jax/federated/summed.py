@@ -19,10 +19,9 @@ from cepam_jax.federated.broadcast import Broadcast
 from cepam_jax.federated.local import Trained
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
-from cepam_jax.federated.uplink import MECHANISM, VALID, failure_code, time_of
+from cepam_jax.federated.uplink import MECHANISM, VALID, failure_code, reported
 from cepam_jax.mechanisms import About, Knobs
 from cepam_jax.mechanisms.blocks import INVALID
-from cepam_jax.mechanisms.transforms import l2_norm
 from cepam_jax.wire.transmission import transmit
 
 
@@ -205,21 +204,8 @@ def send(
     code = jnp.where(jnp.isfinite(update).all(), code, client)
     clipped = mechanism.reference(update, own)
     length = mechanism.bits(keys.shared, message, own)
-    report = Report(
-        client=client,
-        loss=trained.loss,
-        bits=length,
-        bytes=size,
-        down_bits=sent.need.bits[client],
-        down_bytes=sent.need.bytes[client],
-        norm=l2_norm(update),
-        clipped_norm=l2_norm(clipped),
-        signal=jnp.sum(jnp.square(clipped)),
-        noise=d * jnp.mean(mechanism.variance(update, own)),
-        weight=arrived,
-        lies=None if arrays.liars is None else arrays.liars[client].astype(jnp.float32),
-        seconds=time_of(plan, arrays, client, sent.need, length, size)[0],
-    )
+    report = reported(plan, arrays, client, trained, sent, (update, clipped), (length, size))
+    report = report._replace(noise=d * jnp.mean(mechanism.variance(update, own)), weight=arrived)
     code = jnp.where(arrived > 0, code, VALID)  # nobody sees what did not arrive
     return Message(totals, arrived, trained.weight, code, report, trained.state)
 

@@ -87,7 +87,6 @@ def send(
       sent: Broadcast of the round.
     """
     mechanism = plan.mechanism
-    measure = l1_norm if mechanism.about.clip == "l1" else l2_norm
     _, keys = client_keys(arrays, state.round, client)
     knobs = jax.tree.map(lambda knob: knob[client], knobs)._replace(scale=state.scale)
     update, finite = trained.update, jnp.isfinite(trained.update).all()
@@ -119,26 +118,13 @@ def send(
     extra_bits += counting.VOTE_BITS if plan.control.count_noise is not None else 0
     bits = mechanism.bits(keys.shared, message, knobs) + extra_bits
     size = size + -(-extra_bits // 8) if plan.wire else jnp.int32(0)
-    seconds, late = time_of(plan, arrays, client, sent.need, bits, size)
-    report = Report(
-        client=client,
-        loss=trained.loss,
-        bits=bits,
-        bytes=size,
-        down_bits=sent.need.bits[client],
-        down_bytes=sent.need.bytes[client],
-        norm=measure(update),
-        clipped_norm=measure(clipped),
-        signal=jnp.sum(jnp.square(clipped)),
+    report = reported(plan, arrays, client, trained, sent, (update, clipped), (bits, size))
+    report = report._replace(
         noise=jnp.sum(error),
-        weight=jnp.float32(1),
-        lies=None if arrays.liars is None else arrays.liars[client].astype(jnp.float32),
         admitted=None if taken is None else taken.astype(jnp.float32),
-        seconds=seconds,
-        late=late,
         peak=_peak(mechanism, base + update),
     )
-    received = decoded if late is None else decoded * (1 - late)
+    received = decoded if report.late is None else decoded * (1 - report.late)
     lost, kept = None if state.memory is None else update - received, trained.state
     if plan.false_alarm is not None:  # of what is not finite nothing is kept
         before = jax.tree.map(lambda a: a[client], (state.memory, state.local))
@@ -146,7 +132,36 @@ def send(
     return Sent(decoded, tensor_means(error, plan.segments), trained.weight, code, report, lost, kept)
 
 
-def time_of(plan: Plan, arrays: ClientArrays, client, need, bits, size):
+def reported(plan: Plan, arrays: ClientArrays, client, trained: Trained, sent: Any, updates, size) -> Report:
+    """What is reported of a participant, whatever becomes of its message; its error is still to be added.
+
+    Args:
+      plan, arrays, client, trained, sent: as for `send`.
+      updates: (the update f32[d] before clipping, and after it).
+      size: (ideal code length f32[] of its message, real length int32[]).
+    """
+    measure = l1_norm if plan.mechanism.about.clip == "l1" else l2_norm
+    (update, clipped), (bits, length) = updates, size
+    seconds, late = _time_of(plan, arrays, client, sent.need, bits, length)
+    return Report(
+        client=client,
+        loss=trained.loss,
+        bits=bits,
+        bytes=length,
+        down_bits=sent.need.bits[client],
+        down_bytes=sent.need.bytes[client],
+        norm=measure(update),
+        clipped_norm=measure(clipped),
+        signal=jnp.sum(jnp.square(clipped)),
+        noise=jnp.float32(0),
+        weight=jnp.float32(1),
+        lies=None if arrays.liars is None else arrays.liars[client].astype(jnp.float32),
+        seconds=seconds,
+        late=late,
+    )
+
+
+def _time_of(plan: Plan, arrays: ClientArrays, client, need, bits, size):
     """(seconds until a message arrives, f32 of 1 where that is after a deadline); None where not asked for.
 
     Under a quorum nobody is late before the last has sent: see `spread`.

@@ -36,8 +36,8 @@ from cepam_jax.data import sources
 from cepam_jax.federated.rounds import make_round
 from cepam_jax.mechanisms import Knobs, Mechanism
 from cepam_jax.mechanisms.base import About, Code, Message
+from cepam_jax.privacy import within_client
 from cepam_jax.run import evaluation
-from cepam_jax.theory import within_client
 from experiments import cli, output
 from experiments.output import Claim
 from experiments.paired import (

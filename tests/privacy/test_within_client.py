@@ -8,7 +8,7 @@ from dp_accounting import dp_event
 from dp_accounting.pld import pld_privacy_accountant
 
 from cepam_jax.errors import ConfigError
-from cepam_jax.theory import within_client
+from cepam_jax.privacy import within_client
 
 
 def test_the_chance_of_being_drawn():

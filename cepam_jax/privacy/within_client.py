@@ -11,16 +11,17 @@ at all with probability p = 1 - (1 - 1/n)^m, and a pair (epsilon~, delta~) of th
 arXiv 1807.01647, theorem 10; the update is clipped as a whole, so that an example which comes more than once
 moves it no farther than one that comes once).
 
-These are statements about one round. Nothing in this project's privacy reports rests on them: `privacy`
-composes over rounds, at the level of clients. They are here to read published epsilons with.
+These are statements about one round. Nothing in this project's privacy reports rests on them: those
+compose over rounds, at the level of clients. They are here to read published epsilons with.
 """
 
 import math
 
+import dp_accounting
 import numpy as np
-from scipy import special
 
 from cepam_jax.errors import require
+from cepam_jax.privacy import releases
 
 
 def chance(examples: int, draws: int) -> float:
@@ -66,16 +67,14 @@ def says_nothing(delta: float, probability: float) -> bool:
 
 
 def gaussian_delta(epsilon: float, multiplier: float) -> float:
-    """The exact delta of Gaussian noise of one release (Balle, Wang, arXiv 1805.06530, theorem 8).
+    """The exact delta of Gaussian noise of one release.
 
     Args:
       epsilon: not negative.
       multiplier: deviation of the noise over the sensitivity, above 0.
     """
     require(multiplier > 0, "multiplier", multiplier, "above 0")
-    a, b = 0.5 / multiplier, epsilon * multiplier
-    # exp(epsilon) Phi(-a - b) in logarithms: its factors overflow and vanish, their product does neither.
-    return float(special.ndtr(a - b) - math.exp(epsilon + special.log_ndtr(-a - b)))
+    return float(releases.gaussian_delta(epsilon, 1 / multiplier))
 
 
 def gaussian_epsilon(delta: float, multiplier: float) -> float:
@@ -86,15 +85,8 @@ def gaussian_epsilon(delta: float, multiplier: float) -> float:
       multiplier: deviation of the noise over the sensitivity, above 0.
     """
     require(delta > 0, "delta", delta, "above 0")
-    if gaussian_delta(0.0, multiplier) <= delta:
-        return 0.0
-    low, high = 0.0, 1.0
-    while gaussian_delta(high, multiplier) > delta:
-        low, high = high, 2 * high
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (low, middle) if gaussian_delta(middle, multiplier) <= delta else (middle, high)
-    return high
+    require(multiplier > 0, "multiplier", multiplier, "above 0")
+    return float(dp_accounting.get_epsilon_gaussian(multiplier, delta))
 
 
 def round_epsilon(delta: float, multiplier: float, probability: float) -> float:
