@@ -28,7 +28,9 @@ def parameters(law: jax.Array, lengths: Sequence[int]) -> tuple[jax.Array, jax.A
     """
     table = jnp.asarray(PARTS)[law]
     spread = [
-        jnp.concatenate([jnp.zeros(0)] + [jnp.full((n,), table[i, part]) for i, n in enumerate(lengths)])
+        jnp.concatenate(
+            [jnp.zeros(0, jnp.float32)] + [jnp.full((n,), table[i, part]) for i, n in enumerate(lengths)]
+        )
         for part in range(3)
     ]
     return spread[0], spread[1], spread[2]
