@@ -147,6 +147,7 @@ def noise(data):
         verdict(all_of(states.values()), f.seeds, True in states.values()),
         f"before the rule: {f.before}; mean over {len(f.attacks)} attacks of {f.liars} liars and none; "
         f"{tests} bounds of paired t tests",
+        "uplink; the server is trusted, clients are not",
     )
     text = f"{data}, before the rule: {f.before}\n\n"
     text += markdown(["rule", "attack", "noise ignored", "noise known", "points gained"], rows)

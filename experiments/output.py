@@ -25,6 +25,11 @@ _START = time.monotonic()
 # anything. `experiments.paired` says what it takes to show something.
 VERDICTS = ("holds", "holds in part", "does not hold", "not decided", "not tested")
 
+# What the last column of a claim says, where it says what most of them do.
+SERVER_TRUSTED = "the server is trusted; uplink"
+NO_PRIVACY = "no claim about privacy; uplink"
+CLAIM_HEADER = ("source", "claim", "measured", "verdict", "why", "trust")
+
 
 class Claim(NamedTuple):
     """A sentence of a paper beside a measurement.
@@ -35,6 +40,7 @@ class Claim(NamedTuple):
       measured: what came out, with its spread and the number of seeds.
       verdict: one of `VERDICTS`.
       why: what the verdict rests on.
+      trust: whom the clients trust, and which direction of traffic was counted.
     """
 
     source: str
@@ -42,6 +48,7 @@ class Claim(NamedTuple):
     measured: str
     verdict: str
     why: str
+    trust: str
 
 
 def define_workdir():
@@ -91,5 +98,4 @@ def save(text: str, rows: list[dict], figure=None, claims: list[Claim] = ()) -> 
 
 def claims_table(claims) -> str:
     """Claims in Markdown."""
-    header = ["arXiv", "claim", "measured", "verdict", "why"]
-    return markdown(header, [list(claim) for claim in claims])
+    return markdown(list(CLAIM_HEADER), [list(claim) for claim in claims])

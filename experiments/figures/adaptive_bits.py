@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import cli, output
-from experiments.output import Claim
+from experiments.output import NO_PRIVACY, Claim
 from experiments.paired import (
     MARGIN,
     TOGETHER,
@@ -108,6 +108,7 @@ def claims(data: str, results: dict) -> list[Claim]:
                     verdict(all_of([fewer, same]), len(loss), part),
                     f"at least {GAINS[0]} times and at most {MARGIN} points; 2 bounds of paired t tests, "
                     + TOGETHER,
+                    NO_PRIVACY,
                 )
             )
     return found

@@ -181,6 +181,7 @@ def claim_of(data, partition, trade, seeds) -> Claim:
         verdict(state, seeds, bool(named["kept"])),
         f"{2 * sum(map(len, named.values()))} bounds of paired t tests; the best rule is chosen by the same "
         "runs",
+        "uplink; the server is trusted, clients are not",
     )
 
 

@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from cepam_jax.errors import ConfigError
 from experiments import cli, output
-from experiments.output import Claim
+from experiments.output import NO_PRIVACY, Claim
 from experiments.paired import TOGETHER, above, all_of, any_of, bounds, in_points, points, spread, verdict
 from experiments.runs import train_all
 from experiments.tables import markdown
@@ -105,6 +105,7 @@ def claims(data: str, found, bits, seeds: int) -> list[Claim]:
             "; ".join(f"{width} bits {text(pair)}" for width, pair in near.items()) + f"; {seeds} seeds",
             verdict(all_of(close), seeds, any_of(close)),
             f"near: at most one point below float32; {rule}",
+            NO_PRIVACY,
         ),
         Claim(
             "2405.13365",
@@ -112,6 +113,7 @@ def claims(data: str, found, bits, seeds: int) -> list[Claim]:
             "; ".join(f"{width} bits {text(pair)}" for width, pair in gain.items()) + f"; {seeds} seeds",
             verdict(all_of(better), seeds, any_of(better)),
             f"at least two points; {rule}",
+            NO_PRIVACY,
         ),
     ]
 

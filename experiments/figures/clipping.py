@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from cepam_jax.run import ledger
 from experiments import cli, output
-from experiments.output import Claim
+from experiments.output import SERVER_TRUSTED, Claim
 from experiments.paired import (
     MARGIN,
     TOGETHER,
@@ -101,6 +101,7 @@ def claims_of(rows: list[dict]) -> list[Claim]:
                 verdict(all_of(states), seeds),
                 f"best fixed clip: {best['start']:g}; at most {MARGIN:g} points from each start; "
                 f"{len(states)} bounds of paired t tests, {TOGETHER}",
+                f"{SERVER_TRUSTED}; epsilon against the released model",
             )
         )
     return found

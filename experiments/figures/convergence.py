@@ -23,7 +23,7 @@ from cepam_jax.errors import require
 from cepam_jax.privacy import accounting, releases
 from cepam_jax.theory import convergence as theory
 from experiments import cli, convex, output
-from experiments.output import Claim
+from experiments.output import NO_PRIVACY, Claim
 from experiments.paired import TOGETHER, all_of, below, bounds, verdict
 from experiments.plots import style
 from experiments.tables import markdown
@@ -196,6 +196,7 @@ def claims_of(rows: list[dict], floor: dict) -> list[Claim]:
             f"largest mean over its bound: {highest:.2g}; {seeds} seeds",
             verdict(state, seeds),
             f"{len(pairs)} rounds of {len(rows)} runs, and floors; bounds of t tests {TOGETHER}",
+            NO_PRIVACY,
         )
     ]
     by_seed = slopes(floor["sigma"], np.array(floor["measured"]).T)
@@ -214,6 +215,7 @@ def claims_of(rows: list[dict], floor: dict) -> list[Claim]:
             f"exponents of gamma + t: {growth[0].mean():+.2f} and {growth[1].mean():+.2f}; {seeds} seeds",
             verdict(True if all(states) else False if opposite else None, seeds),
             f"from a fifth of the rounds on; two bounds of t tests, {TOGETHER}",
+            NO_PRIVACY,
         )
     )
     return found
@@ -229,6 +231,7 @@ def _exponent(claim: str, by_seed: np.ndarray, expected: float) -> Claim:
         f"exponent {by_seed.mean():+.3f} ({low:+.3f} to {high:+.3f}); {len(by_seed)} seeds",
         verdict(True if inside else False if outside else None, len(by_seed)),
         f"within {WITHIN:g} of {expected:+g}; two bounds of t tests over seeds, {TOGETHER}",
+        NO_PRIVACY,
     )
 
 

@@ -137,6 +137,7 @@ def claims_of(rows: list[dict]) -> list[output.Claim]:
                 f"{chosen['loss'] - whole['loss']:+.4f} nats; 1 run",
                 "holds" if holds else "does not hold",
                 f"the packed file of --rate={CHOSEN}, all test examples",
+                "sizes alone",
             )
         )
     return found

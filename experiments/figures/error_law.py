@@ -91,6 +91,7 @@ def claim_of(rows: list[dict], size: int) -> Claim:
         verdict,
         f"measurements show closeness, not exactness: within {_MARGIN:g} counts as holding, a p-value below "
         f"{FALSE_ALARMS:g} / {tests} as refuted; bounds {TOGETHER}; up to 32-bit numbers",
+        "decoded updates: the server is trusted",
     )
 
 

@@ -28,7 +28,7 @@ from cepam_jax.run import build, training
 from cepam_jax.run.evaluation import make_evaluate
 from configs import graphs
 from experiments import cli, output
-from experiments.output import Claim
+from experiments.output import NO_PRIVACY, SERVER_TRUSTED, Claim
 from experiments.paired import (
     above,
     all_of,
@@ -171,6 +171,7 @@ def near_published(data: str, row: dict) -> Claim:
         f"{len(values)} seeds",
         verdict(state, len(values)),
         "mean within one published deviation; 2 bounds of t tests, together at 5 %",
+        NO_PRIVACY,
     )
 
 
@@ -187,6 +188,7 @@ def claims_of(data: str, rows: list[dict]) -> list[Claim]:
             f"points gained: {points(*pair)}; {seeds} seeds",
             verdict(above(in_points(*pair), 0.0), seeds),
             "a paired t test at 5 %",
+            NO_PRIVACY,
         )
     )
     if data in MAJORITY:
@@ -198,6 +200,7 @@ def claims_of(data: str, rows: list[dict]) -> list[Claim]:
                 f"{values.mean():.1f} ± {deviation(values):.1f} %; {seeds} seeds",
                 verdict(above(values, MAJORITY[data]), seeds),
                 "a t test at 5 %",
+                NO_PRIVACY,
             )
         )
     noisy = [row for row in rows if row["method"].startswith("gamma")]
@@ -215,6 +218,7 @@ def claims_of(data: str, rows: list[dict]) -> list[Claim]:
             f"{'; '.join(said)}; {seeds} seeds",
             verdict(any_of(states), seeds),
             f"{len(noisy)} bounds of paired t tests, together at 5 %; bytes counted",
+            SERVER_TRUSTED,
         )
     )
     return claims

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from cepam_jax.errors import require
 from experiments import cli, output
-from experiments.output import Claim
+from experiments.output import SERVER_TRUSTED, Claim
 from experiments.paired import MARGIN, deviation, differences, in_points, spread, verdict
 from experiments.plots import style
 from experiments.runs import accuracies, config_of, define_training_flags, mean_of, settings_text, train_all
@@ -36,6 +36,7 @@ def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
             f"points more than {rows[0]['lattice']}: {compared.measured}; {seeds} seeds",
             verdict(compared.state, seeds),
             compared.why,
+            SERVER_TRUSTED,
         )
     ]
 

@@ -187,6 +187,7 @@ def models_text(rows, measured, coordinates: dict[str, int], clients: int) -> tu
                 f"in that time the closed form trains one of {found:,.0f} ({100 * off:+.1f} %)",
                 "holds" if abs(off) < 0.1 else "does not hold",
                 "within 10 %: what tensors have of their own, such as ranges, differs from model to model",
+                "the server is trusted; both directions",
             )
         )
     return table, claims
@@ -226,6 +227,7 @@ def goals(rows) -> list[Claim]:
                 f"{points(two['accuracy'], one['accuracy'])} points; {seeds} seeds",
                 _verdict(high <= 0.5, low > 0.5, seeds),
                 f"at most {high:+.2f} points lost, a bound at 95 %",
+                "the server is trusted; both directions",
             )
         )
     return claims
@@ -251,6 +253,7 @@ def _factor(text: str, ratios, least: float, seeds: int) -> Claim:
         measured,
         _verdict(low >= math.log(least), high < math.log(least), seeds),
         f"at least {math.exp(low):.4g} times, a bound at 95 % of the mean logarithm",
+        "the server is trusted; both directions",
     )
 
 
@@ -269,6 +272,7 @@ def payloads() -> tuple[str, list[Claim]]:
         f"{size / 1e9:.2f} GB in float32, which is {size / 2**30:.2f} GiB",
         "holds" if abs(size / 2**30 - 5.58) < 0.02 else "does not hold",
         "counted, in units of 2^30 bytes",
+        "sizes alone",
     )
     return table, [claim]
 

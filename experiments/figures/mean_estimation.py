@@ -18,7 +18,7 @@ from scipy import stats
 from cepam_jax import mechanisms
 from cepam_jax.mechanisms import Keys, Knobs
 from experiments import cli, output
-from experiments.output import Claim
+from experiments.output import NO_PRIVACY, Claim
 from experiments.paired import FALSE_ALARMS, TOGETHER, all_of, verdict
 from experiments.tables import markdown
 
@@ -183,6 +183,7 @@ def claims(values, reports, found, repeats: int) -> list[Claim]:
             f"largest upper confidence limit of an error over its bound: {highest:.2f}; {repeats} draws",
             verdict(state, repeats),
             f"{len(found)} settings, one family of vectors; confidence bounds {TOGETHER}",
+            NO_PRIVACY,
         ),
         Claim(
             "1610.05492",
@@ -193,6 +194,7 @@ def claims(values, reports, found, repeats: int) -> list[Claim]:
             f"holds if half of the draws stay within .05 from user {_ABOUT_200} on, in part if within .1; "
             f"confidence bounds {TOGETHER}; one bit of a user has a deviation near .8, so the mean of 200 "
             "is still some .06 off",
+            NO_PRIVACY,
         ),
     ]
 

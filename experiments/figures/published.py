@@ -39,7 +39,7 @@ from cepam_jax.mechanisms.base import About, Code, Message
 from cepam_jax.privacy import within_client
 from cepam_jax.run import evaluation
 from experiments import cli, output
-from experiments.output import Claim
+from experiments.output import SERVER_TRUSTED, Claim
 from experiments.paired import (
     MARGIN,
     TOGETHER,
@@ -322,6 +322,7 @@ def claims_of(name: str, found: dict, seeds: int) -> list[Claim]:
             f"{text(exact)}; {seeds} seeds",
             verdict(any_of(above(values, MARGIN, 6) for values in exact.values()), seeds),
             f"holds if one n is ahead by more than {MARGIN:g} points; 6 bounds of paired t tests, {TOGETHER}",
+            SERVER_TRUSTED,
         ),
         Claim(
             "hypothesis",
@@ -329,6 +330,7 @@ def claims_of(name: str, found: dict, seeds: int) -> list[Claim]:
             f"{text(flawed)}; {seeds} seeds",
             verdict(any_of(above(values, 0, 6) for values in flawed.values()), seeds),
             f"holds if one n is ahead; 6 bounds of paired t tests, {TOGETHER}",
+            SERVER_TRUSTED,
         ),
         Claim(
             "hypothesis",
@@ -336,6 +338,7 @@ def claims_of(name: str, found: dict, seeds: int) -> list[Claim]:
             f"{equal.measured}; {seeds} seeds",
             verdict(equal.state, seeds),
             equal.why,
+            SERVER_TRUSTED,
         ),
     ]
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator
 
 from cepam_jax.errors import require
 from experiments import cli, output
-from experiments.output import Claim
+from experiments.output import SERVER_TRUSTED, Claim
 from experiments.paired import MARGIN, below, deviation, differences, points, spread, verdict
 from experiments.plots import style
 from experiments.runs import accuracies, config_of, define_training_flags, mean_of, settings_text, train_all
@@ -64,6 +64,7 @@ def claims_of(data: str, rows: list[dict]) -> list[Claim]:
             f"points gained: {same.measured}; {seeds} seeds",
             verdict(same.state, seeds),
             same.why,
+            SERVER_TRUSTED,
         ),
         Claim(
             "this project",
@@ -71,6 +72,7 @@ def claims_of(data: str, rows: list[dict]) -> list[Claim]:
             f"saved: {', '.join(saved)}; {seeds} seeds",
             verdict(fewer, seeds),
             f"{len(gammas)} bounds of paired t tests",
+            SERVER_TRUSTED,
         ),
     ]
 

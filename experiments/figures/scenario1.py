@@ -14,7 +14,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import cli, output
-from experiments.output import Claim
+from experiments.output import SERVER_TRUSTED, Claim
 from experiments.paired import (
     TOGETHER,
     above,
@@ -148,6 +148,7 @@ def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
             "holds if one gamma loses at most 3 points at equal rounds, saves 80 % and has FedAvg's accuracy "
             "less one point in at most 15 % more rounds (in brackets: points beyond that at 15 %); "
             f"{tests} bounds of paired t tests, {TOGETHER}; uplink bits by ideal code length",
+            SERVER_TRUSTED,
         )
     ]
 

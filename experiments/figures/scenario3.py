@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from cepam_jax.errors import require
 from experiments import cli, output
-from experiments.output import Claim
+from experiments.output import SERVER_TRUSTED, Claim
 from experiments.paired import MARGIN, deviation, losses, spread, verdict, with_error
 from experiments.plots import style
 from experiments.runs import accuracies, config_of, define_training_flags, mean_of, settings_text, train_all
@@ -78,6 +78,7 @@ def claims_of(data: str, rows: list[dict], first: int = 0) -> list[Claim]:
             + (f", from seed {first} on" if first else ""),
             verdict(found.state, seeds),
             found.why,
+            SERVER_TRUSTED,
         )
     ]
 

@@ -1,5 +1,7 @@
 """What the figures compute, on small settings; that their commands run is tested by tests/test_docs.py."""
 
+import base64
+import html.parser
 import itertools
 import json
 import math
@@ -11,13 +13,14 @@ import numpy as np
 import pytest
 from conftest import check_figure
 
+from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import Keys
 from cepam_jax.mechanisms import lattices as lattice_table
 from cepam_jax.run.config import validate
 from cepam_jax.theory import rate as theory
 from configs import authors
 from experiments import output, paired, tables
-from experiments.figures import __main__ as reports
+from experiments import report as reports
 from experiments.figures import (
     clipped,
     convergence,
@@ -122,12 +125,15 @@ def test_a_figure_that_fails_is_named_and_the_others_are_made(tmp_path, root):
     assert "](inversion/figure.png)" in report
 
 
-def test_the_report_has_all_folders(tmp_path):
-    """Figures made one by one, the same one in two settings among them."""
+PNG = b"\x89PNG not really"
+
+
+def finished_figures(tmp_path):
+    """Two folders of one figure, in two settings."""
     for folder, data in (("gamma", "mnist"), ("gamma_cifar10", "cifar10")):
         (tmp_path / folder).mkdir()
         claim = output.Claim(
-            "2601.10701", f"{data}: large gamma loses nothing", "2 points", "does not hold", ""
+            "2601.10701", f"{data}: large gamma loses nothing", "2 points", "does not hold", "", "nobody"
         )
         run = {
             "figure": "gamma",
@@ -141,8 +147,17 @@ def test_the_report_has_all_folders(tmp_path):
         }
         (tmp_path / folder / "claims.json").write_text(json.dumps([claim._asdict()]))
         (tmp_path / folder / "run.json").write_text(json.dumps(run))
-        (tmp_path / folder / "table.md").write_text(f"numbers of {data}\n")
-    text = reports.report(tmp_path, {})
+        (tmp_path / folder / "table.md").write_text(
+            f"numbers of {data}\n\n| a | b |\n| --- | --- |\n| <b> | 2 |\n"
+        )
+        (tmp_path / folder / "figure.png").write_bytes(PNG)
+
+
+def test_the_report_has_all_folders(tmp_path):
+    """Figures made one by one, the same one in two settings among them."""
+    finished_figures(tmp_path)
+    reports.write(tmp_path, {}, {})
+    text = (tmp_path / "report.md").read_text()
     assert text.count("## The gamma curve") == 2 and "(gamma_cifar10)" in text
     assert "61 seconds" in text and "2026-01-02, Python 3.11, jax 0.10." in text
     for data in ("mnist", "cifar10"):
@@ -442,3 +457,60 @@ def test_names_of_the_authors_settings(name, message):
         "l1",
     )
     validate(config)
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that elements are closed, and collects attributes and text."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.attributes, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += attrs
+        if tag not in ("meta", "img", "br", "hr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_needs_no_other_file_and_interprets_nothing(tmp_path):
+    finished_figures(tmp_path)
+    claims = tmp_path / "gamma" / "claims.json"
+    given = json.loads(claims.read_text())
+    given[0]["measured"] = "<script>alert(1)</script>"
+    del given[0]["trust"]  # as of the first release
+    claims.write_text(json.dumps(given))
+    reports.write(tmp_path, {"rate": ["-m", "experiments.figures.rate"]}, {"rate": "no <space> left"})
+    page = Page()
+    page.feed((tmp_path / "report.html").read_text())
+    assert page.open == []
+    for name, value in page.attributes:
+        if name == "src":
+            assert value == "data:image/png;base64," + base64.b64encode(PNG).decode()
+        elif name == "href":
+            assert value.startswith(("#", "https://arxiv.org/abs/2601.10701"))
+    anchors = {value for name, value in page.attributes if name == "id"}
+    assert {value[1:] for name, value in page.attributes if name == "href" and value[0] == "#"} == anchors
+    assert len(anchors) == 2 and sum(name == "src" for name, _ in page.attributes) == 2
+    for text in (
+        "<script>alert(1)",
+        "not said",
+        "nobody",
+        "2 claims: 2 does not hold",
+        "no <space> left",
+        "<b>",
+    ):
+        assert text in page.text
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", '{"figure": "gamma"}'])
+def test_what_is_no_finished_figure_is_named(tmp_path, broken):
+    finished_figures(tmp_path)
+    (tmp_path / "gamma" / "run.json").write_text(broken)
+    with pytest.raises(ConfigError, match="gamma is no finished figure"):
+        reports.write(tmp_path, {}, {})
