@@ -142,7 +142,8 @@ pre { background: var(--soft); padding: .6rem .8rem; overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; margin: 1rem 0; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top; }
 th { white-space: nowrap; }
-.claims td:nth-child(2) { min-width: 14rem; } .claims td:nth-child(3) { min-width: 16rem; }
+.claims td:nth-child(2), .claims td:nth-child(3) { min-width: 14rem; }
+.claims td:nth-child(5) { min-width: 12rem; } .claims td:nth-child(6) { min-width: 7rem; }
 .verdict { white-space: nowrap; font-weight: 600; border-radius: .3rem; padding: .1rem .4rem; color: black; }
 .holds { background: #9fd8a4; } .does-not-hold { background: #f2a6a0; }
 .holds-in-part { background: #dfe39a; } .not-decided, .not-tested { background: #ccc; }
@@ -155,10 +156,9 @@ def _anchor(folder: str) -> str:
 
 
 def _source(source: str) -> str:
-    """A link to the paper, if the source is one."""
-    if re.fullmatch(r"\d{4}\.\d{4,5}", source):
-        return f'<a href="https://arxiv.org/abs/{source}">{source}</a>'
-    return html.escape(source)
+    """The source, with a link for every arXiv id in it."""
+    link = r'<a href="https://arxiv.org/abs/\g<0>">\g<0></a>'
+    return re.sub(r"\b\d{4}\.\d{4,5}\b", link, html.escape(source))
 
 
 def _claim_rows(figures: list[Made]) -> str:
