@@ -34,7 +34,7 @@ def define_flags():
 
 def arrangement(config, runs: int, layout: Layout):
     """All runs' blocks as a call without arguments."""
-    data = sources.load_examples("digits")
+    data = sources.load_examples(config.data.name, config.data.dir, sources.options_of(config))
     compiled = build.program(config, data.specification, layout)
     split = build.split_of(config, data)
     owners = build.test_owners(config, data, split)

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from cepam_jax import mechanisms
-from experiments.benchmarks import processes, profile, quantizer
+from experiments.benchmarks import accelerator, processes, profile, quantizer
 from experiments.benchmarks import workloads as w
 
 
@@ -101,3 +101,46 @@ def test_random_words_per_coordinate():
     # Two words for the layer of a block, two for each proposal; a ball in a square accepts pi/4 of them.
     assert words(lattice="Z2") == pytest.approx((2 + 2 / 0.7854) / 2, rel=1e-3)
     assert quantizer.words_per_coordinate(mechanisms.identity()) == 0
+
+
+def event(start, duration):
+    return SimpleNamespace(start_ns=start, duration_ns=duration)
+
+
+def test_spans_of_devices_leave_out_the_host_and_other_lines():
+    def plane(name, **lines):
+        return SimpleNamespace(
+            name=name,
+            lines=[
+                SimpleNamespace(name=line.replace("_", " "), events=events) for line, events in lines.items()
+            ],
+        )
+
+    planes = [
+        plane("/host:CPU", XLA_Ops=[event(0, 100)]),
+        plane("/device:GPU:0", Stream_13=[event(30, 5), event(10, 10)], Steps=[event(0, 100)]),
+        plane("/device:CPU:0", XLA_Ops=[event(0, 100)]),
+    ]
+    assert accelerator.device_spans(planes) == [(10, 20), (30, 35)]
+
+
+def test_idle_is_what_no_operation_covers():
+    assert accelerator.idle_of([(0, 10), (5, 8), (20, 30), (30, 40)]) == pytest.approx(10 / 40)
+    assert accelerator.idle_of([(0, 10), (2, 12)]) == 0
+    assert accelerator.idle_of([]) is None
+
+
+def test_what_fails_is_named_and_the_rest_goes_on(tmp_path, capsys):
+    def fails():
+        raise RuntimeError("RESOURCE_EXHAUSTED\nand a long trace")
+
+    def works():
+        return [{"what": "copy", "unit": "GB/s", "value": 3.0, "of memory": 0.5}]
+
+    output = tmp_path / "found.json"
+    found = accelerator.collect([("large", fails), ("small", works)], 1, str(output))
+    assert json.loads(output.read_text()) == found
+    assert found["failed"] == {"large": "RuntimeError: RESOURCE_EXHAUSTED"} and found["rows"] == works()
+    assert "copy | 3 GB/s | 0.50 of memory" in capsys.readouterr().out
+    late = accelerator.collect([("first", works), ("second", works)], 0, "")
+    assert late["no time"] == ["second"] and len(late["rows"]) == 1
