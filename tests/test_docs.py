@@ -165,6 +165,8 @@ SHORT = {
         "--seeds=1",
     ],
     "experiments.figures.gamma": ["--smoke", "--rounds=2", "--gammas=1,100"],
+    "experiments.figures.bell": ["--smoke"],
+    "experiments.figures.thresholds": ["--smoke"],
     "experiments.figures.lattice_dimension": ["--smoke", "--rounds=1", "--lattices=Z1,Z2"],
     "experiments.benchmarks.robust": [
         "--rules=median",

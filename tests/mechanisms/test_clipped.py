@@ -5,6 +5,7 @@ import pytest
 
 from cepam_jax import mechanisms
 from cepam_jax.mechanisms import Keys, Knobs
+from cepam_jax.mechanisms.clip_thresholds import kl_threshold_by_sections
 from cepam_jax.mechanisms.clipped import (
     ROUNDINGS,
     kl_threshold,
@@ -105,3 +106,20 @@ def test_levels_are_no_more_than_the_bits_allow():
             levels = np.unique(message.symbols)
             assert levels[0] == 0 and levels[-1] == 2**bits - 1
             assert len(levels) > 0.9 * 2**bits
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_bisection_finds_the_least_divergence_of_many_coordinates_alone(bits):
+    """Of few, the divergence goes up and down with the threshold: there bisection finds another one."""
+    many = jax.random.laplace(jax.random.key(1), (3, 100_000))
+    np.testing.assert_array_equal(
+        kl_threshold_by_sections(many, bits, "stochastic"), kl_threshold(many, bits, "stochastic")
+    )
+    few = jax.random.laplace(jax.random.key(2), (40, 300))
+    grid, sections = (rule(few, bits, "stochastic") for rule in (kl_threshold, kl_threshold_by_sections))
+    assert np.mean(np.asarray(grid == sections)) < 0.5
+    largest = np.abs(few).max(1)
+    for found in (grid, sections):
+        part = 64 * np.asarray(found) / largest
+        np.testing.assert_allclose(part, np.round(part), atol=1e-3)
+        assert (part > 0.5).all() and (part < 64.5).all()
