@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_PICTURE = ("cell_coder", "server", "tensors", "updates")
 WITH_CLAIMS = (
     *("graphs", "rotated", "error_law", "scenario1", "scenario3", "gamma", "convergence", "adaptive_bits"),
-    *("device", "links", "published", "modalities"),
+    *("device", "links", "published", "modalities", "bell", "thresholds"),
 )
 
 
@@ -32,7 +32,7 @@ def check_figure(name, folder):
     assert json.loads((folder / "run.json").read_text())["figure"] == name
     claims = json.loads((folder / "claims.json").read_text())
     assert claims or name not in WITH_CLAIMS
-    assert all(claim["verdict"] in VERDICTS for claim in claims)
+    assert all(claim["verdict"] in VERDICTS and claim["trust"] for claim in claims)
     if name not in WITHOUT_PICTURE:
         assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / "figure.pdf").exists()
