@@ -5,7 +5,7 @@
 The rule of clipped quantization (2405.13365) supposes that what is sent is bell-shaped, Gaussian or Laplace.
 Here updates are taken along runs of FedAvg, and each tensor is scaled to its own mean and deviation. Of the
 first clients: the distance of its distribution function from a Gaussian's and from Laplace's of the same mean
-and deviation, the excess kurtosis (0 and 3), how many coordinates are beyond four deviations (6e-5 and .0035),
+and deviation, the excess kurtosis (0 and 3), how many coordinates lie past four deviations (6e-5 and .0035),
 and how many are exactly zero. Distances describe these updates and test nothing; k independent draws of a law
 are farther than 1.36 / sqrt(k) from it once in twenty times (Dvoretzky, Kiefer, Wolfowitz and Massart).
 """
