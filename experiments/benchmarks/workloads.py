@@ -1,7 +1,7 @@
 """The rounds that the benchmarks time: W1 is `mlp`, W2 `cnn2`, 30 clients, 15 local steps of batch 32.
 
-Random images of MNIST's (CIFAR-10's for cnn3) shape, momentum .5: the work does not depend on what the images
-show.
+Random images of MNIST's (CIFAR-10's for cnn3) shape, or random characters for the transformer, momentum .5:
+the work does not depend on what they show.
 """
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
+from ml_collections import ConfigDict
 
 from cepam_jax import mechanisms, models, tasks
 from cepam_jax.federated import (
@@ -35,6 +36,8 @@ SHAPES = {
     "dense1M": (28, 28, 1),
     "dense25M": (28, 28, 1),
 }
+TRANSFORMER = "transformer"  # models.sequences.transformer_tiny
+_CONTEXT, _VOCABULARY = 64, 65
 _DENSE = {"dense1M": (1024, 256), "dense25M": (4096, 4096, 1024)}  # ResNet-18 has 11 million parameters
 EXAMPLES = 2000  # clients may share them, as only the shapes matter
 _OWN = 480  # examples of one client: as many as it trains on in a round
@@ -52,15 +55,19 @@ MECHANISMS = {
 
 
 def build(model: str):
-    """The flax module of a workload."""
+    """The flax module of a workload with images."""
     if model in _DENSE:
         return models.Network(10, dense=_DENSE[model])
     return models.build(model, 10)
 
 
-def images(model: str):
+def examples_of(model: str):
     """Random examples of a workload, and the constants that their pixels are normalized by."""
     random = np.random.default_rng(0)
+    if model == TRANSFORMER:
+        windows = random.integers(0, _VOCABULARY, (EXAMPLES, _CONTEXT + 1), dtype=np.uint8)
+        lengths = jnp.full(EXAMPLES, _CONTEXT + 1, jnp.int32)
+        return {"characters": jnp.asarray(windows), "length": lengths}, {}
     pictures = random.integers(0, 256, (EXAMPLES, *SHAPES[model]), dtype=np.uint8)
     labels = random.integers(0, 10, EXAMPLES)
     examples = {"image": jnp.asarray(pictures), "label": jnp.asarray(labels)}
@@ -77,9 +84,17 @@ def task_of(module, model: str) -> tasks.Task:
     return tasks.classification(net, inputs="image", labels="label", prepare=prepare)
 
 
+def characters() -> tasks.Task:
+    """The next of random characters, by the smallest Transformer."""
+    arrays = (("characters", "uint8", (_CONTEXT + 1,)), ("length", "int32", ()))
+    specification = ((("context", _CONTEXT), ("vocabulary", _VOCABULARY)), arrays, ())
+    config = ConfigDict({"model": "transformer_tiny", "local": {"dropout": 0.0}})
+    return tasks.TASKS.get_or_raise("next_character")(config, specification)
+
+
 def arrays_of(model: str, clients: int, steps: int, own: int) -> ClientArrays:
     """A federation in which every client has the same `own` examples."""
-    examples, constants = images(model)
+    examples, constants = examples_of(model)
     return ClientArrays(
         examples=examples,
         constants=constants,
@@ -112,7 +127,7 @@ def one_round(
 ):
     """One round: (function, its arguments, coordinates of an update)."""
     mesh = devices.Layout(CLIENTS, device_count).mesh
-    task = task_of(build(model), model)
+    task = characters() if model == TRANSFORMER else task_of(build(model), model)
     start = task.initialize(jax.random.key(0))
     segments = tuple(leaf.size for leaf in jax.tree.leaves(start.params))
     plan = Plan(
@@ -140,7 +155,7 @@ def round_call(model: str, mechanism, clients: int, steps: int, per_chunk: int, 
 
 def define_flags(mechanism: str) -> None:
     """Flags of a program that looks at one workload; `mechanism` is the default."""
-    flags.DEFINE_string("model", "mlp", f"One of {', '.join(SHAPES)}.")
+    flags.DEFINE_string("model", "mlp", f"One of {', '.join([*SHAPES, TRANSFORMER])}.")
     flags.DEFINE_string("mechanism", mechanism, f"One of {', '.join(MECHANISMS)}.")
     flags.DEFINE_integer("clients", 30, "Clients of a round.")
     flags.DEFINE_integer("steps", 15, "Local steps.")
@@ -152,7 +167,7 @@ def define_flags(mechanism: str) -> None:
 def of_flags():
     """`one_round` as the flags say, and how many clients are under one vmap."""
     f = flags.FLAGS
-    cli.choice("model", SHAPES)
+    cli.choice("model", [*SHAPES, TRANSFORMER])
     cli.choice("mechanism", MECHANISMS)
     cli.choice("aggregator", ("mean", *RULES))
     per_chunk = f.per_chunk or (1 if jax.default_backend() == "cpu" else f.clients)

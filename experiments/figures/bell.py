@@ -111,9 +111,10 @@ def plot(curves: dict[str, np.ndarray]) -> Figure:
     middle = (edges[1:] + edges[:-1]) / 2
     for axes, (name, values) in zip(panels, curves.items(), strict=False):
         density, _ = np.histogram(values, edges, density=True)
-        axes.step(middle, np.maximum(density, 1e-6), where="mid", label="updates", **style(0))
-        axes.plot(middle, stats.norm.pdf(middle), label="Gaussian", **style(1))
-        axes.plot(middle, stats.laplace(scale=np.sqrt(0.5)).pdf(middle), label="Laplace", **style(2))
+        bare = {"marker": ""}
+        axes.step(middle, np.maximum(density, 1e-6), where="mid", label="updates", **style(0) | bare)
+        axes.plot(middle, stats.norm.pdf(middle), label="Gaussian", **style(1) | bare)
+        axes.plot(middle, stats.laplace(scale=np.sqrt(0.5)).pdf(middle), label="Laplace", **style(2) | bare)
         axes.set(yscale="log", ylim=(1e-5, 5), title=name, xlabel="deviations from the mean")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("density")

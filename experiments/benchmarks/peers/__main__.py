@@ -1,6 +1,9 @@
-"""Seconds of the same round in other libraries: FedAvg on W1 (mlp) and W2 (cnn2), on one core.
+"""Seconds of the same round in other libraries: FedAvg on W1 (mlp), W2 (cnn2), a Transformer, on one core.
 
   python -m experiments.benchmarks.peers --torch=v1/bin/python --fedjax=v2/bin/python --pfl=v1/bin/python
+
+The Transformer (`transformer_tiny`, windows of 64 characters) has 10 clients, as if 10 of 100 speakers were
+drawn; the other workloads have as many as --clients says.
 
 Each peer needs an interpreter with its packages, as its file says (their versions exclude each other). Every
 turn starts one process per peer, one after another on the same core; the median over all rounds of all turns
@@ -19,13 +22,15 @@ from experiments.benchmarks.processes import measured, ours
 from experiments.tables import markdown
 
 _HERE = Path(__file__).parent
+WORKLOADS = ("mlp", "cnn2", "transformer")
+SPEAKERS = 10  # clients of the Transformer's round
 PEERS = {"torch": "torch_eager.py", "pfl": "pfl_fedavg.py", "fedjax": "fedjax_fedavg.py"}
 
 
 def define_flags():
     for name, file in PEERS.items():
         flags.DEFINE_string(name, sys.executable, f"Interpreter for peers/{file}.")
-    flags.DEFINE_list("models", ["mlp", "cnn2"], "Workloads.")
+    flags.DEFINE_list("models", list(WORKLOADS), "Workloads.")
     flags.DEFINE_list("clients", ["30", "1000"], "Clients; more than 30 for the first workload only.")
     flags.DEFINE_integer("rounds", 5, "Rounds of a process, after one that is not counted.")
     flags.DEFINE_integer("turns", 3, "Processes of each peer.")
@@ -67,9 +72,12 @@ def compare(model: str, clients: int) -> list[dict]:
 
 
 def main():
-    cli.choices("models", ["mlp", "cnn2"])
+    cli.choices("models", WORKLOADS)
     sizes = cli.numbers("clients", int)
-    pairs = [(model, n) for model in flags.FLAGS.models for n in sizes if n <= 30 or model == "mlp"]
+    pairs = []
+    for model in flags.FLAGS.models:
+        own = [SPEAKERS] if model == "transformer" else [n for n in sizes if n <= 30 or model == "mlp"]
+        pairs += [(model, n) for n in own]
     lines = [line for model, clients in pairs for line in compare(model, clients)]
     baseline = {
         (line["model"], line["clients"]): line["seconds"]

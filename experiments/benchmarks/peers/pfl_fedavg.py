@@ -53,15 +53,14 @@ class Clock(TrainingProcessCallback):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="mlp", choices=["mlp", "cnn2"])
+    parser.add_argument("--model", default="mlp", choices=["mlp", "cnn2", "transformer"])
     parser.add_argument("--clients", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     own = torch_eager.STEPS * torch_eager.BATCH
-    pool = torch_eager.images(args.model, 125 * own).split(own)
-    labels = torch.randint(0, 10, (125, own))
+    pool, labels = (part.split(own) for part in torch_eager.examples(args.model, 125 * own))
 
     def user(number):
         return Dataset(raw_data=[pool[number % 125], labels[number % 125]], user_id=str(number))

@@ -16,7 +16,46 @@ from torch.nn import functional
 STEPS, BATCH = 15, 32
 
 
+class Block(nn.Module):
+    """Causal attention and two dense layers, norms first, as of `cepam_jax.models.transformer`."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.parts = nn.ModuleList([nn.Linear(width, width) for _ in range(4)])
+        self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        y = self.norms[0](x)
+        query, key, value = (
+            part(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.parts[:3]
+        )
+        y = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.parts[3](y.transpose(1, 2).flatten(2))
+        return x + self.narrow(functional.gelu(self.widen(self.norms[1](x)), approximate="tanh"))
+
+
+class Transformer(nn.Module):
+    """2 layers of width 64 with 4 heads; the embedding also reads out."""
+
+    def __init__(self, vocabulary=65, context=64, layers=2, width=64, heads=4):
+        super().__init__()
+        self.characters = nn.Embedding(vocabulary, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(context, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+        nn.init.normal_(self.characters.weight, std=0.02)
+
+    def forward(self, x):
+        x = self.blocks(self.characters(x) + self.positions)
+        # [batch, vocabulary, time], as cross_entropy wants classes.
+        return (self.norm(x) @ self.characters.weight.T).transpose(1, 2)
+
+
 def network(model):
+    if model == "transformer":
+        return Transformer()
     if model == "mlp":
         widths = (784, 32, 16, 10)
         layers = [part for i in range(3) for part in (nn.Linear(*widths[i : i + 2]), nn.ReLU())]
@@ -24,6 +63,13 @@ def network(model):
     convolution = [nn.Conv2d(1, 6, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(6, 6, 5), nn.MaxPool2d(2)]
     head = [nn.ReLU(), nn.Flatten(), nn.Linear(96, 50), nn.ReLU(), nn.Linear(50, 10)]
     return nn.Sequential(nn.Unflatten(1, (1, 28)), *convolution, *head)
+
+
+def examples(model, number):
+    """Inputs and labels, random."""
+    if model == "transformer":
+        return torch.randint(0, 65, (number, 64)), torch.randint(0, 65, (number, 64))
+    return images(model, number), torch.randint(0, 10, (number,))
 
 
 def images(model, number):
@@ -46,17 +92,16 @@ def one_round(net, start, batches, labels):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="mlp", choices=["mlp", "cnn2"])
+    parser.add_argument("--model", default="mlp", choices=["mlp", "cnn2", "transformer"])
     parser.add_argument("--clients", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = network(args.model)
-    pool = images(args.model, 125 * STEPS * BATCH)
-    marks = torch.randint(0, 10, (len(pool),))
+    pool, marks = examples(args.model, 125 * STEPS * BATCH)
     batches = [pool.reshape(125, STEPS, BATCH, *pool.shape[1:])[k % 125] for k in range(args.clients)]
-    labels = [marks.reshape(125, STEPS, BATCH)[k % 125] for k in range(args.clients)]
+    labels = [marks.reshape(125, STEPS, BATCH, *marks.shape[1:])[k % 125] for k in range(args.clients)]
     state = {name: value.clone() for name, value in net.state_dict().items()}
     seconds = []
     for _ in range(args.rounds + 1):
