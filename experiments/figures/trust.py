@@ -1,0 +1,387 @@
+"""The price of trust: accuracy and bits at equal epsilon, by whom one must trust.
+
+  python -m experiments.figures.trust --workdir=/tmp/trust
+  python -m experiments.figures.trust --data=mnist --epsilons=8 --workdir=/tmp/trust_mnist
+
+A row is a mechanism under a trust model. Its noise is such that epsilon against the adversary whom that trust
+model leaves is the row's target (client level, all rounds); the epsilons against everybody else are those of
+the same runs' reports. FedAvg hides nothing. The distributed discrete Gaussian and Skellam noise are computed
+by their papers' own accounting and not run: they have bits and an error, and no accuracy.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from cepam_jax import mechanisms
+from cepam_jax.errors import require
+from cepam_jax.mechanisms import common_rotation
+from cepam_jax.run import guarantees
+from cepam_jax.theory import distributed_noise
+from experiments import cli, output
+from experiments.output import Claim
+from experiments.paired import MARGIN, above, all_of, differences, in_points, losses, spread, verdict
+from experiments.plots import STYLES
+from experiments.runs import (
+    accuracies,
+    config_of,
+    define_training_flags,
+    finished,
+    mean_of,
+    settings_text,
+    train_all,
+)
+from experiments.tables import markdown
+
+
+class Trust(NamedTuple):
+    """A trust model.
+
+    Attributes:
+      trusted: who must be trusted, in words.
+      adversary: the strongest that remains, whose epsilon is the target; "" for nobody.
+      methods: names of `METHODS` that hold against it.
+    """
+
+    trusted: str
+    adversary: str
+    methods: tuple[str, ...]
+
+
+CEPAM = ("CEPAM Z1", "CEPAM rotated E8", "split rotated E8")
+SERVER_SDQ, OWN_SDQ, SECURE, LOSSY = (
+    "server noise + SDQ",
+    "own noise + SDQ",
+    "secure sum",
+    "secure sum, lossy",
+)
+# Name -> (variant, fields of the mechanism). SDQ is on E8, at a scale of so many deviations of the noise.
+METHODS = {
+    "FedAvg": ("fedavg", {}),
+    SERVER_SDQ: ("server_sdq", {"rate": "step", "lattice": "E8"}),
+    "CEPAM Z1": ("cepam_gaussian", {}),
+    "CEPAM rotated E8": ("cepam_rotated", {}),
+    "split rotated E8": ("split", {"quantizer": "rotated", "lattice": "E8", "share": 0.8}),
+    OWN_SDQ: ("noise_gaussian_sdq", {"lattice": "E8"}),
+    SECURE: ("cepam_gaussian", {"name": "secure_sum"}),
+    LOSSY: ("cepam_gaussian", {"name": "secure_sum"}),
+}
+STEP = 2.0
+# Of "secure sum, lossy", as parts of all clients: who may be missing, who may collude, who is missing.
+BORNE, COLLUDERS, LOST = 0.2, 0.1, 0.1
+MODELS = (
+    Trust("everybody", "", ("FedAvg",)),
+    Trust("server, links", "released_model", (SERVER_SDQ, *CEPAM)),
+    Trust("server", "decoded_updates", CEPAM),
+    Trust("nobody", "server", ("split rotated E8", OWN_SDQ)),
+    Trust("a secure sum", "server", (SECURE,)),
+    Trust("a secure sum, most clients", "server_and_colluders", (LOSSY,)),
+)
+ADVERSARIES = ("released_model", "colluding_clients", "decoded_updates", "server", "server_and_colluders")
+CLIENTS = {"digits": 100, "mnist": 300, "fashion_mnist": 300, "cifar10": 300}
+NETWORKS = {"digits": "linear", "mnist": "mlp", "fashion_mnist": "mlp", "cifar10": "cnn2"}
+SMOKE = {"seeds": 2, "rounds": 3, "clients": 20, "epsilons": ["8"]}
+
+
+def config_for(data: str, method: str, adversary: str, target: float):
+    """The configuration of one row, with the gamma that its adversary's epsilon asks for."""
+    variant, fields = METHODS[method]
+    config = config_of(data, variant, model=NETWORKS[data])
+    config.num_clients = clients = flags.FLAGS.clients or CLIENTS[data]
+    config.mechanism.update(fields)
+    if method == LOSSY:
+        survivors = clients - round(BORNE * clients)
+        config.mechanism.secure.update(
+            {"survivors": survivors, "colluders": round(COLLUDERS * clients), "lost": LOST}
+        )
+    if not adversary:
+        return config
+    config.privacy.target_epsilon, config.privacy.adversary = target, adversary
+    config = guarantees.calibrated(config, np.ones(clients))
+    config.mechanism.step = STEP * config.mechanism.clip_norm / config.mechanism.gamma
+    return config
+
+
+def variance(config) -> float:
+    """Error of a round's sum for each message in it, per coordinate, with the server's noise."""
+    knobs = jax.tree.map(lambda a: a[0], mechanisms.knobs_of(config))
+    mechanism = mechanisms.build(config.mechanism, ((8,),))
+    quantized = float(np.mean(np.asarray(mechanism.variance(jnp.zeros(8), knobs))))
+    return quantized + (float(knobs.sigma) ** 2 if config.server.noise else 0.0)
+
+
+def over_ideal(config, target: float, data: str) -> float:
+    """Error of a round's mean over that of a trusted server's Gaussian noise at the target."""
+    least = config_for(data, "CEPAM Z1", "released_model", target)
+    return variance(config) / (1 - config.mechanism.secure.lost) / variance(least)
+
+
+def measured(trust: Trust, method: str, target: float, config, runs, data: str) -> dict:
+    """A row of finished runs; without an accuracy if one diverged."""
+    last = [lines[-1] for lines in runs]
+    whole = finished(runs).all()
+    sent = [line for line in last if line["round"] > 0]
+    epsilons = sent[0].get("epsilon", {}) if sent else {}
+    return {
+        "data": data,
+        "trusted": trust.trusted,
+        "against": trust.adversary,
+        "method": method,
+        "target": target,
+        "gamma": float(config.mechanism.gamma) if trust.adversary else None,
+        "over": over_ideal(config, target, data) if trust.adversary else None,
+        "accuracies": accuracies(runs).tolist() if whole else None,
+        "bits": mean_of(runs, "bits_per_coordinate"),
+        "down": float(np.mean([_down(line) for line in sent])) if sent else float("nan"),
+        "epsilons": {name: epsilons.get(name) for name in ADVERSARIES},
+        "run": True,
+    }
+
+
+def _coordinates(line: dict) -> float:
+    """How many coordinates all participants sent."""
+    return line["uplink_bits"] / line["bits_per_coordinate"]
+
+
+def _down(line: dict) -> float:
+    return line["downlink_bits"] / _coordinates(line)
+
+
+def computed(data: str, target: float, coordinates: int, down: float) -> list[dict]:
+    """Rows of the two papers' integer noise, at the least error over ideal of a few that they reach."""
+    config = config_for(data, "CEPAM Z1", "released_model", target)
+    clients, clip = config.num_clients, float(config.mechanism.clip_norm)
+    ideal, width = clients * variance(config), common_rotation.width(coordinates)
+    rows = []
+    for method in distributed_noise.METHODS:
+        for most in (1.04, 1.1, 1.25, 1.5, 2.0, 4.0):
+            given = (method, target, clip, clients, coordinates, most * ideal, width, 1e-6)
+            try:
+                found = distributed_noise.choose(*given, config.privacy.delta, config.rounds)
+            except ValueError:
+                continue
+            rows.append(
+                {
+                    "data": data,
+                    "trusted": "a secure sum",
+                    "against": "server",
+                    "method": f"{method} (formula)",
+                    "target": target,
+                    "gamma": clip / (found.granularity * found.deviation),
+                    "over": float(found.error / ideal),
+                    "accuracies": None,
+                    "bits": float(found.bits),
+                    "down": down,
+                    "epsilons": {name: None for name in ADVERSARIES} | {"server": target},
+                    "run": False,
+                }
+            )
+            break
+    return rows
+
+
+def rows_of(data: str, targets: list[float], seeds: int, workdir: str, progress: bool) -> list[dict]:
+    """All rows of a data set."""
+    points = [
+        (trust, method, target)
+        for trust in MODELS
+        for method in trust.methods
+        for target in (targets if trust.adversary else [0.0])
+    ]
+    configs = {_label(*point): config_for(data, point[1], point[0].adversary, point[2]) for point in points}
+    results = train_all(configs, seeds, f"{workdir}/runs/{data}", progress, keep_failures=True)
+    rows = []
+    for point in points:
+        label = _label(*point)
+        rows.append(measured(*point, configs[label], results[label], data))
+    line, clients = results["FedAvg for everybody 0"][0][-1], configs["FedAvg for everybody 0"].num_clients
+    coordinates = round(_coordinates(line) / (clients * flags.FLAGS.rounds))
+    for target in targets:
+        rows += computed(data, target, coordinates, rows[0]["down"])
+    return rows
+
+
+def _label(trust: Trust, method: str, target: float) -> str:
+    return f"{method} for {trust.trusted} {target:g}"
+
+
+def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
+    """What trust costs, at all targets together."""
+    by = {(row["trusted"], row["method"], row["target"]): row for row in rows}
+    targets = sorted({row["target"] for row in rows} - {0.0})
+    pairs = {
+        "fair": (("server, links", SERVER_SDQ), ("server, links", "CEPAM Z1")),
+        "sum": (("server, links", "CEPAM Z1"), ("a secure sum", SECURE)),
+        "alone": (("a secure sum", SECURE), ("nobody", OWN_SDQ)),
+    }
+    lost, bits = {}, {}
+    for name, (first, second) in pairs.items():
+        both = [(f"epsilon {t:g}", by[(*first, t)], by[(*second, t)]) for t in targets]
+        if not all(one["accuracies"] and two["accuracies"] for _, one, two in both):
+            return []
+        lost[name] = {at: in_points(one["accuracies"], two["accuracies"]) for at, one, two in both}
+        bits[name] = ", ".join(
+            f"{two['bits']:.3f} against {one['bits']:.3f} at {at}" for at, one, two in both
+        )
+    fair, summed = differences(lost["fair"], MARGIN), losses(lost["sum"], MARGIN)
+    each = {at: above(values, MARGIN, len(targets)) for at, values in lost["alone"].items()}
+    means = ", ".join(f"{at}: {np.mean(values):.1f}" for at, values in lost["alone"].items())
+    trust = "client level, all rounds; epsilons of the runs' own reports"
+    return [
+        Claim(
+            "this project",
+            f"{data}, a trusted server: at equal epsilon against the released model CEPAM Z1 is as accurate "
+            "as SDQ with noise by the server",
+            f"points lost: {fair.measured}; bits {bits['fair']}; {seeds} seeds",
+            verdict(fair.state, seeds),
+            f"{fair.why}; {trust}; neither has an epsilon against the server",
+        ),
+        Claim(
+            "this project",
+            f"{data}: a secure sum hides a client from the server at the epsilon that CEPAM Z1 has against "
+            "the released model, and is as accurate",
+            f"points lost: {summed.measured}; bits {bits['sum']}; {seeds} seeds",
+            verdict(summed.state, seeds),
+            f"{summed.why}; {trust}; the protocol of the secure sum is taken for granted",
+        ),
+        Claim(
+            "this project",
+            f"{data}: without a secure sum the same epsilon against the server costs more than {MARGIN:g} "
+            "points",
+            f"points lost by own noise + SDQ: {means}; bits {bits['alone']}; {seeds} seeds",
+            verdict(all_of(each.values()), seeds),
+            f"{len(targets)} bounds of paired t tests; {trust}",
+        ),
+    ]
+
+
+_COLORS = {method: STYLES[number % len(STYLES)] for number, method in enumerate([*METHODS][1:])}
+_LOOKS = {
+    "released_model": "-",
+    "decoded_updates": "--",
+    "server": ":",
+    "server_and_colluders": "-.",
+}
+_PANELS = {
+    "released_model": "those who see the models",
+    "decoded_updates": "those who see decoded updates",
+    "server": "the server",
+}
+
+
+def plot(rows: list[dict], data: str) -> Figure:
+    """Bits against the epsilon of each adversary, and what comes of it: accuracy at the target."""
+    mine = [row for row in rows if row["data"] == data and row["against"]]
+    figure = Figure(figsize=(10, 7.4), layout="constrained")
+    panels = figure.subplots(2, 2).ravel()
+    groups = list(dict.fromkeys((row["method"], row["against"]) for row in mine))
+    for axes, adversary in zip(panels, _PANELS, strict=False):
+        finite = [row["epsilons"][adversary] for row in mine if row["epsilons"][adversary]]
+        none = 4 * max(finite)
+        axes.axvspan(none / 2, none * 2, color="0.92")
+        axes.text(none, 0.99, "none", ha="center", va="top", transform=axes.get_xaxis_transform(), fontsize=8)
+        axes.set(xlim=(min(finite) / 1.6, none * 2), xlabel=f"epsilon against {_PANELS[adversary]}")
+        axes.set(ylabel="bits up per coordinate", yscale="log")
+        for group in groups:
+            _draw(axes, [r for r in mine if (r["method"], r["against"]) == group], adversary, none)
+    for group in groups:
+        each = [r for r in mine if (r["method"], r["against"]) == group and r["accuracies"]]
+        if each:
+            color, mark, line = _look(each[0])
+            x, y = [r["target"] for r in each], [np.mean(r["accuracies"]) for r in each]
+            panels[3].plot(x, y, color=color, marker=mark, linestyle=line, markersize=4)
+    free = next(row for row in rows if row["data"] == data and not row["against"])
+    if free["accuracies"]:
+        panels[3].axhline(np.mean(free["accuracies"]), color="0.5", lw=1)
+    panels[3].set(xlabel="target: epsilon against whom the row names", ylabel="test accuracy")
+    for axes in panels:
+        axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle(f"{data}: colour is the mechanism; the line says against whom the target is", fontsize=10)
+    return figure
+
+
+def _look(row: dict) -> tuple:
+    color, _, mark = _COLORS.get(row["method"], ("0.5", "", "x" if "skellam" in row["method"] else "+"))
+    return color, mark, _LOOKS[row["against"]]
+
+
+def _draw(axes, rows: list[dict], adversary: str, none: float) -> None:
+    """One row at all targets; open marks where the target is against another adversary."""
+    color, mark, line = _look(rows[0])
+    aimed = rows[0]["against"] == adversary
+    given = [row["epsilons"][adversary] for row in rows]
+    axes.plot(
+        [none if value is None else value for value in given],
+        [row["bits"] for row in rows],
+        color=color,
+        marker=mark,
+        linestyle=line if None not in given else "none",
+        markersize=6,
+        fillstyle="full" if aimed else "none",
+        label=f"{rows[0]['method']} (against {rows[0]['against'].replace('_', ' ')})",
+    )
+
+
+def table(rows: list[dict]) -> str:
+    """The figures in Markdown."""
+
+    def epsilon(row, name):
+        value = row["epsilons"][name]
+        if value is None:
+            # A formula says nothing of others; a run without colluders in its settings says nothing of them.
+            known = row["run"] and name != "server_and_colluders"
+            return "none" if known else ""
+        return f"{value:.3g}"
+
+    header = ["trusted", "mechanism", "epsilon", "against", "test accuracy", "bits up", "bits down"]
+    header += ["error over ideal", *(f"epsilon, {name.replace('_', ' ')}" for name in ADVERSARIES)]
+    return markdown(
+        header,
+        [
+            [
+                row["trusted"],
+                row["method"],
+                f"{row['target']:g}" if row["target"] else "none",
+                row["against"].replace("_", " "),
+                spread(row["accuracies"]) if row["accuracies"] else "diverged" if row["run"] else "",
+                f"{row['bits']:.3f}",
+                f"{row['down']:.0f}",
+                f"{row['over']:.3g}" if row["over"] else "",
+                *(epsilon(row, name) for name in ADVERSARIES),
+            ]
+            for row in sorted(rows, key=lambda row: (row["data"], row["target"]))
+        ],
+    )
+
+
+def define_flags():
+    define_training_flags(("digits",), seeds=5)
+    flags.FLAGS.set_default("rounds", 40)
+    flags.DEFINE_list("epsilons", ["1", "3", "8"], "Targets of all rounds, at delta 1e-5.")
+    flags.DEFINE_integer("clients", 0, "All of whom take part; 0: 100 for digits, 300 else.", lower_bound=0)
+
+
+def main():
+    f = flags.FLAGS
+    require(f.clients == 0 or f.clients >= 10, "--clients", f.clients, "0 or at least 10")
+    rows, claims = [], []
+    for data in f.data:
+        mine = rows_of(data, cli.numbers("epsilons"), f.seeds, f.workdir, f.progress)
+        rows += mine
+        claims += claims_of(data, mine, f.seeds)
+    text = settings_text(f.data, f.seeds) + (
+        "Error over ideal: of a round's mean, beside a trusted server's Gaussian noise at the same epsilon. "
+        "(formula): by the paper's own accounting, computed and not run.\n\n"
+    )
+    output.save(text + table(rows), rows, plot(rows, f.data[0]), claims)
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags, SMOKE)
