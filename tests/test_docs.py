@@ -86,6 +86,13 @@ SHORT = {
         "--data=digits",
     ],
     "experiments.figures.secure_sums": ["--smoke"],
+    "experiments.figures.trust": [
+        "--smoke",
+        "--data=digits",
+        "--seeds=1",
+        "--rounds=1",
+        "--methods=CEPAM Z1,secure sum",
+    ],
     "experiments.figures.clipping": ["--smoke", "--rounds=2"],
     "experiments.figures.graphs": ["--smoke", "--data=motifs", "--rounds=1", "--seeds=1"],
     "experiments.hospitals": [],
@@ -135,7 +142,7 @@ SHORT = {
     "experiments.generate": ["--length=20"],
     "experiments.export": [],
     "experiments.figures.device": ["--smoke"],
-    "experiments.audit": ["--size=20000", "--trials=2000"],
+    "experiments.audit": ["--size=20000", "--trials=1000"],
     "experiments.benchmarks.wire": [
         "--size=2000",
         "--repeats=1",

@@ -57,7 +57,7 @@ SERVER_SDQ, OWN_SDQ, SECURE, LOSSY = (
     "server noise + SDQ",
     "own noise + SDQ",
     "secure sum",
-    "secure sum, lossy",
+    "lossy secure sum",
 )
 # Name -> (variant, fields of the mechanism). SDQ is on E8, at a scale of so many deviations of the noise.
 METHODS = {
@@ -71,7 +71,7 @@ METHODS = {
     LOSSY: ("cepam_gaussian", {"name": "secure_sum"}),
 }
 STEP = 2.0
-# Of "secure sum, lossy", as parts of all clients: who may be missing, who may collude, who is missing.
+# Of "lossy secure sum", as parts of all clients: who may be missing, who may collude, who is missing.
 BORNE, COLLUDERS, LOST = 0.2, 0.1, 0.1
 MODELS = (
     Trust("everybody", "", ("FedAvg",)),
@@ -190,6 +190,7 @@ def rows_of(data: str, targets: list[float], seeds: int, workdir: str, progress:
         (trust, method, target)
         for trust in MODELS
         for method in trust.methods
+        if method in ("FedAvg", *flags.FLAGS.methods)
         for target in (targets if trust.adversary else [0.0])
     ]
     configs = {_label(*point): config_for(data, point[1], point[0].adversary, point[2]) for point in points}
@@ -209,63 +210,70 @@ def _label(trust: Trust, method: str, target: float) -> str:
     return f"{method} for {trust.trusted} {target:g}"
 
 
-def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
-    """What trust costs, at all targets together."""
-    by = {(row["trusted"], row["method"], row["target"]): row for row in rows}
+def _pairs(rows: list[dict], first: tuple[str, str], second: tuple[str, str]):
+    """[(target, row of the first, row of the second)]; none where a run is missing or diverged."""
+    by = {(row["trusted"], row["method"], row["target"]): row for row in rows if row["accuracies"]}
     targets = sorted({row["target"] for row in rows} - {0.0})
-    pairs = {
-        "fair": (("server, links", SERVER_SDQ), ("server, links", "CEPAM Z1")),
-        "sum": (("server, links", "CEPAM Z1"), ("a secure sum", SECURE)),
-        "alone": (("a secure sum", SECURE), ("nobody", OWN_SDQ)),
-    }
-    lost, bits = {}, {}
-    for name, (first, second) in pairs.items():
-        both = [(f"epsilon {t:g}", by[(*first, t)], by[(*second, t)]) for t in targets]
-        if not all(one["accuracies"] and two["accuracies"] for _, one, two in both):
-            return []
-        lost[name] = {at: in_points(one["accuracies"], two["accuracies"]) for at, one, two in both}
-        bits[name] = ", ".join(
-            f"{two['bits']:.3f} against {one['bits']:.3f} at {at}" for at, one, two in both
+    found = [(f"epsilon {t:g}", by.get((*first, t)), by.get((*second, t))) for t in targets]
+    return [] if any(None in pair for pair in found) else found
+
+
+def _lost(pairs) -> tuple[dict[str, np.ndarray], str]:
+    """Points that the second of each pair loses by target, and the bits of both, as text."""
+    lost = {at: in_points(one["accuracies"], two["accuracies"]) for at, one, two in pairs}
+    bits = ", ".join(f"{two['bits']:.3f} against {one['bits']:.3f} at {at}" for at, one, two in pairs)
+    return lost, f"bits {bits}"
+
+
+def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
+    """What trust costs, at all targets together; only of methods that ran."""
+    trusted, secure = ("server, links", "CEPAM Z1"), ("a secure sum", SECURE)
+    trust, claims = "client level, all rounds; epsilons of the runs' own reports", []
+    if pairs := _pairs(rows, ("server, links", SERVER_SDQ), trusted):
+        lost, bits = _lost(pairs)
+        found = differences(lost, MARGIN)
+        claims.append(
+            Claim(
+                "this project",
+                f"{data}, a trusted server: at equal epsilon against the released model CEPAM Z1 is as "
+                "accurate as SDQ with noise by the server",
+                f"points lost: {found.measured}; {bits}; {seeds} seeds",
+                verdict(found.state, seeds),
+                f"{found.why}; {trust}; neither has an epsilon against the server",
+            )
         )
-    fair, summed = differences(lost["fair"], MARGIN), losses(lost["sum"], MARGIN)
-    each = {at: above(values, MARGIN, len(targets)) for at, values in lost["alone"].items()}
-    means = ", ".join(f"{at}: {np.mean(values):.1f}" for at, values in lost["alone"].items())
-    trust = "client level, all rounds; epsilons of the runs' own reports"
-    return [
-        Claim(
-            "this project",
-            f"{data}, a trusted server: at equal epsilon against the released model CEPAM Z1 is as accurate "
-            "as SDQ with noise by the server",
-            f"points lost: {fair.measured}; bits {bits['fair']}; {seeds} seeds",
-            verdict(fair.state, seeds),
-            f"{fair.why}; {trust}; neither has an epsilon against the server",
-        ),
-        Claim(
-            "this project",
-            f"{data}: a secure sum hides a client from the server at the epsilon that CEPAM Z1 has against "
-            "the released model, and is as accurate",
-            f"points lost: {summed.measured}; bits {bits['sum']}; {seeds} seeds",
-            verdict(summed.state, seeds),
-            f"{summed.why}; {trust}; the protocol of the secure sum is taken for granted",
-        ),
-        Claim(
-            "this project",
-            f"{data}: without a secure sum the same epsilon against the server costs more than {MARGIN:g} "
-            "points",
-            f"points lost by own noise + SDQ: {means}; bits {bits['alone']}; {seeds} seeds",
-            verdict(all_of(each.values()), seeds),
-            f"{len(targets)} bounds of paired t tests; {trust}",
-        ),
-    ]
+    if pairs := _pairs(rows, trusted, secure):
+        lost, bits = _lost(pairs)
+        found = losses(lost, MARGIN)
+        claims.append(
+            Claim(
+                "this project",
+                f"{data}: a secure sum hides a client from the server at the epsilon that CEPAM Z1 has "
+                "against the released model, and is as accurate",
+                f"points lost: {found.measured}; {bits}; {seeds} seeds",
+                verdict(found.state, seeds),
+                f"{found.why}; {trust}; the protocol of the secure sum is taken for granted",
+            )
+        )
+    if pairs := _pairs(rows, secure, ("nobody", OWN_SDQ)):
+        lost, bits = _lost(pairs)
+        states = [above(values, MARGIN, len(lost)) for values in lost.values()]
+        means = ", ".join(f"{at}: {np.mean(values):.1f}" for at, values in lost.items())
+        claims.append(
+            Claim(
+                "this project",
+                f"{data}: without a secure sum the same epsilon against the server costs more than {MARGIN:g}"
+                " points",
+                f"points lost by own noise + SDQ: {means}; {bits}; {seeds} seeds",
+                verdict(all_of(states), seeds),
+                f"{len(lost)} bounds of paired t tests; {trust}",
+            )
+        )
+    return claims
 
 
 _COLORS = {method: STYLES[number % len(STYLES)] for number, method in enumerate([*METHODS][1:])}
-_LOOKS = {
-    "released_model": "-",
-    "decoded_updates": "--",
-    "server": ":",
-    "server_and_colluders": "-.",
-}
+_LINES = {"released_model": "-", "decoded_updates": "--", "server": ":", "server_and_colluders": "-."}
 _PANELS = {
     "released_model": "those who see the models",
     "decoded_updates": "those who see decoded updates",
@@ -274,58 +282,57 @@ _PANELS = {
 
 
 def plot(rows: list[dict], data: str) -> Figure:
-    """Bits against the epsilon of each adversary, and what comes of it: accuracy at the target."""
+    """Bits against the epsilon of each adversary; accuracy at the target."""
     mine = [row for row in rows if row["data"] == data and row["against"]]
-    figure = Figure(figsize=(10, 7.4), layout="constrained")
+    figure = Figure(figsize=(10, 7.6), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
-    groups = list(dict.fromkeys((row["method"], row["against"]) for row in mine))
+    keys = dict.fromkeys((row["method"], row["against"]) for row in mine)
+    groups = [[row for row in mine if (row["method"], row["against"]) == key] for key in keys]
     for axes, adversary in zip(panels, _PANELS, strict=False):
         finite = [row["epsilons"][adversary] for row in mine if row["epsilons"][adversary]]
         none = 4 * max(finite)
         axes.axvspan(none / 2, none * 2, color="0.92")
-        axes.text(none, 0.99, "none", ha="center", va="top", transform=axes.get_xaxis_transform(), fontsize=8)
+        axes.text(none, 1.01, "none", ha="center", transform=axes.get_xaxis_transform(), fontsize=8)
         axes.set(xlim=(min(finite) / 1.6, none * 2), xlabel=f"epsilon against {_PANELS[adversary]}")
         axes.set(ylabel="bits up per coordinate", yscale="log")
         for group in groups:
-            _draw(axes, [r for r in mine if (r["method"], r["against"]) == group], adversary, none)
+            _draw(axes, group, adversary, none)
     for group in groups:
-        each = [r for r in mine if (r["method"], r["against"]) == group and r["accuracies"]]
-        if each:
-            color, mark, line = _look(each[0])
-            x, y = [r["target"] for r in each], [np.mean(r["accuracies"]) for r in each]
-            panels[3].plot(x, y, color=color, marker=mark, linestyle=line, markersize=4)
+        each = [row for row in group if row["accuracies"]]
+        x, y = [row["target"] for row in each], [np.mean(row["accuracies"]) for row in each]
+        label = f"{group[0]['method']} (against {group[0]['against'].replace('_', ' ')})"
+        panels[3].plot(x, y, **_look(group[0]), markersize=4, label=label)
     free = next(row for row in rows if row["data"] == data and not row["against"])
     if free["accuracies"]:
         panels[3].axhline(np.mean(free["accuracies"]), color="0.5", lw=1)
-    panels[3].set(xlabel="target: epsilon against whom the row names", ylabel="test accuracy")
+    panels[3].set(xlabel="epsilon against whom the legend names", ylabel="test accuracy")
     for axes in panels:
         axes.set_xscale("log")
         axes.grid(alpha=0.3)
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = panels[3].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    figure.suptitle(f"{data}: colour is the mechanism; the line says against whom the target is", fontsize=10)
+    figure.suptitle(f"{data}; full marks: the noise is chosen for this panel's adversary", fontsize=10)
     return figure
 
 
-def _look(row: dict) -> tuple:
-    color, _, mark = _COLORS.get(row["method"], ("0.5", "", "x" if "skellam" in row["method"] else "+"))
-    return color, mark, _LOOKS[row["against"]]
+def _look(row: dict) -> dict:
+    """How a row's line is drawn: colour by mechanism, line by adversary."""
+    color, _, mark = _COLORS.get(row["method"], ("0.4", "", "x" if "skellam" in row["method"] else "+"))
+    return {"color": color, "marker": mark, "linestyle": _LINES[row["against"]]}
 
 
 def _draw(axes, rows: list[dict], adversary: str, none: float) -> None:
-    """One row at all targets; open marks where the target is against another adversary."""
-    color, mark, line = _look(rows[0])
-    aimed = rows[0]["against"] == adversary
+    """One mechanism at all targets in the panel of an adversary; where nothing is known it is left out."""
     given = [row["epsilons"][adversary] for row in rows]
+    if not rows[0]["run"] and None in given:
+        return
+    look = _look(rows[0]) | ({} if None not in given else {"linestyle": "none"})
     axes.plot(
         [none if value is None else value for value in given],
         [row["bits"] for row in rows],
-        color=color,
-        marker=mark,
-        linestyle=line if None not in given else "none",
+        **look,
         markersize=6,
-        fillstyle="full" if aimed else "none",
-        label=f"{rows[0]['method']} (against {rows[0]['against'].replace('_', ' ')})",
+        fillstyle="full" if rows[0]["against"] == adversary else "none",
     )
 
 
@@ -365,12 +372,14 @@ def define_flags():
     define_training_flags(("digits",), seeds=5)
     flags.FLAGS.set_default("rounds", 40)
     flags.DEFINE_list("epsilons", ["1", "3", "8"], "Targets of all rounds, at delta 1e-5.")
+    flags.DEFINE_list("methods", [*METHODS][1:], "Mechanisms beside FedAvg.")
     flags.DEFINE_integer("clients", 0, "All of whom take part; 0: 100 for digits, 300 else.", lower_bound=0)
 
 
 def main():
     f = flags.FLAGS
     require(f.clients == 0 or f.clients >= 10, "--clients", f.clients, "0 or at least 10")
+    cli.choices("methods", METHODS)
     rows, claims = [], []
     for data in f.data:
         mine = rows_of(data, cli.numbers("epsilons"), f.seeds, f.workdir, f.progress)
