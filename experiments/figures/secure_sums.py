@@ -30,7 +30,7 @@ from cepam_jax.theory import distributed_noise
 from configs import digits
 from experiments import cli, output
 from experiments.given_updates import arrays_of, round_of
-from experiments.plots import style
+from experiments.plots import marked, style
 from experiments.tables import markdown
 
 SMOKE = {"clients": ["10"], "epsilons": ["3"], "coordinates": 500, "repeats": 2}
@@ -259,6 +259,7 @@ def plot(rows):
     for axes in panels:
         axes.set(xlabel=f"epsilon of a round, {most} clients", xscale="log")
         axes.grid(alpha=0.3)
+        marked(axes, sorted({row["epsilon"] for row in rows}))
     panels[0].legend(fontsize=8)
     return figure
 
@@ -368,7 +369,12 @@ def main():
         "ideal is the error of a trusted server's Gaussian noise at the method's gamma. MiB: what a round "
         f"takes beside its arguments.\n\n{table(rows)}\n\n"
     )
-    wrapped = [wraps(*points[0], f.coordinates, f.repeats, stated) for stated in WRAPS]
+    most = points[-1][1]
+    wrapped = [
+        wraps(clients, most, f.coordinates, f.repeats, stated)
+        for clients in cli.numbers("clients", int)
+        for stated in WRAPS
+    ]
     text += (
         f"Updates that all agree: chance with which a coordinate wraps around, over {f.repeats} rounds."
         f"\n\n{table_of_wraps(wrapped)}\n\n"

@@ -1,7 +1,7 @@
 """The price of trust: accuracy and bits at equal epsilon, by whom one must trust.
 
   python -m experiments.figures.trust --workdir=/tmp/trust
-  python -m experiments.figures.trust --data=mnist --epsilons=8 --workdir=/tmp/trust_mnist
+  python -m experiments.figures.trust --data=mnist --epsilons=8 --rounds=20 --workdir=/tmp/trust_mnist
 
 A row is a mechanism under a trust model. Its noise is such that epsilon against the adversary whom that trust
 model leaves is the row's target (client level, all rounds); the epsilons against everybody else are those of
@@ -25,7 +25,7 @@ from cepam_jax.theory import distributed_noise
 from experiments import cli, output
 from experiments.output import Claim
 from experiments.paired import MARGIN, above, all_of, differences, in_points, losses, spread, verdict
-from experiments.plots import STYLES
+from experiments.plots import STYLES, marked
 from experiments.runs import (
     accuracies,
     config_of,
@@ -59,10 +59,11 @@ SERVER_SDQ, OWN_SDQ, SECURE, LOSSY = (
     "secure sum",
     "lossy secure sum",
 )
-# Name -> (variant, fields of the mechanism). SDQ is on E8, at a scale of so many deviations of the noise.
+# Name -> (variant, fields of the mechanism). SDQ at a scale of `STEP` deviations of the noise, on the lattice
+# that does with less: Z1 where most integers are zero, E8 where they carry noise.
 METHODS = {
     "FedAvg": ("fedavg", {}),
-    SERVER_SDQ: ("server_sdq", {"rate": "step", "lattice": "E8"}),
+    SERVER_SDQ: ("server_sdq", {"rate": "step"}),
     "CEPAM Z1": ("cepam_gaussian", {}),
     "CEPAM rotated E8": ("cepam_rotated", {}),
     "split rotated E8": ("split", {"quantizer": "rotated", "lattice": "E8", "share": 0.8}),
@@ -83,7 +84,7 @@ MODELS = (
 )
 ADVERSARIES = ("released_model", "colluding_clients", "decoded_updates", "server", "server_and_colluders")
 CLIENTS = {"digits": 100, "mnist": 300, "fashion_mnist": 300, "cifar10": 300}
-NETWORKS = {"digits": "linear", "mnist": "mlp", "fashion_mnist": "mlp", "cifar10": "cnn2"}
+NETWORKS = {"digits": "linear", "mnist": "linear", "fashion_mnist": "linear", "cifar10": "cnn2"}
 SMOKE = {"seeds": 2, "rounds": 3, "clients": 20, "epsilons": ["8"]}
 
 
@@ -309,6 +310,7 @@ def plot(rows: list[dict], data: str) -> Figure:
     for axes in panels:
         axes.set_xscale("log")
         axes.grid(alpha=0.3)
+    marked(panels[3], sorted({row["target"] for row in mine}))
     handles, labels = panels[3].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(f"{data}; full marks: the noise is chosen for this panel's adversary", fontsize=10)
