@@ -144,7 +144,7 @@ def measured(trust: Trust, method: str, target: float, config, runs, data: str) 
 
 
 def _coordinates(line: dict) -> float:
-    """How many coordinates all participants sent."""
+    """How many coordinates all participants of all rounds sent."""
     return line["uplink_bits"] / line["bits_per_coordinate"]
 
 
@@ -200,10 +200,13 @@ def rows_of(data: str, targets: list[float], seeds: int, workdir: str, progress:
     for point in points:
         label = _label(*point)
         rows.append(measured(*point, configs[label], results[label], data))
-    line, clients = results["FedAvg for everybody 0"][0][-1], configs["FedAvg for everybody 0"].num_clients
-    coordinates = round(_coordinates(line) / (clients * flags.FLAGS.rounds))
+    sent = [line for runs in results.values() for lines in runs for line in lines if line["round"] > 0]
+    if not sent:  # every run diverged at once
+        return rows
+    clients = configs[_label(*points[0])].num_clients
+    coordinates = round(_coordinates(sent[0]) / (clients * sent[0]["round"]))
     for target in targets:
-        rows += computed(data, target, coordinates, rows[0]["down"])
+        rows += computed(data, target, coordinates, _down(sent[0]))
     return rows
 
 
@@ -282,15 +285,23 @@ _PANELS = {
 }
 
 
-def plot(rows: list[dict], data: str) -> Figure:
-    """Bits against the epsilon of each adversary; accuracy at the target."""
-    mine = [row for row in rows if row["data"] == data and row["against"]]
-    figure = Figure(figsize=(10, 7.6), layout="constrained")
-    panels = figure.subplots(2, 2).ravel()
+def plot(rows: list[dict]) -> Figure:
+    """For each data set bits against the epsilon of each adversary, and accuracy at the target."""
+    names = list(dict.fromkeys(row["data"] for row in rows))
+    figure = Figure(figsize=(10, 7.6 * len(names)), layout="constrained")
+    parts = figure.subfigures(len(names), 1, squeeze=False).ravel()
+    for part, name in zip(parts, names, strict=True):
+        _plot_one(part, [row for row in rows if row["data"] == name])
+    return figure
+
+
+def _plot_one(figure, rows: list[dict]) -> None:
+    """The panels of one data set."""
+    mine, panels = [row for row in rows if row["against"]], figure.subplots(2, 2).ravel()
     keys = dict.fromkeys((row["method"], row["against"]) for row in mine)
     groups = [[row for row in mine if (row["method"], row["against"]) == key] for key in keys]
     for axes, adversary in zip(panels, _PANELS, strict=False):
-        finite = [row["epsilons"][adversary] for row in mine if row["epsilons"][adversary]]
+        finite = [row["epsilons"][adversary] for row in mine if row["epsilons"][adversary]] or [1.0]
         none = 4 * max(finite)
         axes.axvspan(none / 2, none * 2, color="0.92")
         axes.text(none, 1.01, "none", ha="center", transform=axes.get_xaxis_transform(), fontsize=8)
@@ -303,8 +314,7 @@ def plot(rows: list[dict], data: str) -> Figure:
         x, y = [row["target"] for row in each], [np.mean(row["accuracies"]) for row in each]
         label = f"{group[0]['method']} (against {group[0]['against'].replace('_', ' ')})"
         panels[3].plot(x, y, **_look(group[0]), markersize=4, label=label)
-    free = next(row for row in rows if row["data"] == data and not row["against"])
-    if free["accuracies"]:
+    for free in (row for row in rows if not row["against"] and row["accuracies"]):
         panels[3].axhline(np.mean(free["accuracies"]), color="0.5", lw=1)
     panels[3].set(xlabel="epsilon against whom the legend names", ylabel="test accuracy")
     for axes in panels:
@@ -313,8 +323,8 @@ def plot(rows: list[dict], data: str) -> Figure:
     marked(panels[3], sorted({row["target"] for row in mine}))
     handles, labels = panels[3].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    figure.suptitle(f"{data}; full marks: the noise is chosen for this panel's adversary", fontsize=10)
-    return figure
+    title = f"{rows[0]['data']}; full marks: the noise is chosen for this panel's adversary"
+    figure.suptitle(title, fontsize=10)
 
 
 def _look(row: dict) -> dict:
@@ -391,7 +401,7 @@ def main():
         "Error over ideal: of a round's mean, beside a trusted server's Gaussian noise at the same epsilon. "
         "(formula): by the paper's own accounting, computed and not run.\n\n"
     )
-    output.save(text + table(rows), rows, plot(rows, f.data[0]), claims)
+    output.save(text + table(rows), rows, plot(rows), claims)
 
 
 if __name__ == "__main__":
