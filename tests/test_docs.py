@@ -142,7 +142,7 @@ SHORT = {
     "experiments.generate": ["--length=20"],
     "experiments.export": [],
     "experiments.figures.device": ["--smoke"],
-    "experiments.audit": ["--size=20000", "--trials=1000"],
+    "experiments.audit": ["--size=20000", "--trials=2000"],
     "experiments.benchmarks.wire": [
         "--size=2000",
         "--repeats=1",
