@@ -1,12 +1,18 @@
 """An audit that a sceptic can run on settings of their own.
 
   python -m experiments.audit --mechanism=lrsuq_gaussian_z1 --sigma=0.5
+  python -m experiments.audit --mechanism=secure_sum --clients=4,16 --sigma=0.5
+  python -m experiments.audit --mechanism=sdq --clients=4,16 --sigma=0.5
 
 First the error's law, at a stated false-alarm rate over all tests together. Then a membership game: an
 update is a canary of norm 1 or zero; what an adversary scores gives a lower bound on epsilon, at 95 %
 confidence for each adversary, beside the accountant's. Ends with exit code 1 if the law is rejected or a
 bound exceeds the accountant's epsilon. An audit finds faults and does not show that there are none: a law
 that is not rejected may be wrong by less than these samples see, and another attack may score more.
+
+With --clients the game is about the sum of so many messages in the real round (experiments/sum_audit.py):
+the view of a server that is given a secure sum, alone or with --colluders; or, with a mechanism that has no
+noise of its own, that of those who are given the model after the server has added the noise.
 """
 
 import sys
@@ -16,10 +22,11 @@ import numpy as np
 from absl import flags
 
 from cepam_jax import mechanisms
-from cepam_jax.errors import require
+from cepam_jax.errors import require, require_choice
 from cepam_jax.mechanisms import Knobs
+from cepam_jax.mechanisms.registry import CONFIGURABLE
 from cepam_jax.privacy import ADVERSARIES, Federation, Phase, audit, guaranteed
-from experiments import cli
+from experiments import cli, sum_audit
 from experiments.tables import markdown
 
 _DIMENSION = 16
@@ -49,7 +56,11 @@ def canary(mechanism):
 
 
 def define_flags():
-    flags.DEFINE_string("mechanism", "lrsuq_gaussian_z1", "Name of the registry.")
+    flags.DEFINE_string(
+        "mechanism", "lrsuq_gaussian_z1", "Name of the registry; of a sum, config.mechanism.name."
+    )
+    flags.DEFINE_list("clients", [], "Audit sums of so many messages; none: what one client sends.")
+    flags.DEFINE_integer("colluders", 0, "Of a secure sum: clients that tell the server their noise.")
     flags.DEFINE_float("sigma", 0.5, "Standard deviation of the error; updates have norm 1.")
     flags.DEFINE_integer("size", 1_000_000, "Coordinates of the exactness tests.")
     flags.DEFINE_integer("trials", 100_000, "Games with the canary, and as many without.")
@@ -58,10 +69,49 @@ def define_flags():
     flags.DEFINE_integer("seed", 0, "Of everything random.")
 
 
+def sums() -> bool:
+    """Audits the sums that --clients names and prints a table; whether no bound exceeds its epsilon."""
+    f, rows = flags.FLAGS, []
+    require_choice("--mechanism", f.mechanism, sorted(CONFIGURABLE))
+    for clients in cli.numbers("clients", int):
+        require(clients > 0, "--clients", f.clients, "positive numbers")
+        config = sum_audit.config_of(f.mechanism, clients, f.sigma, f.colluders, f.delta)
+        rows.append(sum_audit.audited(config, f.trials, f.seed))
+    header = [
+        "mechanism",
+        "clients",
+        "colluders",
+        "adversary",
+        "epsilon is at least",
+        "accountant says at most",
+    ]
+    cells = [
+        [
+            *list(row.values())[:3],
+            row["adversary"].replace("_", " "),
+            f"{row['proved']:.3f}",
+            f"{row['claimed']:.3f}",
+        ]
+        for row in rows
+    ]
+    print(markdown(header, cells))
+    sound = all(row["proved"] <= row["claimed"] for row in rows)
+    print(
+        f"\nsigma = {f.sigma:g}, {f.trials:,} games of each kind, 95 % confidence for each row; "
+        f"delta = {f.delta:g}, one round, client level, add/remove" + ("" if sound else ": CONTRADICTION")
+    )
+    return sound
+
+
 def main():
     f = flags.FLAGS
     for name in ("sigma", "size", "trials", "false_alarm", "delta"):
         require(f[name].value > 0, f"--{name}", f[name].value, "positive")
+    require(bool(f.clients) or not f.colluders, "--colluders", f.colluders, "0 without --clients")
+    if f.clients:
+        if not sums():
+            sys.exit(1)
+        return
     mechanism = mechanisms.make(f.mechanism)
     knobs = Knobs(sigma=f.sigma, step=f.sigma, bits=4.0, levels=16.0, fraction=0.5, clip=1.0)
     findings = audit.exactness(mechanism, knobs, f.size, f.seed)

@@ -1,6 +1,7 @@
 """Pictures that look alike and stay legible in grey: every line has a style of its own beside its colour."""
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 STYLES = (
     ("black", "-", "o"),
@@ -18,6 +19,12 @@ def style(number: int, marker: bool = True) -> dict:
     """Keyword arguments of matplotlib's plot for the number-th line."""
     color, line, mark = STYLES[number % len(STYLES)]
     return {"color": color, "linestyle": line, **({"marker": mark, "markersize": 4} if marker else {})}
+
+
+def marked(axes, values) -> None:
+    """Ticks of a logarithmic axis at the values that were measured, and no other numbers beside them."""
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def band(axes, x, values, label: str, number: int, marker: bool = False) -> None:

@@ -86,6 +86,13 @@ SHORT = {
         "--data=digits",
     ],
     "experiments.figures.secure_sums": ["--smoke"],
+    "experiments.figures.trust": [
+        "--smoke",
+        "--data=digits",
+        "--seeds=1",
+        "--rounds=1",
+        "--methods=CEPAM Z1,secure sum",
+    ],
     "experiments.figures.clipping": ["--smoke", "--rounds=2"],
     "experiments.figures.graphs": ["--smoke", "--data=motifs", "--rounds=1", "--seeds=1"],
     "experiments.hospitals": [],

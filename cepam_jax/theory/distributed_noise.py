@@ -16,6 +16,8 @@ d:
 - Skellam numbers, whose sums are Skellam, of variance m in all: Rényi DP of order a with a Delta^2 / (2 m) +
   min( ((2 a - 1) Delta^2 + 6 D) / (4 m^2), 3 D / (2 m) ), D = min(sqrt(d) Delta, Delta^2) (Agarwal, Kairouz,
   Liu: The Skellam Mechanism for Differentially Private Federated Learning, arXiv 2110.04995).
+
+Both curves add up over rounds, whatever earlier rounds led to: T rounds have T times the curve of one.
 """
 
 import math
@@ -51,8 +53,10 @@ def sensitivity(clip: float, granularity: float, d: int) -> float:
     return math.sqrt(min(likely, (scaled + math.sqrt(d)) ** 2))
 
 
-def epsilon(method: str, delta2: float, deviation: float, n: int, d: int, delta: float) -> float:
-    """Epsilon of one sum of n clients.
+def epsilon(
+    method: str, delta2: float, deviation: float, n: int, d: int, delta: float, rounds: int = 1
+) -> float:
+    """Epsilon of sums of n clients, one in each round.
 
     Args:
       method: one of `METHODS`.
@@ -60,6 +64,7 @@ def epsilon(method: str, delta2: float, deviation: float, n: int, d: int, delta:
       deviation: of one client's noise, in units of the granularity.
       n, d: clients and coordinates.
       delta: that goes with epsilon.
+      rounds: sums, each with fresh noise.
     """
     if method == "discrete gaussian":
         k = np.arange(1, n)
@@ -73,7 +78,7 @@ def epsilon(method: str, delta2: float, deviation: float, n: int, d: int, delta:
         curve = _ORDERS * delta2**2 / (2 * whole) + more
     # Canonne, Kamath, Steinke: The Discrete Gaussian for Differential Privacy, arXiv 2004.00010.
     gained = (math.log(1 / delta) + (_ORDERS - 1) * np.log1p(-1 / _ORDERS) - np.log(_ORDERS)) / (_ORDERS - 1)
-    return max(0.0, float(np.min(curve + gained)))
+    return max(0.0, float(np.min(rounds * curve + gained)))
 
 
 def choose(
@@ -86,12 +91,13 @@ def choose(
     width: int,
     wrap: float,
     delta: float,
+    rounds: int = 1,
 ) -> Choice:
     """The coarsest granularity whose noise meets an epsilon with an error of at most `most`.
 
     Args:
-      method, clip, n, d, delta: as for `epsilon`.
-      target: epsilon of one sum.
+      method, clip, n, d, delta, rounds: as for `epsilon`.
+      target: epsilon of all rounds.
       most: variance of the sum's error per coordinate, in squared units of the update.
       width: 2^k; a coordinate of the rotated sum is sub-Gaussian with (n clip)^2 / width.
       wrap: bound on the probability that a coordinate wraps around.
@@ -102,10 +108,10 @@ def choose(
     best = None
     for granularity in np.geomspace(1e-6, 1.0, 121) * math.sqrt(most):
         delta2 = sensitivity(clip, granularity, d)
-        low, high = 0.2, 100 * delta2
+        low, high = 0.2, 100 * math.sqrt(rounds) * delta2
 
         def excess(log_deviation, delta2=delta2):
-            return epsilon(method, delta2, math.exp(log_deviation), n, d, delta) - target
+            return epsilon(method, delta2, math.exp(log_deviation), n, d, delta, rounds) - target
 
         if excess(math.log(high)) > 0:
             continue

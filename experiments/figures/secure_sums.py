@@ -1,35 +1,36 @@
-"""Secure sums at equal epsilon: bits, error, wrapping around and cost, beside other kinds of trust.
+"""Secure sums at equal epsilon: bits, error, wrapping around, dropouts and cost, beside other kinds of trust.
 
   python -m experiments.figures.secure_sums --workdir=/tmp/secure_sums
 
 One round of real messages whose mean is wanted, at equal epsilon of one round: against the server for the
 secure sum and for noise of each client's own, against those who see the model for CEPAM, which trusts the
-server with every update.
+server with every update. Rounds of all methods take turns, so that their times can be compared.
 
-A second table is about the aggregate Gaussian: what its exact error saves and costs beside plain rounding.
+Further tables: how often coordinates wrap around, beside the chance that is stated, for updates that all
+agree; what becomes of rounds in which messages are missing; and what the exact error of the aggregate
+Gaussian saves and costs beside plain rounding.
 """
 
+import math
 import time
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
 from matplotlib.figure import Figure
 
 from cepam_jax import mechanisms, privacy
-from cepam_jax.federated import ClientArrays, LocalUpdate, Plan, Trained, initial_state, make_round, summed
-from cepam_jax.federated.aggregation import AGGREGATORS
+from cepam_jax.federated import summed
 from cepam_jax.mechanisms import aggregate_gaussian, common_rotation, irwin_hall
 from cepam_jax.run import guarantees
 from cepam_jax.run.config import validate
-from cepam_jax.tasks import Model
 from cepam_jax.theory import distributed_noise
 from configs import digits
 from experiments import cli, output
-from experiments.plots import style
+from experiments.given_updates import arrays_of, round_of
+from experiments.plots import marked, style
 from experiments.tables import markdown
 
 SMOKE = {"clients": ["10"], "epsilons": ["3"], "coordinates": 500, "repeats": 2}
@@ -40,7 +41,8 @@ METHODS = {
     "CEPAM Z1 (trusted server)": ("released_model", {"name": "lrsuq"}),
     "noise of one's own + SDQ": ("server", {"name": "noise_sdq"}),
 }
-_TOGETHER = 25  # clients under one vmap
+WRAPS = (0.1, 0.01, 0.001)  # stated chances that a sum leaves its modulus
+DROPOUTS = {"clients": 10, "survivors": 8, "lost": 0.2}
 
 
 class Setting(NamedTuple):
@@ -58,8 +60,10 @@ class Setting(NamedTuple):
     epsilons: dict[str, float]
 
 
-def setting_of(method: str, clients: int, epsilon: float, coordinates: int) -> Setting:
+def setting_of(method: str, clients: int, epsilon: float, coordinates: int, **secure) -> Setting:
+    """A method at one epsilon; `secure` are fields of config.mechanism.secure."""
     adversary, fields = METHODS[method]
+    fields = fields | {f"secure.{name}": value for name, value in secure.items()}
     config = digits.get_config("cepam_gaussian")
     config.update_from_flattened_dict({f"mechanism.{name}": value for name, value in fields.items()})
     config.num_clients, config.rounds = clients, 1
@@ -89,68 +93,54 @@ def updates_of(clients: int, coordinates: int) -> np.ndarray:
     return (mixed / np.linalg.norm(mixed, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _chosen(model, arrays, client, key, state, number):
-    """The client's update, which is given."""
-    return Trained(arrays.examples["update"][client], jnp.float32(0), jnp.float32(1))
-
-
 def program(setting: Setting, updates: np.ndarray):
     """(compiled round, State, ClientArrays) whose clients send these updates."""
-    clients, coordinates = updates.shape
-    plan = Plan(
-        local_update=LocalUpdate(_chosen),
-        mechanism=setting.mechanism,
-        aggregator=AGGREGATORS["mean"],
-        server=optax.sgd(1.0),
-        segments=(coordinates,),
-        per_round=clients,
-        per_chunk=min(clients, _TOGETHER),
-    )
-    arrays = ClientArrays(
-        examples={"update": jnp.asarray(updates)},
-        constants={},
-        rows=jnp.arange(clients, dtype=jnp.int32)[:, None],
-        counts=jnp.ones(clients, jnp.int32),
-        steps=jnp.ones(clients, jnp.int32),
-        knobs=setting.knobs,
-        training_key=jax.random.key(1),
-        shared_key=jax.random.key(2),
-    )
-    model = Model({"w": jnp.zeros(coordinates)})
-    state = initial_state(plan, model, setting.knobs, clients, False, setting.knobs.clip[0])
-    return jax.jit(make_round(plan)).lower(state, arrays).compile(), state, arrays
+    run, state = round_of(setting.mechanism, setting.knobs, *updates.shape)
+    arrays = arrays_of(updates, setting.knobs)
+    return jax.jit(run).lower(state, arrays).compile(), state, arrays
 
 
-def measure(method: str, clients: int, epsilon: float, coordinates: int, repeats: int) -> dict:
-    """What rounds of a method cost and how far their means are from that of the updates."""
-    setting, updates = setting_of(method, clients, epsilon, coordinates), updates_of(clients, coordinates)
-    run, state, arrays = program(setting, updates)
-    mean, squares, bits, wrapped, seconds = updates.astype(np.float64).mean(0), [], [], [], []
-    for number in range(repeats):
-        begin = state._replace(round=jnp.int32(number))
-        start = time.perf_counter()
-        after, report = jax.block_until_ready(run(begin, arrays))
-        seconds.append(time.perf_counter() - start)
-        error = np.asarray(after.params["w"], np.float64) - mean
-        squares.append(np.mean(error**2))
-        bits.append(float(np.mean(report.participants.bits)) / coordinates)
-        wrapped.append(_wrapped(setting, arrays, begin, error, clients))
-    memory = run.memory_analysis()
-    return {
-        "method": method,
-        "against": METHODS[method][0],
-        "clients": clients,
-        "epsilon": epsilon,
-        "gamma": setting.gamma,
-        "epsilons": setting.epsilons,
-        "bits": float(np.mean(bits)),
-        # Beside the least possible: that of a trusted server's Gaussian noise for the same epsilon.
-        "error": float(np.mean(squares)),
-        "ideal": 1 / (clients * setting.gamma**2),
-        "wrapped": None if setting.mechanism.joint is None else float(np.mean(wrapped)),
-        "seconds": float(np.median(seconds)),
-        "mebibytes": None if memory is None else memory.temp_size_in_bytes / 2**20,
-    }
+def measure(clients: int, epsilon: float, coordinates: int, repeats: int) -> list[dict]:
+    """What rounds of each method cost and how far their means are from that of the updates.
+
+    The first round of each is not timed; the others take turns.
+    """
+    updates = updates_of(clients, coordinates)
+    settings = {method: setting_of(method, clients, epsilon, coordinates) for method in METHODS}
+    programs = {method: program(setting, updates) for method, setting in settings.items()}
+    found = {method: {"squares": [], "bits": [], "wrapped": [], "seconds": []} for method in METHODS}
+    mean = updates.astype(np.float64).mean(0)
+    for number in range(repeats + 1):
+        for method, (run, state, arrays) in programs.items():
+            begin, mine = state._replace(round=jnp.int32(number)), found[method]
+            start = time.perf_counter()
+            after, report = jax.block_until_ready(run(begin, arrays))
+            mine["seconds"].append(time.perf_counter() - start)
+            error = np.asarray(after.params["w"], np.float64) - mean
+            mine["squares"].append(np.mean(error**2))
+            mine["bits"].append(float(np.mean(report.participants.bits)) / coordinates)
+            mine["wrapped"].append(_wrapped(settings[method], arrays, begin, error, clients))
+    rows = []
+    for method, mine in found.items():
+        setting, memory = settings[method], programs[method][0].memory_analysis()
+        rows.append(
+            {
+                "method": method,
+                "against": METHODS[method][0],
+                "clients": clients,
+                "epsilon": epsilon,
+                "gamma": setting.gamma,
+                "epsilons": setting.epsilons,
+                "bits": float(np.mean(mine["bits"])),
+                # Beside the least possible: that of a trusted server's Gaussian noise for the same epsilon.
+                "error": float(np.mean(mine["squares"])),
+                "ideal": 1 / (clients * setting.gamma**2),
+                "wrapped": None if setting.mechanism.joint is None else float(np.mean(mine["wrapped"])),
+                "seconds": float(np.median(mine["seconds"][1:])),
+                "mebibytes": None if memory is None else memory.temp_size_in_bytes / 2**20,
+            }
+        )
+    return rows
 
 
 def _wrapped(setting, arrays, state, error, clients) -> float:
@@ -164,6 +154,95 @@ def _wrapped(setting, arrays, state, error, clients) -> float:
     )
     step = float(knobs.sigma) / setting.mechanism.about.summed.cells
     return float(np.mean(np.abs(np.asarray(turned)) > step * modulus / 2))
+
+
+def wraps(clients: int, epsilon: float, coordinates: int, repeats: int, stated: float) -> dict:
+    """How often a coordinate of the sum leaves the modulus, and one that is half as large (a bit less).
+
+    All clients send the same update, of the largest norm: no sum is longer.
+    """
+    setting = setting_of("secure sum", clients, epsilon, coordinates, wrap=stated)
+    updates = np.repeat(updates_of(1, coordinates), clients, 0)
+    joint, rates = setting.mechanism.joint, []
+    for less in (0, 1):
+        fewer = joint._replace(bits=lambda *given, less=less: joint.bits(*given) - less)
+        one = setting._replace(mechanism=setting.mechanism._replace(joint=fewer))
+        run, state, arrays = program(one, updates)
+        found = []
+        for number in range(repeats):
+            begin = state._replace(round=jnp.int32(number))
+            after, _ = run(begin, arrays)
+            error = np.asarray(after.params["w"], np.float64) - updates[0]
+            found.append(_wrapped(one, arrays, begin, error, clients))
+        rates.append(float(np.mean(found)))
+    first = jax.tree.map(lambda a: a[0], setting.knobs)
+    return {
+        "clients": clients,
+        "epsilon": epsilon,
+        "stated": stated,
+        "bits": int(joint.bits(first, clients, coordinates)),
+        "coordinates": repeats * coordinates,
+        "rate": rates[0],
+        "rate with a bit less": rates[1],
+    }
+
+
+def table_of_wraps(rows) -> str:
+    header = ["clients", "epsilon", "stated", "bits", "measured", "measured with a bit less"]
+    return markdown(
+        header,
+        [
+            [
+                *(row["clients"], f"{row['epsilon']:g}", f"{row['stated']:g}", row["bits"]),
+                *(f"{row[name]:.2g}" for name in ("rate", "rate with a bit less")),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def dropouts(epsilon: float, coordinates: int, rounds: int) -> list[dict]:
+    """Rounds by how many of their messages are missing: whether the sum is opened, and its error."""
+    clients, survivors, lost = DROPOUTS.values()
+    setting = setting_of("secure sum", clients, epsilon, coordinates, survivors=survivors, lost=lost)
+    updates, grouped = updates_of(clients, coordinates), {}
+    run, state, arrays = program(setting, updates)
+    each = float(setting.mechanism.variance(jnp.zeros(8), jax.tree.map(lambda a: a[0], setting.knobs)))
+    for number in range(rounds):
+        after, report = run(state._replace(round=jnp.int32(number)), arrays)
+        arrived, moved = np.asarray(report.participants.weight) > 0, np.asarray(after.params["w"], np.float64)
+        found = bool(report.opened), bool(moved.any()), math.nan
+        if found[0]:
+            error = moved - updates[arrived].astype(np.float64).mean(0)
+            found = (*found[:2], np.mean(error**2) / (each / arrived.sum()))
+        grouped.setdefault(int(clients - arrived.sum()), []).append(found)
+    return [
+        {
+            "clients": clients,
+            "survivors": survivors,
+            "missing": missing,
+            "rounds": len(found),
+            "opened": sum(one for one, _, _ in found),
+            "moved": sum(one for _, one, _ in found),
+            "over": float(np.mean([over for _, _, over in found])),
+        }
+        for missing, found in sorted(grouped.items())
+        if missing <= clients - survivors + 1
+    ]
+
+
+def table_of_dropouts(rows) -> str:
+    header = ["missing", "rounds", "opened", "moved the model", "MSE over that of those who came"]
+    return markdown(
+        header,
+        [
+            [
+                *(row["missing"], row["rounds"], row["opened"], row["moved"]),
+                "" if math.isnan(row["over"]) else f"{row['over']:.3f}",
+            ]
+            for row in rows
+        ],
+    )
 
 
 def plot(rows):
@@ -180,6 +259,7 @@ def plot(rows):
     for axes in panels:
         axes.set(xlabel=f"epsilon of a round, {most} clients", xscale="log")
         axes.grid(alpha=0.3)
+        marked(axes, sorted({row["epsilon"] for row in rows}))
     panels[0].legend(fontsize=8)
     return figure
 
@@ -282,19 +362,32 @@ def define_flags():
 
 def main():
     f = flags.FLAGS
-    rows = [
-        measure(method, clients, epsilon, f.coordinates, f.repeats)
-        for clients in cli.numbers("clients", int)
-        for epsilon in cli.numbers("epsilons")
-        for method in METHODS
-    ]
+    points = [(c, e) for c in cli.numbers("clients", int) for e in cli.numbers("epsilons")]
+    rows = [row for point in points for row in measure(*point, f.coordinates, f.repeats)]
     text = (
-        f"Means of updates of norm 1 with {f.coordinates:,} coordinates, {f.repeats} rounds each; ideal is"
-        " the error of a trusted server's Gaussian noise at the method's gamma.\n\n"
+        f"Means of updates of norm 1 with {f.coordinates:,} coordinates, {f.repeats} rounds each, in turn; "
+        "ideal is the error of a trusted server's Gaussian noise at the method's gamma. MiB: what a round "
+        f"takes beside its arguments.\n\n{table(rows)}\n\n"
+    )
+    most = points[-1][1]
+    wrapped = [
+        wraps(clients, most, f.coordinates, f.repeats, stated)
+        for clients in cli.numbers("clients", int)
+        for stated in WRAPS
+    ]
+    text += (
+        f"Updates that all agree: chance with which a coordinate wraps around, over {f.repeats} rounds."
+        f"\n\n{table_of_wraps(wrapped)}\n\n"
+    )
+    missing = dropouts(points[0][1], f.coordinates, 20 * f.repeats)
+    text += (
+        f"{DROPOUTS['clients']} clients, a sum of at least {DROPOUTS['survivors']} messages is opened, each "
+        f"is lost with probability {DROPOUTS['lost']:g}; errors beside those of noise and rounding of the "
+        f"messages that came.\n\n{table_of_dropouts(missing)}\n\n"
     )
     exacts = [exact(clients, 20 * f.coordinates) for clients in cli.numbers("clients", int) if clients > 1]
     text += (
-        f"{table(rows)}\n\nThe aggregate Gaussian at cells 1.5: with probability *plain* a coordinate has "
+        "The aggregate Gaussian at cells 1.5: with probability *plain* a coordinate has "
         "one scale and no shift; what is rounded counts as Gaussian noise against outsiders, for exactly so "
         "many clients.\n\n"
     )
@@ -309,7 +402,7 @@ def main():
         "not run: bits for the error of the secure sum, or else for the next of 1.1, 1.25 and 1.5 times "
         "ideal that they reach.\n\n"
     )
-    output.save(text + table_of_peers(others), [*rows, *exacts, *others], plot(rows))
+    output.save(text + table_of_peers(others), [*rows, *wrapped, *missing, *exacts, *others], plot(rows))
 
 
 if __name__ == "__main__":

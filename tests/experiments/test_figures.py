@@ -31,6 +31,7 @@ from experiments.figures import (
     privacy,
     rate,
     scenario1,
+    scenario2,
     scenario3,
 )
 
@@ -378,6 +379,38 @@ def test_an_epsilon_at_which_runs_diverged_keeps_the_claim_open():
     rows += [row("cepam_gaussian", 8, [], 3), row("noise_gaussian", 8, [0.9, 0.91, 0.92], 0)]
     (claim,) = privacy.claims_of("made up", rows, 3)
     assert claim.verdict == "not decided" and "without epsilon 8: runs diverged" in claim.measured
+
+
+def test_the_fair_opponent_has_a_claim_that_names_whom_both_trust():
+    def verdicts(lost, bits, methods=("cepam_gaussian", "noise_gaussian", "server_sdq")):
+        sizes = {"cepam_gaussian": 0.2, "noise_gaussian": 32.0, "server_sdq": bits}
+        each = {name: np.array([0.9, 0.91, 0.92]) + lost * (name == "server_sdq") for name in methods}
+        rows = [
+            {"method": name, "epsilon": 1, "diverged": 0, "accuracies": each[name], "bits": sizes[name]}
+            for name in methods
+        ]
+        return [(claim.verdict, claim.why) for claim in privacy.claims_of("made up", rows, 3, "server")]
+
+    both = verdicts(0.0, 0.3)
+    assert [state for state, _ in both] == ["holds", "holds"]
+    assert "both trust the server" in both[1][1] and "CEPAM trusts the server" in both[0][1]
+    assert all("epsilon against server" in why for _, why in both)
+    assert verdicts(0.02, 0.3)[1][0] == verdicts(0.0, 0.1)[1][0] == "does not hold"
+    assert len(verdicts(0.0, 0.3, ("cepam_gaussian", "noise_gaussian"))) == 1
+
+
+@pytest.mark.parametrize(("lost", "bits", "expected"), [(0, 0.3, "holds"), (0.02, 0.3, "does not hold")])
+def test_scenario_2_names_whom_both_trust(lost, bits, expected):
+    each = {"CEPAM Z1": (0.2, 0.0), "server noise + SDQ": (bits, lost), "Gaussian noise": (32.0, 0.0)}
+    rows = [
+        {"method": name, "accuracy": [0.9 + more, 0.91 + more, 0.92 + more], "bits": size}
+        for name, (size, more) in each.items()
+    ]
+    claims = scenario2.claims_of("made up", "weights", 0.01, rows, 1)
+    assert [claim.verdict for claim in claims] == ["holds", expected]
+    assert "both trust the server" in claims[1].why
+    rows[1]["accuracy"] = None
+    assert scenario2.claims_of("made up", "weights", 0.01, rows, 1)[1].verdict == "not decided"
 
 
 def test_clipped_claims_ask_for_bounds():

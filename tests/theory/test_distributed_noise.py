@@ -48,3 +48,22 @@ def test_the_choice_meets_its_epsilon_and_its_error_and_is_the_coarsest(method):
     assert finer.granularity <= found.granularity and finer.bits >= found.bits
     with pytest.raises(ValueError, match="no granularity"):
         noise.choose(method, target, 1.0, n, d, 0.1 * most, 2048, 1e-6, 1e-5)
+
+
+@pytest.mark.parametrize("method", noise.METHODS)
+def test_rounds_add_up(method):
+    """With fine integers T rounds are one with sqrt(T) times the move, and never less than Gaussian noise."""
+    n, z, delta2, rounds = 10, 8.0, 1e5, 40
+    deviation = z * delta2 / math.sqrt(n)
+    found = noise.epsilon(method, delta2, deviation, n, 100, 1e-5, rounds)
+    once = noise.epsilon(method, delta2, deviation / math.sqrt(rounds), n, 100, 1e-5)
+    assert found == pytest.approx(once, rel=1e-4)
+    exact = dp_accounting.get_epsilon_gaussian(z / math.sqrt(rounds), 1e-5)
+    assert exact < found < 1.2 * exact
+    assert found > 1.5 * noise.epsilon(method, delta2, deviation, n, 100, 1e-5, rounds // 4)
+    # What one round allows with an error of 3, twenty allow with one of 60: the same integers, more noise.
+    one, many = (noise.choose(method, 3.0, 1.0, 100, 4000, 3.0 * t, 2048, 1e-6, 1e-5, t) for t in (1, 20))
+    delta2 = noise.sensitivity(1.0, many.granularity, 4000)
+    assert noise.epsilon(method, delta2, many.deviation, 100, 4000, 1e-5, 20) <= 3.0 * (1 + 1e-6)
+    assert many.granularity == pytest.approx(one.granularity, rel=0.05)
+    assert many.deviation == pytest.approx(math.sqrt(20) * one.deviation, rel=0.05)
