@@ -47,6 +47,10 @@ def code_bits(
     Returns:
       f32[], bits of all coordinates together.
     """
+    (scale,) = blocks.settled([scale])
+    if not isinstance(family, str):
+        family = tuple(blocks.settled([f])[0] for f in family)
+    (center,) = blocks.settled([center])
     if isinstance(family, str):
         nats = code_length.cell_nats(width * center, width, scale, family)
     else:

@@ -204,9 +204,11 @@ def _widths(setting: _Setting, shared: jax.Array, count: int, knobs: Knobs) -> t
       f32[count] in units of the update, and uint32[count].
     """
     stream = counter.stream(shared, _LAYERS)
-    word, spare = counter.words(stream, 0, jnp.arange(count, dtype=jnp.uint32))
+    words = counter.words(stream, 0, jnp.arange(count, dtype=jnp.uint32))
+    word, spare = blocks.settled(words)
     table = latents.radius_table(setting.target, setting.lat.dimension)
-    return latents.radius(word, table) * (knob(knobs, "sigma") * np.float32(setting.unit)), spare
+    (radius,) = blocks.settled([latents.radius(word, table)])
+    return radius * (knob(knobs, "sigma") * np.float32(setting.unit)), spare
 
 
 def _host_width(setting: _Setting, side: dict, knobs: Knobs) -> np.float64:
