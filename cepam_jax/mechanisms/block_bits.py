@@ -69,9 +69,9 @@ def tensor_bits(
 ) -> jax.Array:
     """`code_bits` with what tensors have in common said once for each of them.
 
-    A loop over coordinates is compiled into wide instructions where their scale is one number, and not where it
-    is chosen by the coordinate's place. So the largest tensors are counted one by one. The others lie one after
-    another with their scales written out in memory; there may be hundreds of them.
+    A loop over coordinates is compiled into wide instructions where their scale is one number, and not where
+    it is chosen by the coordinate's place. So the largest tensors are counted one by one. The others lie one
+    after another with their scales written out in memory; there may be hundreds of them.
 
     Args:
       center: f32[d], as for `code_bits`.
@@ -103,11 +103,12 @@ def tensor_bits(
         parts = family if isinstance(family, str) else tuple(jnp.asarray(laws.PARTS)[family[i]])
         total += counted([i], each[i], parts)
     if others:
-        places, some = np.array(others), [lengths[i] for i in others]
-        parts = family if isinstance(family, str) else laws.parameters(family[places], some)
-        if not isinstance(parts, str):
-            parts = tuple(map(_written_out, parts))
-        total += counted(others, _written_out(code_length.scale_per_coordinate(scale[places], tuple(some))), parts)
+        places, some = np.array(others), tuple(lengths[i] for i in others)
+        parts = family
+        if not isinstance(family, str):
+            parts = tuple(map(_written_out, laws.parameters(family[places], some)))
+        spread = _written_out(code_length.scale_per_coordinate(scale[places], some))
+        total += counted(others, spread, parts)
     return total
 
 

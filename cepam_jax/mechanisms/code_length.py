@@ -202,7 +202,7 @@ class Scales(NamedTuple):
         return scale_per_coordinate(self.of_tensors(side, knobs), self.lengths(d))
 
     def of_tensors(self, side: dict[str, jax.Array], knobs: Knobs) -> jax.Array:
-        """Scale of each tensor, int32[tensors] in eighths of an octave, from a message's side or the knobs."""
+        """int32[tensors], eighths of an octave, from the side information of a message or from the knobs."""
         return side["scale"] if self.source == "own" else jnp.asarray(knobs.scale)
 
     @property

@@ -50,7 +50,7 @@ def cell_nats(center: Any, width: Any, scale: Any, parts: tuple[Any, Any, Any], 
       f32[...], in nats.
     """
     share, *deviations = parts
-    # Divided by once, not at every coordinate: often scales are numbers, and what has many values is `center`.
+    # Divisions where scales are, of which there are often few, and not at every coordinate.
     unit, narrow, wide = 1 / scale, 1 / deviations[0], 1 / deviations[1]
     near = xp.clip((xp.abs(center) - width / 2) * unit, -1e30, 1e30)
     across = xp.minimum(width * unit, 4e30)
