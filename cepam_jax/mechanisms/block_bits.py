@@ -12,7 +12,7 @@ functions that take arrays of either library, in `acceptance`, `lattices`, `late
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,21 +100,16 @@ def tensor_bits(
     each = code_length.scale_of(scale)
     total = jnp.float32(0)
     for i in alone:
-        parts = family if isinstance(family, str) else tuple(jnp.asarray(laws.PARTS)[family[i]])
-        total += counted([i], each[i], parts)
+        of_one = family if isinstance(family, str) else tuple(jnp.asarray(laws.PARTS)[family[i]])
+        total += counted([i], each[i], of_one)
     if others:
         places, some = np.array(others), tuple(lengths[i] for i in others)
-        parts = family
+        parts: Any = family
         if not isinstance(family, str):
-            parts = tuple(map(_written_out, laws.parameters(family[places], some)))
-        spread = _written_out(code_length.scale_per_coordinate(scale[places], some))
+            parts = tuple(map(blocks.in_memory, laws.parameters(family[places], some)))
+        spread = blocks.in_memory(code_length.scale_per_coordinate(scale[places], some))
         total += counted(others, spread, parts)
     return total
-
-
-def _written_out(values: jax.Array) -> jax.Array:
-    """f32[d] in memory: see `blocks.settled`."""
-    return blocks.settled([values])[0]
 
 
 class _Setting(NamedTuple):

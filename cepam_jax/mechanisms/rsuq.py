@@ -206,8 +206,9 @@ def _widths(setting: _Setting, shared: jax.Array, count: int, knobs: Knobs) -> t
     words = counter.words(stream, 0, jnp.arange(count, dtype=jnp.uint32))
     word, spare = blocks.settled(words)
     table = latents.radius_table(setting.target, setting.lat.dimension)
-    (radius,) = blocks.settled([latents.radius(word, table)])
-    return radius * (knob(knobs, "sigma") * np.float32(setting.unit)), spare
+    return blocks.in_memory(latents.radius(word, table)) * (
+        knob(knobs, "sigma") * np.float32(setting.unit)
+    ), spare
 
 
 def _host_width(setting: _Setting, side: dict, knobs: Knobs) -> np.float64:
@@ -277,7 +278,7 @@ def _bits(
         scale = scales.of_tensors(message.side, knobs)
         symbols = block_bits.tensor_bits(center, width, scales.lengths(d), scale, family, weight)
     else:
-        scale = scales.per_coordinate(message.side, knobs, d)
+        scale = blocks.in_memory(scales.per_coordinate(message.side, knobs, d))
         width, _ = _widths(setting, shared, blocks.count(lat.dimension, d), knobs)
         stream = counter.stream(shared, _DITHERS)
         symbols = block_bits.block_bits(
