@@ -113,29 +113,29 @@ def choose(
     number, count = expected.shape[1:]
     step = 8 // _STEPS
     places = np.arange(count)
-    steps = scale_code.cost_of_step(step * jnp.abs(places[:, None] - places[None, :]))
-    change = scale_code.cost_of_change(number)
+    apart = step * np.abs(places[:, None] - places[None, :])
+    steps = scale_code.cost_of_step(apart.astype(np.float32), np)
+    change = np.float32(scale_code.cost_of_change(number))
+    same = np.float32(-np.log2(scale_code.SAME))
 
     def forward(best, costs):
-        """The least bits up to a tensor for each of its states, and the states before that lead there."""
-        law_before = jnp.argmin(best, 0)
-        least = jnp.min(best, 0)
-        before = jnp.argmin(least[:, None] + steps, 0)
-        moved = jnp.min(least[:, None] + steps, 0) + change
-        stays = best - np.float32(np.log2(scale_code.SAME))
-        from_other = jnp.broadcast_to((law_before[before] * count + before)[None], best.shape)
-        own = jnp.arange(number)[:, None] * count + jnp.arange(count)[None]
-        origin = jnp.where(stays <= moved[None], own, from_other)
-        return jnp.minimum(stays, moved[None]) + costs, origin
+        """The least bits up to the next tensor for each of its states, and those up to this one."""
+        moved = jnp.min(jnp.min(best, 0)[:, None] + steps, 0) + change
+        return jnp.minimum(best + same, moved[None]) + costs, best
 
-    best, origins = jax.lax.scan(forward, expected[order[0]], expected[order[1:]])
-
-    def backward(state, origin):
-        before = origin.reshape(-1)[state]
+    def backward(state, best):
+        """The state of the tensor before, which is looked for on the best path alone."""
+        place = state % count
+        to_place = jnp.min(best, 0) + jnp.asarray(steps)[place]
+        place_before = jnp.argmin(to_place)
+        moved = jnp.argmin(best[:, place_before]) * count + place_before
+        stays = best.reshape(-1)[state] + same <= to_place[place_before] + change
+        before = jnp.where(stays, state, moved).astype(jnp.int32)
         return before, before
 
+    best, earlier_best = jax.lax.scan(forward, expected[order[0]], expected[order[1:]])
     last = jnp.argmin(best.reshape(-1)).astype(jnp.int32)
-    _, earlier = jax.lax.scan(backward, last, origins.astype(jnp.int32), reverse=True)
+    _, earlier = jax.lax.scan(backward, last, earlier_best, reverse=True)
     states = jnp.zeros(len(lengths), jnp.int32).at[order].set(jnp.append(earlier, last))
     unit = jnp.round(8 * jnp.log2(width))
     scale = unit + (states % count) * step + 8 * _SCALES[0]
@@ -172,10 +172,9 @@ def chosen(
     scale, law = choose(x, sent, width, lengths, target)
     plain = code_length.fit_scales(x, tuple(lengths), "mixture", sent), jnp.full_like(law, laws.MIXTURE)
 
-    def bits(scale, law):
-        each = code_length.scale_per_coordinate(scale, tuple(lengths))
-        symbols = block_bits.code_bits(center, widths, each, laws.parameters(law, lengths), sent)
+    def bits(scale, law, family):
+        symbols = block_bits.tensor_bits(center, widths, lengths, scale, family, sent)
         return symbols + scale_code.bits(scale, law, lengths, len(laws.LAWS))
 
-    better = bits(scale, law) <= bits(*plain)
+    better = bits(scale, law, law) <= bits(*plain, "mixture")
     return {"scale": jnp.where(better, scale, plain[0]), "law": jnp.where(better, law, plain[1])}
