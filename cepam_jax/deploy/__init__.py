@@ -1,7 +1,8 @@
 """A federation between machines: its agreement, keys, messages and state; a transport carries its bytes.
 
-`agreement` is what all parties signed up to, `keys` what only two of them know, `envelope` one message, `step`
-what is compiled, `client` and `server` the two ends, `store` what survives a kill, and `spent` what was promised.
+`agreement` is what all parties signed up to, `keys` what only two of them know, `envelope` one message,
+`step` what is compiled, `client` and `server` the two ends, `store` what survives a kill, and `spent` what was
+promised so far.
 """
 
 from cepam_jax.extras import need

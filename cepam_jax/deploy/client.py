@@ -103,6 +103,11 @@ class Client:
             {f"answer{n}": np.frombuffer(data, np.uint8) for n, (_, data) in self._answers.items()},
         )
 
+    @property
+    def limit(self) -> int:
+        """The longest body that is read: the model, or a run's nonce."""
+        return max(self._common.model_bytes, keys.NONCE)
+
     def warm(self) -> None:
         """Compiles the step, so that the first round does not wait for it; nothing of it is kept."""
         state = step.state_of(self._common, step.flat_of(self._common.start), 0)
@@ -114,7 +119,7 @@ class Client:
         Raises:
           Refused: it is not one that this client answers.
         """
-        asked = envelope.parse(data, self._common.model_bytes)
+        asked = envelope.parse(data, self.limit)
         if asked.agreement != self._agreement.digest[:8]:
             raise Refused("foreign", "another agreement")
         if asked.kind == envelope.HELLO:
