@@ -146,6 +146,13 @@ def read(text: str) -> Agreement:
         raise ConfigError(f"this is no agreement of a federation: {error!r}") from error
 
 
+def number_of(agreement: Agreement, public: str) -> int:
+    """Which client has a public key; ConfigError if none has."""
+    allowed = "one of the agreement's clients"
+    require(public in agreement.clients, "public key", public[:8] + "...", allowed)
+    return agreement.clients.index(public)
+
+
 def load(path: Path) -> Agreement:
     """The agreement of a file."""
     return read(Path(path).read_text())

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cepam_jax import wire
 from cepam_jax.deploy import envelope, keys, step, store
-from cepam_jax.deploy.agreement import Agreement
+from cepam_jax.deploy.agreement import Agreement, number_of
 from cepam_jax.deploy.envelope import Envelope, Refused
-from cepam_jax.errors import CheckpointMismatchError, ConfigError, require
+from cepam_jax.errors import CheckpointMismatchError, ConfigError
 from cepam_jax.mechanisms import Keys
 from cepam_jax.run.locks import Lock
 
@@ -56,9 +56,7 @@ class Client:
           CheckpointDamagedError: what it holds is damaged.
           WorkdirInUseError: another process has it.
         """
-        mine = keys.public_of(private)
-        require(mine in agreement.clients, "public key", mine[:8] + "...", "one of the agreement's clients")
-        self.number, self.finished = agreement.clients.index(mine), False
+        self.number, self.finished = number_of(agreement, keys.public_of(private)), False
         self._agreement, self._source = agreement, source or keys.fresh()
         self._secret = keys.agree(private, agreement.server)
         self._arrays = step.client_arrays(agreement, self.number, dict(examples))

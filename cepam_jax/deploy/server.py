@@ -128,6 +128,11 @@ class Server:
         return self._agreement
 
     @property
+    def coordinates(self) -> int:
+        """d, of an update."""
+        return self._common.coordinates
+
+    @property
     def open_entry(self) -> ledger.Entry | None:
         """What the open round applies, as the ledger would have it; None where none is open.
 

@@ -63,7 +63,9 @@ class Serving:
             for client, ended in sorted(self._ended.items())
         }
 
-    async def run(self, host: str, port: int, tls: ssl.SSLContext | None, ready: Callable = lambda port: None):
+    async def run(
+        self, host: str, port: int, tls: ssl.SSLContext | None, ready: Callable = lambda port: None
+    ):
         """Until all rounds are done.
 
         Args:
@@ -94,8 +96,7 @@ class Serving:
         since = time.monotonic() - self._opened
         over = config.ends != "slowest" and config.deadline > 0 and since >= config.deadline
         if server.enough or over:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await self._close_round()
+            await self._close_round()
             return
         if since > self._waiting.patience:
             raise Stalled(
@@ -134,8 +135,8 @@ class Serving:
         for client in list(self._links):
             await self._farewell(client)
         end = time.monotonic() + self._waiting.closing
-        while set(self._server.joined) - self._told and time.monotonic() < end:
-            await asyncio.sleep(0.05)
+        while (self._links or set(self._server.joined) - self._told) and time.monotonic() < end:
+            await asyncio.sleep(0.02)
 
     async def _farewell(self, client: int) -> None:
         with contextlib.suppress(OSError):

@@ -9,15 +9,25 @@ from cepam_jax import privacy
 from cepam_jax.deploy.server import Server
 from cepam_jax.files import naming
 from cepam_jax.run import guarantees
+from cepam_jax.run.ledger import Ledger
 
 
 def epsilons(server: Server) -> dict[str, np.ndarray]:
     """Adversary -> f64[clients], epsilon spent; the open round counts, since its answers may be out."""
-    config, book, opened = server.agreement.config, server.ledger, server.open_entry
-    if opened is not None:
-        book = book.joined([opened])
-    federation = guarantees.federation_of(config, server.agreement.counts, ledger=book)
+    config = server.agreement.config
+    federation = guarantees.federation_of(config, server.agreement.counts, ledger=_whole(server))
     return {row.adversary: row.epsilon for row in privacy.report(federation, config.privacy.delta)}
+
+
+def report(server: Server) -> str:
+    """The accountant's report on what was spent, a line for each adversary, and what none covers."""
+    config, counts, sent = server.agreement.config, server.agreement.counts, server.coordinates
+    return guarantees.report_text(config, counts, coordinates=sent, ledger=_whole(server))
+
+
+def _whole(server: Server) -> Ledger:
+    opened = server.open_entry
+    return server.ledger if opened is None else server.ledger.joined([opened])
 
 
 def write_model(server: Server, path: Path) -> None:
