@@ -73,16 +73,18 @@ def examples_of(agreement: Agreement, client: int, path: str) -> dict[str, np.nd
     return {name: array[mine] for name, array in data.train.items()}
 
 
+async def _until_stopped(work: Coroutine) -> None:
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await task
+
+
 def end_with(work: Coroutine) -> None:
     """Runs it; SIGTERM and Ctrl-C end it and the process quietly, and what a user can mend is one line."""
 
-    def stop(number, frame):
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
     try:
-        asyncio.run(work)
-    except KeyboardInterrupt:
+        asyncio.run(_until_stopped(work))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         log("interrupted")
         sys.exit(130)
     except (*EXPECTED, OSError, RuntimeError) as error:

@@ -9,6 +9,7 @@ from cepam_jax.deploy.client import Client
 from cepam_jax.deploy.envelope import Refused
 from cepam_jax.deploy.serving import Log
 
+_SPOILT = ("oversized", "malformed", "version", "forged")
 _FIRST, _LONGEST = 0.1, 5.0  # seconds before dialling again, which double
 
 
@@ -61,6 +62,8 @@ async def _answer(client: Client, reader, writer, log: Log) -> None:
             answer = await asyncio.to_thread(client.answer, data)
         except Refused as error:
             log("refused", reason=error.name, detail=str(error))
+            if error.name in _SPOILT:  # perhaps it was a greeting, which comes once on a connection
+                raise
             continue
         if answer:
             await frames.write(writer, answer)

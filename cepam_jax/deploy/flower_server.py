@@ -29,7 +29,7 @@ class Carrier:
     def __init__(self, server: Server, grid: Grid, log: Callable[..., None], waiting: Waiting | None = None):
         """Nothing is sent yet; the arguments as for `serving.Serving`."""
         self._server, self._grid, self._log = server, grid, log
-        self._waiting = waiting or Waiting(again=60.0)
+        self._waiting = waiting or Waiting(again=60.0, closing=30.0)
         self._nodes: dict[int, int] = {}
         self._asked: dict[str, tuple[int, int | None, float]] = {}  # message -> node, client, when
 

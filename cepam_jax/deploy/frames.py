@@ -15,7 +15,7 @@ _ACKED = 120  # where it has the bytes that the other side has acknowledged; beh
 
 
 class Traffic(NamedTuple):
-    """Bytes of a TCP connection as the kernel counts them: of TLS, frames and messages, without headers of TCP."""
+    """Bytes of a connection as the kernel counts them: TLS, frames and messages, without TCP's headers."""
 
     sent: int
     received: int

@@ -1,4 +1,4 @@
-"""From a short-lived process to the worker beside it, over a socket of this machine; imports next to nothing."""
+"""From a short-lived process to the worker beside it, over a socket of this machine; it imports little."""
 
 import socket
 import struct

@@ -9,6 +9,7 @@ model.npz and privacy.txt.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from cepam_jax import files
@@ -33,7 +34,11 @@ async def serve(given: argparse.Namespace) -> None:
         await serving.run(host, int(port), tls, lambda port: commands.log("listening", port=port))
         files.write(given.directory / "privacy.txt", spent.report(server) + "\n")
         spent.write_model(server, given.directory / "model.npz")
-        epsilons = {name: values.tolist() for name, values in spent.epsilons(server).items()}
+        # What has no guarantee is null: JSON has no infinity.
+        epsilons = {
+            name: [float(value) if math.isfinite(value) else None for value in values]
+            for name, values in spent.epsilons(server).items()
+        }
         traffic = {client: bytes._asdict() for client, bytes in serving.traffic.items()}
         commands.log(
             "finished", rounds=server.round, epsilon=epsilons, traffic=traffic, refused=server.refusals

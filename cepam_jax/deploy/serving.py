@@ -5,13 +5,14 @@ import contextlib
 import ssl
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cepam_jax.deploy import envelope, frames
 from cepam_jax.deploy.envelope import Refused
 from cepam_jax.deploy.frames import Traffic
 from cepam_jax.deploy.server import Server
 
+_GREETED = 30.0  # seconds in which who has dialled must join
 Log = Callable[..., None]
 
 
@@ -148,12 +149,14 @@ class Serving:
         try:
             await frames.write(writer, self._server.hello())
             while True:
-                data = await frames.read(reader, self._server.limit + envelope.OVERHEAD)
+                wait = _GREETED if client is None else None
+                reading = frames.read(reader, self._server.limit + envelope.OVERHEAD)
+                data = await asyncio.wait_for(reading, wait)
                 client = await self._taken(data, client, writer)
-        except Refused as error:  # of a length that is not read: there is no next message
-            self._log("refused", reason=error.name, client=client)
-        except (OSError, asyncio.IncompleteReadError, ssl.SSLError):
-            pass
+        except Refused:
+            pass  # of a length that is not read, or before it has joined: there is no next message
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # it has gone, or this process ends
         finally:
             if client is not None:
                 self._ended.setdefault(client, []).append(frames.traffic(writer))
@@ -168,6 +171,8 @@ class Serving:
             sender = self._server.receive(data)
         except Refused as error:
             self._log("refused", reason=error.name, client=client, detail=str(error))
+            if client is None:  # who has not joined cannot be asked again; it may dial again
+                raise
             return client
         if client is None:
             self._links[sender] = writer

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import os
 import stat
+import time
 from pathlib import Path
 
 from cepam_jax.deploy import commands, envelope, frames, join, relay
@@ -50,8 +51,10 @@ class Worker:
         try:
             data = await frames.read(reader, self._client.limit + envelope.OVERHEAD)
             async with self._turn:
+                start = time.monotonic()
                 answer = relay.ANSWERED + await asyncio.to_thread(self._client.answer, data)
-            commands.log("answered", bytes=len(answer) - 1, rounds=self._client.answered)
+            took = round(time.monotonic() - start, 4)
+            commands.log("answered", bytes=len(answer) - 1, rounds=self._client.answered, took=took)
         except Refused as error:
             commands.log("refused", reason=error.name, detail=str(error))
             answer = relay.REFUSED + error.name.encode()
