@@ -64,7 +64,8 @@ class Proxy:
             return
         ways = [self._carry(reader, back, True), self._carry(there, writer, False)]
         tasks = [asyncio.ensure_future(way) for way in ways]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        with contextlib.suppress(asyncio.CancelledError):  # the run is over
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
         for end in (writer, back):

@@ -17,6 +17,7 @@ from cepam_jax.deploy.envelope import Refused
 from cepam_jax.deploy.flower_client import BODY, RECORD, REFUSED
 from cepam_jax.deploy.server import Server
 from cepam_jax.deploy.serving import Stalled, Waiting
+from cepam_jax.errors import NonFiniteUpdateError
 from cepam_jax.run import runtime
 
 _POLL = 0.1  # seconds between looks for answers
@@ -119,8 +120,12 @@ def main(grid: Grid, context: Context) -> None:
     server = Server(directory, found, keys.read_private(Path(str(config["key"]))))
     try:
         commands.log("started", round=server.round, rounds=found.rounds)
-        Carrier(server, grid, commands.log).run()
-        files.write(directory / "privacy.txt", spent.report(server) + "\n")
+        if server.failed:  # in an earlier process
+            raise NonFiniteUpdateError(server.failed)
+        try:
+            Carrier(server, grid, commands.log).run()
+        finally:  # also of a run that is not finished
+            files.write(directory / "privacy.txt", spent.report(server) + "\n")
         spent.write_model(server, directory / "model.npz")
         commands.log("finished", rounds=server.round, refused=server.refusals)
     finally:

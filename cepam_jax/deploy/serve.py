@@ -16,6 +16,7 @@ from cepam_jax import files
 from cepam_jax.deploy import agreement, commands, frames, keys, spent
 from cepam_jax.deploy.server import Server
 from cepam_jax.deploy.serving import Serving, Waiting
+from cepam_jax.errors import NonFiniteUpdateError
 from cepam_jax.run import runtime
 
 
@@ -31,8 +32,12 @@ async def serve(given: argparse.Namespace) -> None:
         commands.log("damaged", took="the state before the newest")
     serving = Serving(server, commands.log, Waiting(given.again, given.patience))
     try:
-        await serving.run(host, int(port), tls, lambda port: commands.log("listening", port=port))
-        files.write(given.directory / "privacy.txt", spent.report(server) + "\n")
+        if server.failed:  # in an earlier process
+            raise NonFiniteUpdateError(server.failed)
+        try:
+            await serving.run(host, int(port), tls, lambda port: commands.log("listening", port=port))
+        finally:  # also of a run that is not finished
+            files.write(given.directory / "privacy.txt", spent.report(server) + "\n")
         spent.write_model(server, given.directory / "model.npz")
         # What has no guarantee is null: JSON has no infinity.
         epsilons = {
@@ -56,7 +61,7 @@ def main() -> None:
     parser.add_argument("--listen", default="127.0.0.1:7443", help="host:port; port 0: any")
     parser.add_argument("--certificate", type=Path, help="of TLS, PEM; without it in the clear, for tests")
     parser.add_argument("--certificate_key", type=Path)
-    parser.add_argument("--again", type=float, default=5.0, help="seconds before a client is asked again")
+    parser.add_argument("--again", type=float, default=30.0, help="seconds before a client is asked again")
     parser.add_argument("--patience", type=float, default=600.0, help="seconds before a round gives up")
     given = parser.parse_args()
     if bool(given.certificate) != bool(given.certificate_key):

@@ -31,6 +31,7 @@ class Server:
       state: State after the rounds done, on the host.
       ledger: what they applied.
       drawn: who takes part in the open round.
+      failed: why the run ended before its last round; "" if it did not.
       fell_back: whether the newest state on the disk was damaged, and the one before was taken.
       refusals: name -> how many messages were refused for it, since this process began.
     """
@@ -71,7 +72,7 @@ class Server:
         self._lock = Lock(Path(directory))
         self.refusals: dict[str, int] = {}
         self._nonces: dict[int, bytes] = {}
-        self._failed = ""
+        self.failed = ""
         try:
             self._restore()
         except BaseException:
@@ -94,7 +95,7 @@ class Server:
             )
         self._run = bytes.fromhex(record["run"])
         self._nonces = {int(client): bytes.fromhex(nonce) for client, nonce in record["nonces"].items()}
-        self.ledger, self._failed = ledger.read(record["ledger"]), record["failed"]
+        self.ledger, self.failed = ledger.read(record["ledger"]), record["failed"]
         leaves, tree = jax.tree.flatten(self._common.start)
         self.state = jax.tree.unflatten(tree, [arrays[f"leaf{i}"] for i in range(len(leaves))])
 
@@ -106,7 +107,7 @@ class Server:
             "nonces": {client: nonce.hex() for client, nonce in sorted(self._nonces.items())},
             "ledger": self.ledger.text(),
             "round": self.round,
-            "failed": self._failed,
+            "failed": self.failed,
         }
         leaves = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
         store.save(self._path, record, leaves)
@@ -152,7 +153,7 @@ class Server:
     @property
     def finished(self) -> bool:
         """Whether no more rounds follow."""
-        return bool(self._failed) or self.round >= self._agreement.rounds
+        return bool(self.failed) or self.round >= self._agreement.rounds
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -276,9 +277,9 @@ class Server:
         block = jax.tree.map(lambda a: np.asarray(a)[None], report)
         if not bool(report.ran):
             self.ledger = self.ledger.add_failure(block, number, self._names, self._parts)
-            self._failed = f"round {self.round + 1}: what was decoded, or the model, was not finite"
+            self.failed = f"round {self.round + 1}: what was decoded, or the model, was not finite"
             self._save()
-            raise NonFiniteUpdateError(self._failed)
+            raise NonFiniteUpdateError(self.failed)
         self.ledger = self.ledger.add(block, number, self._parts)
         self.state = jax.tree.map(np.asarray, after)
         self._save()

@@ -29,7 +29,7 @@ class Waiting(NamedTuple):
       closing: seconds at the end, in which clients that are away may come back and be told.
     """
 
-    again: float = 5.0
+    again: float = 30.0
     patience: float = 600.0
     closing: float = 2.0
 
