@@ -12,6 +12,7 @@ EXTRAS = {
     "train": ("dp_accounting", "flax", "matplotlib", "ml_collections", "optax", "orbax", "tqdm"),
     "data": ("networkx", "sklearn", "tensorflow_datasets"),
     "audit": ("jax_privacy",),
+    "deploy": ("cryptography", "flwr"),
 }
 
 

@@ -51,7 +51,12 @@ PYTHON = [
 ]
 # Processes of their own; the others run here, which saves the imports and what is already compiled. The first
 # command of the README; a figure, which says how it was called; one that divides the CPU before JAX starts.
-PROCESSES = ("experiments.compare", "experiments.figures.error_law", "experiments.benchmarks.sweeps")
+PROCESSES = (
+    "experiments.compare",
+    "experiments.fault_campaign",
+    "experiments.figures.error_law",
+    "experiments.benchmarks.sweeps",
+)
 # Families with data and tasks of their own, which are small: their runs are only cut to a round.
 OWN_DATA = ("configs/hospitals.py", "configs/graphs.py")
 # Flags that make a module's commands short.
@@ -141,6 +146,7 @@ SHORT = {
     "experiments.adapters": ["--smoke"],
     "experiments.generate": ["--length=20"],
     "experiments.export": [],
+    "experiments.fault_campaign": ["--runs=1", "--rounds=2"],
     "experiments.figures.device": ["--smoke"],
     "experiments.audit": ["--size=20000", "--trials=2000"],
     "experiments.benchmarks.wire": [
@@ -291,6 +297,10 @@ def test_command(command, tmp_path, monkeypatch):
     arguments = short(command, tmp_path)
     if arguments[1] in EXPORTED and util.find_spec("onnxruntime") is None:
         message = f"NO ONNXRUNTIME: {arguments[1]} is not run; pip install -r requirements-export.txt"
+        warnings.warn(message, stacklevel=1)
+        pytest.skip(message)
+    if arguments[1] == "experiments.fault_campaign" and util.find_spec("cryptography") is None:
+        message = "NO CRYPTOGRAPHY: deployments are not run; pip install -r requirements-deploy.txt"
         warnings.warn(message, stacklevel=1)
         pytest.skip(message)
     if "experiments.hospitals" in command:  # of a finished run of its own

@@ -14,7 +14,11 @@ FLOORS = (
     ("tasks",),
     ("federated", "export"),
     ("run",),
-    ("simulation", ""),  # what is used from Python; the package itself
+    (
+        "simulation",
+        "deploy",
+        "",
+    ),  # what is used from Python, a federation between machines; the package itself
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 PACKAGE = ROOT / "cepam_jax"

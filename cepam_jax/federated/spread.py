@@ -170,10 +170,10 @@ def _add_chunk(context, carry: Sums, chunk):
         return _added(carry, added), kept
 
     if plan.per_chunk == 1:  # a vmap over one client would still pay for batched kernels
-        trained = _train(context, slots[0])
+        trained = train(context, slots[0])
         carry, kept = add_participant(carry, (slots[0], mask[0], trained))
         return carry, jax.tree.map(lambda a: a[None], kept)
-    trained = jax.vmap(lambda client: _train(context, client))(slots)
+    trained = jax.vmap(lambda client: train(context, client))(slots)
     if sum(plan.segments) >= STREAMING_THRESHOLD:
         return jax.lax.scan(add_participant, carry, (slots, mask, trained))
     added, kept = jax.vmap(lambda *participant: _send(context, *participant))(slots, mask, trained)
@@ -185,8 +185,13 @@ def _added(a: Sums, b: Sums) -> Sums:
     return jax.tree.map(jnp.add, a, b)._replace(code=jnp.minimum(a.code, b.code))
 
 
-def _train(context, client):
-    """Trained of one participant; its update holds what earlier messages lost."""
+def train(context, client):
+    """Trained of one participant; its update holds what earlier messages lost.
+
+    Args:
+      context: (Plan, State, ClientArrays, Knobs of all clients, Broadcast, weights or None) of the round.
+      client: int32[], its number.
+    """
     plan, state, arrays, _, sent, _ = context
     client = _someone(plan, arrays, client)
     key, _ = client_keys(arrays, state.round, client)

@@ -61,6 +61,18 @@ class State(NamedTuple):
         return Model(self.params, self.statistics, self.frozen)
 
 
+class GivenKeys(NamedTuple):
+    """The keys of one round that somebody else has drawn, arrays of keys [clients].
+
+    Attributes:
+      training: of batches and dropout.
+      mechanism: shared and private, of each client's message.
+    """
+
+    training: jax.Array
+    mechanism: Keys
+
+
 class ClientArrays(NamedTuple):
     """Arrays that describe one federation; nothing here is compiled in.
 
@@ -76,6 +88,9 @@ class ClientArrays(NamedTuple):
       liars: bool[clients], who lies; None: nobody.
       strength: f32[], of their attack; None: nobody lies.
       links: of all clients, `links.Links`; None: not known.
+      keys: of all clients in this round; None: they follow from the two above.
+      messages: what each client sent in this round (mechanisms.Message, leading axis [clients]), where others
+        have encoded it; None: the round does.
     """
 
     examples: Any
@@ -89,6 +104,8 @@ class ClientArrays(NamedTuple):
     liars: jax.Array | None = None
     strength: jax.Array | None = None
     links: Any = None
+    keys: GivenKeys | None = None
+    messages: Any = None
 
 
 class Report(NamedTuple):
@@ -161,6 +178,8 @@ class RoundReport(NamedTuple):
 
 def client_keys(arrays: ClientArrays, round_number, client) -> tuple[jax.Array, Keys]:
     """(training key, mechanism keys) of one client in one round, never used twice."""
+    if arrays.keys is not None:
+        return arrays.keys.training[client], jax.tree.map(lambda key: key[client], arrays.keys.mechanism)
     training = jax.random.fold_in(jax.random.fold_in(arrays.training_key, round_number), client)
     shared = jax.random.fold_in(jax.random.fold_in(arrays.shared_key, round_number), client)
     return jax.random.fold_in(training, 1), Keys(shared, jax.random.fold_in(training, 2))

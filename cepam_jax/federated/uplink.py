@@ -72,6 +72,40 @@ def tensor_means(square, segments: tuple[int, ...]):
     return jnp.stack([square[stop - n : stop].mean() for n, stop in zip(segments, stops, strict=True)])
 
 
+class Encoded(NamedTuple):
+    """What a client makes of its update.
+
+    Attributes:
+      message: mechanisms.Message.
+      keys: it was encoded with.
+      knobs: of this client, likewise.
+      update: f32[d].
+      finite: bool[], whether training left numbers.
+      base: f32[d] or f32[], what is added before the mechanism.
+    """
+
+    message: Any
+    keys: Any
+    knobs: Knobs
+    update: jax.Array
+    finite: jax.Array
+    base: Any
+
+
+def encode(
+    plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, client, trained: Trained, sent: Any
+) -> Encoded:
+    """A participant's message; the arguments as for `send`."""
+    _, keys = client_keys(arrays, state.round, client)
+    knobs = jax.tree.map(lambda knob: knob[client], knobs)._replace(scale=state.scale)
+    update, finite = trained.update, jnp.isfinite(trained.update).all()
+    if plan.false_alarm is not None:
+        # The round goes on: a client whose training diverged sends noise alone, which betrays nothing of it.
+        update = jnp.where(finite, update, 0.0)
+    base = sent.flat if plan.quantize == "weights" else 0.0
+    return Encoded(plan.mechanism.encode(keys, base + update, knobs), keys, knobs, update, finite, base)
+
+
 def send(
     plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, client, trained: Trained, sent: Any
 ) -> Sent:
@@ -87,14 +121,10 @@ def send(
       sent: Broadcast of the round.
     """
     mechanism = plan.mechanism
-    _, keys = client_keys(arrays, state.round, client)
-    knobs = jax.tree.map(lambda knob: knob[client], knobs)._replace(scale=state.scale)
-    update, finite = trained.update, jnp.isfinite(trained.update).all()
-    if plan.false_alarm is not None:
-        # The round goes on: a client whose training diverged sends noise alone, which betrays nothing of it.
-        update = jnp.where(finite, update, 0.0)
-    base = sent.flat if plan.quantize == "weights" else 0.0
-    message = mechanism.encode(keys, base + update, knobs)
+    made = encode(plan, state, arrays, knobs, client, trained, sent)
+    message, keys, knobs, update, finite, base = made
+    if arrays.messages is not None:
+        message = jax.tree.map(lambda part: part[client], arrays.messages)
     size = jnp.int32(0)
     if plan.wire:
         message, size = transmit(mechanism, keys.shared, message, knobs, state.round, client)

@@ -1,0 +1,211 @@
+"""What all parties of a federation have signed up to: one file, the same to the bit on every machine.
+
+It holds the configuration as it is carried out (calibrated to a privacy target), who takes part with how many
+examples and which public key, the server's public key, the shapes of an example, and the constants that every
+batch is seen with. Its digest goes into all keys and messages: who holds another file understands nothing.
+Nothing in it is secret.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from cepam_jax import files
+from cepam_jax.data.examples import Examples
+from cepam_jax.data.partition import Partition
+from cepam_jax.errors import ConfigError, require
+from cepam_jax.federated import AGGREGATORS, Plan
+from cepam_jax.run import allowed, build, guarantees
+from cepam_jax.run.config import plain, validate
+from cepam_jax.tasks.base import Model, Task
+
+SCHEMA = 1
+
+
+class Agreement(NamedTuple):
+    """The file, read.
+
+    Attributes:
+      text: canonical JSON, from which the digest is.
+      config: as it is carried out.
+      specification: of the examples.
+      counts: int32[clients], training examples of each.
+      rounds: that are run, at most config.rounds.
+      names: of the clients.
+      clients, server: public keys.
+      constants: name -> array.
+    """
+
+    text: str
+    config: ml_collections.ConfigDict
+    specification: tuple
+    counts: np.ndarray
+    rounds: int
+    names: tuple[str, ...]
+    clients: tuple[str, ...]
+    server: str
+    constants: dict[str, np.ndarray]
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).digest()
+
+    def parts(self) -> tuple[Task, Model, Plan]:
+        """The task, the shapes of its model, and the parts of a round on one device."""
+        task = build.task_of(self.config, self.specification)
+        model = jax.eval_shape(task.initialize, jax.random.key(0))
+        return task, model, build.plan_of(self.config, task, model, None, jax.default_backend())
+
+
+def make(
+    config: ml_collections.ConfigDict,
+    data: Examples,
+    split: Partition,
+    server: str,
+    clients: list[str],
+    names: list[str] | None = None,
+) -> Agreement:
+    """The agreement of a configuration.
+
+    Args:
+      config: as `cepam_jax.defaults()` makes it.
+      data: examples of the same shapes as everybody's, with the constants.
+      split: how many examples each client has (`counts`; the rest is not read).
+      server: its public key.
+      clients: one public key for each.
+      names: one for each; by default their numbers.
+
+    Raises:
+      ConfigError: the configuration is not valid, or asks for what cannot be deployed; the numbers of clients
+        and keys differ.
+    """
+    config = plain(config)
+    validate(config)
+    check(config)
+    number = config.num_clients
+    require(len(clients) == number, "number of public keys", len(clients), f"config.num_clients = {number}")
+    require(len(set(clients)) == number, "public keys", "the same twice", "one for each client")
+    names = [str(k) for k in range(number)] if names is None else names
+    require(len(names) == number, "number of names", len(names), f"config.num_clients = {number}")
+    config, _ = allowed.planned(config, split.counts, build.program(config, data.specification))
+    return read(
+        _canonical(
+            {
+                "schema": SCHEMA,
+                "config": json.loads(config.to_json()),
+                "specification": data.specification,
+                "counts": split.counts.tolist(),
+                "rounds": guarantees.rounds_within_budget(config, split.counts),
+                "names": names,
+                "clients": clients,
+                "server": server,
+                "constants": {
+                    name: [str(array.dtype), array.shape, np.asarray(array).reshape(-1).tolist()]
+                    for name, array in data.constants.items()
+                },
+            }
+        )
+    )
+
+
+def read(text: str) -> Agreement:
+    """The agreement of a text.
+
+    Raises:
+      ConfigError: it is none, or not of this version, or asks for what cannot be deployed.
+    """
+    try:
+        found = json.loads(text)
+        require(found["schema"] == SCHEMA, "schema of the agreement", found["schema"], f"{SCHEMA}")
+        constants = {
+            name: np.asarray(values, dtype).reshape(shape)
+            for name, (dtype, shape, values) in found["constants"].items()
+        }
+        config = plain(found["config"])
+        check(config)
+        return Agreement(
+            _canonical(found),
+            config,
+            _tuples(found["specification"]),
+            np.asarray(found["counts"], np.int32),
+            int(found["rounds"]),
+            tuple(found["names"]),
+            tuple(found["clients"]),
+            found["server"],
+            constants,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"this is no agreement of a federation: {error!r}") from error
+
+
+def number_of(agreement: Agreement, public: str) -> int:
+    """Which client has a public key; ConfigError if none has."""
+    allowed = "one of the agreement's clients"
+    require(public in agreement.clients, "public key", public[:8] + "...", allowed)
+    return agreement.clients.index(public)
+
+
+def load(path: Path) -> Agreement:
+    """The agreement of a file."""
+    return read(Path(path).read_text())
+
+
+def save(agreement: Agreement, path: Path) -> None:
+    """Writes it, for all parties."""
+    files.write(Path(path), agreement.text)
+
+
+# What a deployment does not do, by field, and what it must be.
+_MUST_BE: dict[str, tuple[Any, str]] = {
+    "downlink.name": ("none", "the model is sent in full"),
+    "mechanism.error_feedback": (False, "a client that lost its memory would send other noise"),
+    "mechanism.quantize": ("updates", "nothing bounds weights"),
+    "participation.sampling": ("fixed", "the number of participants is known"),
+    "byzantine.attack": ("none", "nobody simulates lies"),
+    "byzantine.check": (False, "norms are not checked"),
+    "server.noise": (False, "each client adds its own"),
+    "init": ("", "training begins with an untrained model"),
+    "trainable": ("all", "all parameters are sent"),
+    "adapter.rank": (0, "all parameters are sent"),
+    "local.worker_momentum": (0.0, "clients keep nothing but their keys"),
+    "local.normalize": (False, "the server is not told by what updates were divided"),
+}
+
+
+def check(config) -> None:
+    """Checks that a configuration asks for nothing that a deployment does not do.
+
+    Raises:
+      ConfigError: names the field, its value, and what it must be.
+    """
+    for name, (value, why) in _MUST_BE.items():
+        *sections, last = name.split(".")
+        place = config
+        for section in sections:
+            place = place[section]
+        require(place[last] == value, f"config.{name}", place[last], f"{value!r} in a deployment: {why}")
+    summed = "one whose messages are decoded one by one in a deployment: sums of masks are not built"
+    require(config.mechanism.name != "secure_sum", "config.mechanism.name", config.mechanism.name, summed)
+    rule = AGGREGATORS.get_or_raise(config.aggregator)
+    public = rule.weigh is None or rule.public_weights is not None
+    why = "one that does not go by errors, which clients do not report in a deployment"
+    require(public, "config.aggregator", config.aggregator, why)
+    plans = not build.control_of(config).adaptive
+    why = "one that reads no results in a deployment: each client plans its own noise"
+    require(plans, "config.control", config.control, why)
+
+
+def _canonical(found: dict[str, Any]) -> str:
+    return json.dumps(found, sort_keys=True, separators=(",", ":")) + "\n"
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

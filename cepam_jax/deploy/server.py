@@ -1,0 +1,303 @@
+"""The server: it opens a round, takes answers, and closes it; what is on its disk is ahead of what it sends.
+
+A round is asked from the state on the disk alone: model, number, who is drawn. So after a kill the open round
+is asked again the same, to the bit, and clients answer what they have answered. It is counted once, when it
+is closed; model, ledger and number are then written in one file, before anybody is sent that model.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from cepam_jax import wire
+from cepam_jax.deploy import envelope, keys, step, store
+from cepam_jax.deploy.agreement import Agreement
+from cepam_jax.deploy.envelope import Envelope, Refused
+from cepam_jax.errors import CheckpointMismatchError, NonFiniteUpdateError, WireError, require
+from cepam_jax.federated import State, participation
+from cepam_jax.mechanisms import Message
+from cepam_jax.run import guarantees, ledger, provenance
+from cepam_jax.run.locks import Lock
+
+
+class Server:
+    """One run of an agreement, in a directory of its own.
+
+    Attributes:
+      state: State after the rounds done, on the host.
+      ledger: what they applied.
+      drawn: who takes part in the open round.
+      failed: why the run ended before its last round; "" if it did not.
+      fell_back: whether the newest state on the disk was damaged, and the one before was taken.
+      refusals: name -> how many messages were refused for it, since this process began.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        agreement: Agreement,
+        private: X25519PrivateKey,
+        source: keys.Source | None = None,
+        draws: jax.Array | None = None,
+    ):
+        """Claims the directory, and goes on from what is there; nothing is compiled yet.
+
+        Args:
+          directory: of this run alone.
+          agreement: of all.
+          private: the server's key; the public one is in the agreement.
+          source: of a round's shared keys; by default as a deployment must have them.
+          draws: key of who is drawn; by default it follows from the private key and the run.
+
+        Raises:
+          ConfigError: the key is not the agreement's.
+          CheckpointMismatchError: the directory holds a run of another agreement.
+          CheckpointDamagedError: what it holds is damaged.
+          WorkdirInUseError: another server has it.
+        """
+        mine = keys.public_of(private)
+        require(mine == agreement.server, "public key", mine[:8] + "...", "the server's in the agreement")
+        self._agreement, self._private = agreement, private
+        self._source = source or keys.fresh()
+        self._secrets = [keys.agree(private, public) for public in agreement.clients]
+        self._common = step.common(agreement)
+        facts = guarantees.facts_of(agreement.config, agreement.counts)
+        self._parts, self._names = provenance.parts_of(facts), facts.knobs
+        self._path = Path(directory) / "server.state"
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(Path(directory))
+        self.refusals: dict[str, int] = {}
+        self._nonces: dict[int, bytes] = {}
+        self.failed = ""
+        try:
+            self._restore()
+        except BaseException:
+            self.close()
+            raise
+        self._draws = keys.draws(private, self._run) if draws is None else draws
+        self._begin()
+
+    def _restore(self) -> None:
+        self.state, self.ledger, self.fell_back = self._common.start, ledger.Ledger(), False
+        found = store.load(self._path)
+        if found is None:
+            self._run = os.urandom(keys.NONCE)
+            self._save()
+            return
+        record, arrays, self.fell_back = found
+        if record["agreement"] != self._agreement.digest.hex():
+            raise CheckpointMismatchError(
+                f"{self._path.parent} holds a run of another agreement; take another directory"
+            )
+        self._run = bytes.fromhex(record["run"])
+        self._nonces = {int(client): bytes.fromhex(nonce) for client, nonce in record["nonces"].items()}
+        self.ledger, self.failed = ledger.read(record["ledger"]), record["failed"]
+        leaves, tree = jax.tree.flatten(self._common.start)
+        self.state = jax.tree.unflatten(tree, [arrays[f"leaf{i}"] for i in range(len(leaves))])
+
+    def _save(self) -> None:
+        self._lock.check()
+        record = {
+            "agreement": self._agreement.digest.hex(),
+            "run": self._run.hex(),
+            "nonces": {client: nonce.hex() for client, nonce in sorted(self._nonces.items())},
+            "ledger": self.ledger.text(),
+            "round": self.round,
+            "failed": self.failed,
+        }
+        leaves = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
+        store.save(self._path, record, leaves)
+
+    def _begin(self) -> None:
+        """Opens the round behind those that are done."""
+        config, plan = self._agreement.config, self._common.plan
+        self._arrived: dict[int, Message] = {}
+        self._bytes: dict[int, int] = {}
+        with jax.enable_x64(False):
+            key = participation.round_key(self._draws, self.state.round)
+            drawn = participation.choose(key, config.num_clients, plan.per_round)
+            self._knobs = self._common.knobs_of(self.state.control, self._common.knobs, self.state.round)
+        self.drawn = () if self.finished else tuple(np.asarray(drawn).tolist())
+
+    @property
+    def agreement(self) -> Agreement:
+        """What is run."""
+        return self._agreement
+
+    @property
+    def coordinates(self) -> int:
+        """d, of an update."""
+        return self._common.coordinates
+
+    @property
+    def open_entry(self) -> ledger.Entry | None:
+        """What the open round applies, as the ledger would have it; None where none is open.
+
+        Its answers may be out already, so it counts as spent, like a round that failed.
+        """
+        if self.finished:
+            return None
+        knobs = jax.tree.map(np.asarray, self._knobs)
+        drawn = () if len(self.drawn) == self._agreement.config.num_clients else (self.drawn,)
+        return ledger.Entry(1, knobs, drawn, self._parts, failed=True)
+
+    @property
+    def round(self) -> int:
+        """Rounds done, which is also the number of the open one."""
+        return int(self.state.round)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no more rounds follow."""
+        return bool(self.failed) or self.round >= self._agreement.rounds
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Who was drawn and has not answered."""
+        return tuple(client for client in self.drawn if client not in self._arrived)
+
+    @property
+    def enough(self) -> bool:
+        """Whether the round may be closed before all have answered, as config.links.ends says."""
+        links = self._agreement.config.links
+        if links.ends == "slowest":
+            return not self.missing
+        share = links.quorum if links.ends == "quorum" else 1.0
+        return len(self._arrived) >= max(1, int(np.ceil(share * len(self.drawn) - 1e-6)))
+
+    @property
+    def joined(self) -> tuple[int, ...]:
+        """Who has joined."""
+        return tuple(sorted(self._nonces))
+
+    def hello(self) -> bytes:
+        """What everybody is told first: which run this is. Its tag proves nothing; the requests do."""
+        return envelope.seal(self._envelope(envelope.HELLO, 0, 0, self._run), self._agreement.digest)
+
+    def request(self, client: int) -> bytes:
+        """What a client that was drawn and has joined is asked in the open round."""
+        message = self._envelope(envelope.REQUEST, self.round, client, step.flat_of(self.state))
+        return envelope.seal(message, self._keys(client).down)
+
+    def done(self, client: int) -> bytes:
+        """What a client that has joined is told when no more rounds follow."""
+        return envelope.seal(self._envelope(envelope.DONE, self.round, client), self._keys(client).down)
+
+    def _envelope(self, kind: int, number: int, client: int, body: bytes = b"") -> Envelope:
+        return Envelope(kind, self._run[:8], self._agreement.digest[:8], number, client, body)
+
+    def _keys(self, client: int) -> keys.Derived:
+        nonce, digest = self._nonces[client], self._agreement.digest
+        return keys.derive(self._secrets[client], self._run, nonce, digest, client)
+
+    def receive(self, data: bytes) -> int:
+        """Takes a message of a client, and returns whose it is.
+
+        Raises:
+          Refused: says why; nothing has changed. (diverged: the client said that it has no update.)
+        """
+        try:
+            return self._receive(data)
+        except Refused as error:
+            self.refusals[error.name] = self.refusals.get(error.name, 0) + 1
+            raise
+
+    def _receive(self, data: bytes) -> int:
+        message = envelope.parse(data, self.limit)
+        client = message.client
+        if client >= len(self._agreement.clients):
+            raise Refused("stranger", f"client {client}")
+        if (message.run, message.agreement) != (self._run[:8], self._agreement.digest[:8]):
+            raise Refused("foreign")
+        if message.kind == envelope.JOIN:
+            return self._join(data, message)
+        if client not in self._nonces:
+            raise Refused("stranger", f"client {client} has not joined")
+        derived = self._keys(client)
+        envelope.check(data, derived.up)
+        if message.kind not in (envelope.REPLY, envelope.FAILED):
+            raise Refused("unexpected", envelope.KINDS[message.kind])
+        if message.round != self.round or self.finished:
+            over = message.round < self.round or self.finished
+            raise Refused("stale" if over else "early", f"round {message.round}")
+        if client not in self.drawn:
+            raise Refused("undrawn", f"client {client}")
+        if client in self._arrived:
+            raise Refused("replay", f"client {client}")
+        if message.kind == envelope.FAILED:
+            raise Refused("diverged", f"client {client}")
+        self._arrived[client] = self._decoded(message, derived)
+        self._bytes[client] = len(message.body)
+        return client
+
+    @property
+    def limit(self) -> int:
+        """The longest body that is read: twice what floats would take."""
+        return 8 * self._common.coordinates + 4096
+
+    def _join(self, data: bytes, message: Envelope) -> int:
+        client, digest = message.client, self._agreement.digest
+        envelope.check(data, keys.joining(self._secrets[client], self._run, digest, client))
+        if len(message.body) != keys.NONCE:
+            raise Refused("malformed", "no nonce")
+        known = self._nonces.get(client)
+        if known is not None and known != message.body:
+            raise Refused("reenrolled", f"client {client}")
+        if known is None:
+            self._nonces[client] = message.body
+            self._save()
+        return client
+
+    def _decoded(self, message: Envelope, derived: keys.Derived) -> Message:
+        mechanism, d = self._common.plan.mechanism, self._common.coordinates
+        knobs = step.of_client(self._common, self._knobs, message.client, self.state.scale)
+        shared = self._source.shared(derived.master, message.round, message.client)
+        try:
+            return wire.unpack(message.body, mechanism, shared, knobs, d)
+        except WireError as error:
+            raise Refused("corrupt", f"client {message.client}: {error}") from None
+
+    def close_round(self) -> dict[str, Any]:
+        """Aggregates what has arrived, writes model and ledger, and opens the next round.
+
+        Returns:
+          What may be logged: the round, who was late, bytes of the messages.
+
+        Raises:
+          NonFiniteUpdateError: the model would not be finite; the run ends, and what was sent is counted.
+          OSError: it could not be written; the process must end, since nothing new may be sent.
+        """
+        number = len(self._agreement.clients)
+        found = {"round": self.round + 1, "late": self.missing, "bytes": dict(self._bytes)}
+        after, report = self._aggregated(number)
+        block = jax.tree.map(lambda a: np.asarray(a)[None], report)
+        if not bool(report.ran):
+            self.ledger = self.ledger.add_failure(block, number, self._names, self._parts)
+            self.failed = f"round {self.round + 1}: what was decoded, or the model, was not finite"
+            self._save()
+            raise NonFiniteUpdateError(self.failed)
+        self.ledger = self.ledger.add(block, number, self._parts)
+        self.state = jax.tree.map(np.asarray, after)
+        self._save()
+        self._begin()
+        return found
+
+    def _aggregated(self, number: int) -> tuple[State, Any]:
+        messages = [self._arrived.get(client) for client in range(number)]
+        shared = [
+            self._source.shared(self._keys(client).master, self.round, client)
+            if client in self._arrived
+            else None
+            for client in range(number)
+        ]
+        with jax.enable_x64(False):
+            arrays = step.server_arrays(self._agreement, self._common, self._draws, shared, messages)
+            return self._common.server_round(self.state, arrays)
+
+    def close(self) -> None:
+        """Lets other processes in; may be called twice."""
+        self._lock.release()

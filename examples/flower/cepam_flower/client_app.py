@@ -1,0 +1,5 @@
+"""The client of this app."""
+
+from cepam_jax.deploy.flower_client import app
+
+__all__ = ["app"]
