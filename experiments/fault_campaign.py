@@ -234,9 +234,8 @@ def main() -> None:
     given = parser.parse_args()
     PARTS.set_forkserver_preload(["cepam_jax.deploy.serve", "cepam_jax.deploy.join"])
     totals: collections.Counter[str] = collections.Counter()
-    with contextlib.suppress(KeyboardInterrupt):  # the table is then of the runs before
-        for number in range(given.runs):
-            totals += one(number, given)
+    for number in range(given.runs):
+        totals += one(number, given)
     names = ["runs", "messages", *CHANCES, "killed server", "killed client", "model right", "ledger right"]
     names += ["keys right", "hung"]
     print(markdown(["what", "number"], [[name, str(totals[name])] for name in names]))

@@ -30,6 +30,7 @@ class Server:
     Attributes:
       state: State after the rounds done, on the host.
       ledger: what they applied.
+      coordinates: d, of an update.
       drawn: who takes part in the open round.
       failed: why the run ended before its last round; "" if it did not.
       fell_back: whether the newest state on the disk was damaged, and the one before was taken.
@@ -61,10 +62,11 @@ class Server:
         """
         mine = keys.public_of(private)
         require(mine == agreement.server, "public key", mine[:8] + "...", "the server's in the agreement")
-        self._agreement, self._private = agreement, private
+        self._agreement = agreement
         self._source = source or keys.fresh()
         self._secrets = [keys.agree(private, public) for public in agreement.clients]
         self._common = step.common(agreement)
+        self.coordinates = self._common.coordinates
         facts = guarantees.facts_of(agreement.config, agreement.counts)
         self._parts, self._names = provenance.parts_of(facts), facts.knobs
         self._path = Path(directory) / "server.state"
@@ -127,11 +129,6 @@ class Server:
     def agreement(self) -> Agreement:
         """What is run."""
         return self._agreement
-
-    @property
-    def coordinates(self) -> int:
-        """d, of an update."""
-        return self._common.coordinates
 
     @property
     def open_entry(self) -> ledger.Entry | None:
