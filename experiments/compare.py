@@ -55,6 +55,11 @@ def configurations(flag, variants, gammas):
     return chosen
 
 
+def _sent(line) -> float:
+    """Uplink bits of a line; what was counted lets expect them where not all messages were."""
+    return line.get("uplink_bits") or line.get("uplink_bits_estimate") or 0.0
+
+
 def summarize(runs):
     """One row of the table from the metric lines of each seed's run."""
     accuracy = [lines[-1]["accuracy"] for lines in runs]
@@ -86,7 +91,7 @@ def plot(results, path):
         accuracy = np.array([[line["accuracy"] for line in lines] for lines in runs])
         mean, std = accuracy.mean(0), accuracy.std(0, ddof=1 if len(runs) > 1 else 0)
         rounds = [line["round"] for line in runs[0]]
-        sent = np.mean([[line.get("uplink_bits") or 0 for line in lines] for lines in runs], axis=0)
+        sent = np.mean([[_sent(line) for line in lines] for lines in runs], axis=0)
         megabytes = np.cumsum(sent) / 8e6
         for axes, x in ((by_round, rounds), (by_data, megabytes)):
             # The untrained model of round 0 would only flatten the rest.

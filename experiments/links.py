@@ -60,7 +60,8 @@ def rounds_of(lines: list[dict], clients: int, participants: int) -> Rounds:
         if not isinstance(sent, dict) or not {"up", "down"} <= sent.keys():
             raise ConfigError(
                 f"the line of round {line['round']} in metrics.jsonl has no 'messages' with the bits 'up' "
-                "and 'down' of every participant: the run is one of an earlier release; train it again"
+                "and 'down' of every participant: it is of an earlier release, or its config.metrics.bits is "
+                "not 'every_round'; train it again"
             )
         everybody = np.tile(np.arange(participants), (rounds, 1))
         try:

@@ -142,8 +142,10 @@ SHORT = {
         "--ratios=1",
         "--mechanisms=lrsuq_gaussian_z1",
     ],
+    "experiments.benchmarks.cost": ["--mechanisms=cepam Z1"],
     "experiments.benchmarks.round": [
         "--models=mlp",
+        "--mechanisms=cepam Z1",
         "--convolutions=cnn2",
         "--clients=2",
         "--steps=1",

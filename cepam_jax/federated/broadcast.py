@@ -33,6 +33,7 @@ class Broadcast(NamedTuple):
       downlink: state of the downlink after it; None without one.
       message: Size of the round's message, whoever receives it.
       need: Size of all that each client would have to receive, arrays [clients].
+      counted: bool[], whether the lengths of this round's messages are counted; None: they are.
     """
 
     flat: jax.Array
@@ -40,6 +41,7 @@ class Broadcast(NamedTuple):
     downlink: object
     message: Size
     need: Size
+    counted: jax.Array | None = None
 
 
 def full_model(plan: Plan) -> Size:

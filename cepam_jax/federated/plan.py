@@ -43,6 +43,7 @@ class Plan(NamedTuple):
         None: it adds none.
       poisson: expected number of participants that are drawn independently (`poisson`); 0: `per_round` of
         them are drawn.
+      counts: whether rounds count the ideal lengths of messages at all (`lengths`).
     """
 
     local_update: LocalUpdate
@@ -64,6 +65,7 @@ class Plan(NamedTuple):
     mesh: Mesh | None = None
     server_noise: str | None = None
     poisson: int = 0
+    counts: bool = True
 
     @property
     def devices(self) -> int:

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import aggregation, central, counting, facts, participation, poisson, summed
+from cepam_jax.federated import aggregation, central, counting, facts, lengths, participation, poisson, summed
 from cepam_jax.federated.broadcast import Broadcast, behind_after, behind_at_start, broadcast
 from cepam_jax.federated.control import Measured, Released
 from cepam_jax.federated.plan import Plan
@@ -57,19 +57,22 @@ __all__ = [
 ]
 
 
-def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, RoundReport]]:
-    """Builds (State, ClientArrays) -> (State, RoundReport)."""
+def make_round(plan: Plan) -> Callable[..., tuple[State, RoundReport]]:
+    """Builds (State, ClientArrays, counted=None) -> (State, RoundReport).
+
+    With `counted` bool[], a round counts the ideal lengths of its messages only where it is true.
+    """
     aggregation.check(plan.aggregator)
     central.check(plan)
     summed.check(plan)
     facts.check(plan)
     poisson.check(plan)
 
-    def run_round(state: State, arrays: ClientArrays) -> tuple[State, RoundReport]:
+    def run_round(state: State, arrays: ClientArrays, counted: jax.Array | None = None):
         draw = participation.round_key(arrays.training_key, state.round)
         clients, overflow = _drawn(plan, draw, arrays.counts.shape[0])
         knobs = plan.control.knobs(state.control, arrays.knobs, state.round)
-        sent = broadcast(plan, state, arrays)
+        sent = broadcast(plan, state, arrays)._replace(counted=counted)
         slots, mask = _slots(plan, clients, arrays.counts.shape[0])
         weights = weigh(plan, state, arrays, knobs)
         arrived = over_participants(plan, state, arrays, knobs, slots, mask, sent, weights)
@@ -85,7 +88,8 @@ def make_round(plan: Plan) -> Callable[[State, ClientArrays], tuple[State, Round
             after = after._replace(downlink=sent.downlink, behind=behind_after(sent, clients))
         after = after._replace(control=control(plan, state, after, arrived, arrays, knobs, anybody))
         kept, report = _if_valid(state, after, arrived, knobs, sent)
-        return kept, report._replace(weights=weights, opened=arrived.opened)
+        measured = lengths.which(plan, counted)
+        return kept, report._replace(weights=weights, opened=arrived.opened, counted=measured)
 
     return run_round
 

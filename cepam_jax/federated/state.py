@@ -97,7 +97,7 @@ class Report(NamedTuple):
     Attributes:
       client: int32[], its number.
       loss: mean loss of local training.
-      bits: ideal code length of its message.
+      bits: ideal code length of its message; NaN in a round that does not count (`RoundReport.counted`).
       bytes: real length of its message; 0 unless it was packed.
       down_bits: ideal code length of what the server sent it: what it lacked, or a full model.
       down_bytes: real length likewise; 0 unless messages are packed.
@@ -147,6 +147,7 @@ class RoundReport(NamedTuple):
         for other rules.
       opened: bool[], whether enough messages arrived for a secure sum to be opened: the model is as it was
         where it was not. The participants' weights say who arrived. None without a secure sum.
+      counted: bool[], whether `Report.bits` was counted in the round; None where it is in all.
     """
 
     ran: jax.Array
@@ -155,6 +156,7 @@ class RoundReport(NamedTuple):
     downlink_bits: jax.Array
     weights: jax.Array | None = None
     opened: jax.Array | None = None
+    counted: jax.Array | None = None
 
 
 def client_keys(arrays: ClientArrays, round_number, client) -> tuple[jax.Array, Keys]:

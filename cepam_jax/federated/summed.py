@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.errors import ConfigError
-from cepam_jax.federated import round_keys
+from cepam_jax.federated import lengths, round_keys
 from cepam_jax.federated.broadcast import Broadcast
 from cepam_jax.federated.local import Trained
 from cepam_jax.federated.plan import Plan
@@ -203,7 +203,7 @@ def send(
     code = jnp.where((message.symbols == INVALID).any(), failure_code(client, MECHANISM), VALID)
     code = jnp.where(jnp.isfinite(update).all(), code, client)
     clipped = mechanism.reference(update, own)
-    length = mechanism.bits(keys.shared, message, own)
+    length = lengths.counted(plan, sent.counted, lambda: mechanism.bits(keys.shared, message, own))
     report = reported(plan, arrays, client, trained, sent, (update, clipped), (length, size))
     report = report._replace(noise=d * jnp.mean(mechanism.variance(update, own)), weight=arrived)
     code = jnp.where(arrived > 0, code, VALID)  # nobody sees what did not arrive

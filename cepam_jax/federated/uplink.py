@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax.federated import admission, central, counting, links
+from cepam_jax.federated import admission, central, counting, lengths, links
 from cepam_jax.federated.local import Trained
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report, State, client_keys
@@ -116,7 +116,13 @@ def send(
     # An aggregator by errors needs one float per tensor of each client, a count one bit.
     extra_bits = 32 * len(plan.segments) if plan.aggregator.per_tensor else 0
     extra_bits += counting.VOTE_BITS if plan.control.count_noise is not None else 0
-    bits = mechanism.bits(keys.shared, message, knobs) + extra_bits
+
+    def count():
+        # A message of its own where few rounds count: the choice of laws is then made in those alone.
+        own = message if sent.counted is None else mechanism.encode(keys, base + update, knobs)
+        return mechanism.bits(keys.shared, own, knobs)
+
+    bits = lengths.counted(plan, sent.counted, count) + extra_bits
     size = size + -(-extra_bits // 8) if plan.wire else jnp.int32(0)
     report = reported(plan, arrays, client, trained, sent, (update, clipped), (bits, size))
     report = report._replace(

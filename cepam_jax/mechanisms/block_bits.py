@@ -11,7 +11,8 @@ functions that take arrays of either library, in `acceptance`, `lattices`, `late
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ from cepam_jax.mechanisms.lattices import acceptance as acceptance_probability
 
 # A symbol that cannot be coded is listed in a message: four bytes say where it is, four what it is.
 LISTED_BITS = 64
+# Of `tensor_bits`: how many tensors are counted alone, and how long they are at least.
+_APART, _LARGE = 8, 2048
 _LOG_2 = np.float32(np.log(2))
 
 
@@ -47,10 +50,6 @@ def code_bits(
     Returns:
       f32[], bits of all coordinates together.
     """
-    (scale,) = blocks.settled([scale])
-    if not isinstance(family, str):
-        family = tuple(blocks.settled([f])[0] for f in family)
-    (center,) = blocks.settled([center])
     if isinstance(family, str):
         nats = code_length.cell_nats(width * center, width, scale, family)
     else:
@@ -58,6 +57,59 @@ def code_bits(
     if weight is not None:
         nats = jnp.where(weight > 0, nats, 0)
     return jnp.sum(jnp.where(jnp.isnan(center), LISTED_BITS * _LOG_2, nats)) / _LOG_2
+
+
+def tensor_bits(
+    center: jax.Array,
+    width: jax.Array,
+    lengths: Sequence[int],
+    scale: jax.Array,
+    family: str | jax.Array,
+    weight: jax.Array | None,
+) -> jax.Array:
+    """`code_bits` with what tensors have in common said once for each of them.
+
+    A loop over coordinates is compiled into wide instructions where their scale is one number, and not where
+    it is chosen by the coordinate's place. So the largest tensors are counted one by one. The others lie one
+    after another with their scales written out in memory; there may be hundreds of them.
+
+    Args:
+      center: f32[d], as for `code_bits`.
+      width: scale of the lattice, f32[d] or f32[].
+      lengths: of the tensors, summing to d.
+      scale: int32[tensors], in eighths of an octave.
+      family: law of all coordinates, one of `code_length.FAMILIES`, or int32[tensors], places in `laws.LAWS`.
+      weight: f32[d], 0 where a coordinate is not sent; None: all are.
+
+    Returns:
+      f32[], bits of all coordinates together.
+    """
+    starts = np.cumsum([0, *lengths])
+    large = sorted(range(len(lengths)), key=lambda i: -lengths[i])[:_APART]
+    alone = [i for i in large if lengths[i] >= _LARGE]
+    others = [i for i in range(len(lengths)) if i not in alone]
+
+    def of(values, tensors):
+        if values is None or not jnp.ndim(values):
+            return values
+        return jnp.concatenate([values[:0], *(values[starts[i] : starts[i + 1]] for i in tensors)])
+
+    def counted(tensors, scale, family):
+        return code_bits(of(center, tensors), of(width, tensors), scale, family, of(weight, tensors))
+
+    each = code_length.scale_of(scale)
+    total = jnp.float32(0)
+    for i in alone:
+        of_one = family if isinstance(family, str) else tuple(jnp.asarray(laws.PARTS)[family[i]])
+        total += counted([i], each[i], of_one)
+    if others:
+        places, some = np.array(others), tuple(lengths[i] for i in others)
+        parts: Any = family
+        if not isinstance(family, str):
+            parts = tuple(map(blocks.in_memory, laws.parameters(family[places], some)))
+        spread = blocks.in_memory(code_length.scale_per_coordinate(scale[places], some))
+        total += counted(others, spread, parts)
+    return total
 
 
 class _Setting(NamedTuple):

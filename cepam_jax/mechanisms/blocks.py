@@ -75,6 +75,11 @@ def settled(axes: Sequence[jax.Array]) -> jax.Array:
     return jax.lax.optimization_barrier(longer)[:-1].reshape(1, -1)
 
 
+def in_memory(values: jax.Array) -> jax.Array:
+    """One array [k], `settled`: a gather or concatenation in a loop keeps XLA from wide instructions."""
+    return settled([values])[0]
+
+
 def symbols_sent(lat: Lattice, d: int, mixed: bool = False) -> int:
     """Number of symbols for d coordinates: whole blocks where an axis depends on several symbols, else d.
 

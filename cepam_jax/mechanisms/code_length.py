@@ -113,6 +113,11 @@ def fit_scales(
     return jnp.where(jnp.isnan(exponent), LARGEST_SCALE, bounded).astype(jnp.int32)
 
 
+def scale_of(scales: jax.Array) -> jax.Array:
+    """int32[...] in eighths of an octave -> f32[...] in units of the update."""
+    return jnp.exp2(scales.astype(jnp.float32) / SCALES_PER_OCTAVE)
+
+
 def scale_per_coordinate(scales: jax.Array, segments: tuple[int, ...]) -> jax.Array:
     """The scale of each coordinate's segment, in units of the update.
 
@@ -123,7 +128,7 @@ def scale_per_coordinate(scales: jax.Array, segments: tuple[int, ...]) -> jax.Ar
     Returns:
       f32[d].
     """
-    values = jnp.exp2(scales.astype(jnp.float32) / SCALES_PER_OCTAVE)
+    values = scale_of(scales)
     return jnp.concatenate(
         [jnp.zeros((0,), jnp.float32)] + [jnp.full((n,), values[i]) for i, n in enumerate(segments)]
     )
@@ -194,8 +199,11 @@ class Scales(NamedTuple):
 
     def per_coordinate(self, side: dict[str, jax.Array], knobs: Knobs, d: int) -> jax.Array:
         """Scale of each coordinate, f32[d], from the side information of a message or from the knobs."""
-        scales = side["scale"] if self.source == "own" else jnp.asarray(knobs.scale)
-        return scale_per_coordinate(scales, self.lengths(d))
+        return scale_per_coordinate(self.of_tensors(side, knobs), self.lengths(d))
+
+    def of_tensors(self, side: dict[str, jax.Array], knobs: Knobs) -> jax.Array:
+        """int32[tensors], eighths of an octave, from the side information of a message or from the knobs."""
+        return side["scale"] if self.source == "own" else jnp.asarray(knobs.scale)
 
     @property
     def laws(self) -> int:

@@ -173,12 +173,14 @@ def _bits(
 ) -> jax.Array:
     """f32[], the ideal code length of a message in bits; see `Mechanism.bits`."""
     lat, scales, d = setting.lat, setting.scales, message.length
-    width, scale = _width(setting, message.side, knobs), scales.per_coordinate(message.side, knobs, d)
+    width = _width(setting, message.side, knobs)
     if acceptance.needed(lat, "cell"):
         stream = counter.stream(shared, _DITHERS)
+        scale = blocks.in_memory(scales.per_coordinate(message.side, knobs, d))
         total = block_bits.block_bits(lat, "cell", stream, message, width, scale, scales.family, weight)
     else:
-        total = block_bits.code_bits(_place(setting, shared, message), width, scale, scales.family, weight)
+        center, scale = _place(setting, shared, message), scales.of_tensors(message.side, knobs)
+        total = block_bits.tensor_bits(center, width, scales.lengths(d), scale, scales.family, weight)
     return total + scales.bits(message.side, d) + (code_length.SCALE_BITS if setting.rate == "bits" else 0)
 
 

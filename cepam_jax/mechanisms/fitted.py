@@ -172,10 +172,9 @@ def chosen(
     scale, law = choose(x, sent, width, lengths, target)
     plain = code_length.fit_scales(x, tuple(lengths), "mixture", sent), jnp.full_like(law, laws.MIXTURE)
 
-    def bits(scale, law):
-        each = code_length.scale_per_coordinate(scale, tuple(lengths))
-        symbols = block_bits.code_bits(center, widths, each, laws.parameters(law, lengths), sent)
+    def bits(scale, law, family):
+        symbols = block_bits.tensor_bits(center, widths, lengths, scale, family, sent)
         return symbols + scale_code.bits(scale, law, lengths, len(laws.LAWS))
 
-    better = bits(scale, law) <= bits(*plain)
+    better = bits(scale, law, law) <= bits(*plain, "mixture")
     return {"scale": jnp.where(better, scale, plain[0]), "law": jnp.where(better, law, plain[1])}

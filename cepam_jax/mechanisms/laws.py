@@ -49,11 +49,13 @@ def cell_nats(center: Any, width: Any, scale: Any, parts: tuple[Any, Any, Any], 
     Returns:
       f32[...], in nats.
     """
-    share, narrow, wide = parts
-    near = xp.clip((xp.abs(center) - width / 2) / scale, -1e30, 1e30)
-    across = xp.minimum(width / scale, 4e30)
+    share, *deviations = parts
+    # Divisions where scales are, of which there are often few, and not at every coordinate.
+    unit, narrow, wide = 1 / scale, 1 / deviations[0], 1 / deviations[1]
+    near = xp.clip((xp.abs(center) - width / 2) * unit, -1e30, 1e30)
+    across = xp.minimum(width * unit, 4e30)
     inside, beyond = xp.minimum(near, 0.0), xp.maximum(near, 0.0)
-    masses = [-0.5 * (xp.expm1(-(inside + across) / s) + xp.expm1(inside / s)) for s in (narrow, wide)]
+    masses = [-0.5 * (xp.expm1(-(inside + across) * s) + xp.expm1(inside * s)) for s in (narrow, wide)]
     # Both in units of the wider tail at the near end, of which the narrower one is a fraction.
-    mass = share * masses[1] + (1 - share) * masses[0] * xp.exp(-beyond * (1 / narrow - 1 / wide))
-    return beyond / wide - xp.log(xp.maximum(mass, np.finfo(np.float32).tiny))
+    mass = share * masses[1] + (1 - share) * masses[0] * xp.exp(-beyond * (narrow - wide))
+    return beyond * wide - xp.log(xp.maximum(mass, np.finfo(np.float32).tiny))

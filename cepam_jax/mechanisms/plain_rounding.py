@@ -77,10 +77,9 @@ def _bits(
     """f32[], the ideal code length of rounded coordinates in bits."""
     del shared
     step, center = knob(knobs, "step"), blocks.numbers(message.symbols)
-    scale = scales.per_coordinate(message.side, knobs, message.length)
-    return block_bits.code_bits(center, step, scale, scales.family, weight) + scales.bits(
-        message.side, message.length
-    )
+    scale, lengths = scales.of_tensors(message.side, knobs), scales.lengths(message.length)
+    symbols = block_bits.tensor_bits(center, step, lengths, scale, scales.family, weight)
+    return symbols + scales.bits(message.side, message.length)
 
 
 def noise_then_rounding(target: str = "gaussian", **options: Any) -> Mechanism:

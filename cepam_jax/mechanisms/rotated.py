@@ -228,7 +228,7 @@ def _bits(
     count = blocks.count(lat.dimension, d)
     if not count:
         return scales.bits(message.side, d)
-    scale = scales.per_coordinate(message.side, knobs, d)[:: lat.dimension]
+    scale = blocks.in_memory(scales.per_coordinate(message.side, knobs, d)[:: lat.dimension])
     ids = jnp.arange(count, dtype=jnp.uint32)
     words = counter.words(counter.stream(shared, SCALES), 0, ids)
     width, ball = cell_scales.scales(*words, setting.table)

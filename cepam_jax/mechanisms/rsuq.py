@@ -39,7 +39,6 @@ from cepam_jax.mechanisms import (
     fitted,
     latents,
     lattices,
-    laws,
     rejection,
 )
 from cepam_jax.mechanisms.base import About, Code, Keys, Knobs, Mechanism, Message, Noise, check_vector
@@ -207,8 +206,9 @@ def _widths(setting: _Setting, shared: jax.Array, count: int, knobs: Knobs) -> t
     words = counter.words(stream, 0, jnp.arange(count, dtype=jnp.uint32))
     word, spare = blocks.settled(words)
     table = latents.radius_table(setting.target, setting.lat.dimension)
-    (radius,) = blocks.settled([latents.radius(word, table)])
-    return radius * (knob(knobs, "sigma") * np.float32(setting.unit)), spare
+    return blocks.in_memory(latents.radius(word, table)) * (
+        knob(knobs, "sigma") * np.float32(setting.unit)
+    ), spare
 
 
 def _host_width(setting: _Setting, side: dict, knobs: Knobs) -> np.float64:
@@ -272,13 +272,13 @@ def _bits(
 ) -> jax.Array:
     """f32[], the ideal code length of a message in bits; see `Mechanism.bits`."""
     lat, scales, d = setting.lat, setting.scales, message.length
-    scale = scales.per_coordinate(message.side, knobs, d)
     if lat.dimension == 1:
         center, width = _place(setting, shared, message, knobs)
-        law = message.side.get("law")
-        family = scales.family if law is None else laws.parameters(law, scales.lengths(d))
-        symbols = block_bits.code_bits(center, width, scale, family, weight)
+        family = message.side.get("law", scales.family)
+        scale = scales.of_tensors(message.side, knobs)
+        symbols = block_bits.tensor_bits(center, width, scales.lengths(d), scale, family, weight)
     else:
+        scale = blocks.in_memory(scales.per_coordinate(message.side, knobs, d))
         width, _ = _widths(setting, shared, blocks.count(lat.dimension, d), knobs)
         stream = counter.stream(shared, _DITHERS)
         symbols = block_bits.block_bits(

@@ -17,6 +17,7 @@ from cepam_jax.federated import (
     byzantine,
     control,
     downlink,
+    lengths,
     links,
     local,
     poisson,
@@ -121,7 +122,7 @@ def _program(fields_text, specification, backend, layout, parts):
         return rounds.initial_state(plan, model, knobs, config.num_clients, remembers, knobs.clip[0])
 
     evaluate = evaluation.make_evaluate(task, config.evaluation.batch_size, config.evaluation.clients)
-    block = evaluation.make_block(rounds.make_round(plan), evaluate, config.eval_every)
+    block = evaluation.make_block(rounds.make_round(plan), evaluate, config.eval_every, config.metrics.bits)
     if layout.axis == RUNS:
         block = evaluation.make_blocks(block, layout.mesh, layout.together)
     return Program(jax.jit(initialize), jax.jit(block), sum(plan.segments), layout, task)
@@ -173,6 +174,7 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
         mesh=mesh,
         server_noise=config.mechanism.target if config.server.noise else None,
         poisson=expected,
+        counts=config.metrics.bits != lengths.NEVER,
     )
 
 

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from cepam_jax import settings
 from cepam_jax.data.examples import number_of
+from cepam_jax.federated import lengths
 from cepam_jax.federated.local import batch_of
 from cepam_jax.run.devices import RUNS
 from cepam_jax.tasks.base import Model, Task
@@ -65,13 +66,15 @@ class Evaluation(NamedTuple):
     counts: jax.Array | None = None
 
 
-def make_block(run_round: Callable, evaluate: Callable, length: int) -> Callable:
+def make_block(run_round: Callable, evaluate: Callable, length: int, bits: str = lengths.EVERY) -> Callable:
     """Builds the function that a run repeats: up to `length` rounds, then an evaluation.
 
     Args:
-      run_round: (State, ClientArrays) -> (State, RoundReport).
+      run_round: (State, ClientArrays) -> (State, RoundReport), from `make_round`.
       evaluate: (Model, HeldOut, ClientArrays, owners) -> evaluation.
       length: the most rounds of a block.
+      bits: when the lengths of messages are counted, one of `lengths.SCHEDULES`; run_round's plan knows of
+        "never".
 
     Returns:
       (State, ClientArrays, HeldOut, owners, stop int32) -> (State, RoundReport with leading axis [length],
@@ -80,15 +83,17 @@ def make_block(run_round: Callable, evaluate: Callable, length: int) -> Callable
     """
 
     def block(state, arrays, test, owners, stop):
-        def skip(state, arrays):
-            shapes = jax.eval_shape(run_round, state, arrays)[1]
+        def skip(state, arrays, *counted):
+            shapes = jax.eval_shape(run_round, state, arrays, *counted)[1]
             return state, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
-        def step(state, _):
+        def step(state, place):
             go = (state.round < stop) & (state.invalid_client < 0)
-            return jax.lax.cond(go, run_round, skip, state, arrays)
+            last = (place == length - 1) | (state.round + 1 == stop)
+            counted = (last,) if bits == lengths.AT_EVALUATION else ()
+            return jax.lax.cond(go, run_round, skip, state, arrays, *counted)
 
-        state, report = jax.lax.scan(step, state, length=length)
+        state, report = jax.lax.scan(step, state, jnp.arange(length))
         return state, report, evaluate(state.model, test, arrays, owners)
 
     return block

@@ -12,7 +12,8 @@ def summarize(report, coordinates: int, seconds: float) -> dict:
     """What a line of metrics.jsonl says of a block of rounds; None (null) for NaN and infinite numbers.
 
     Args:
-      report: RoundReport on the host, leading axis rounds; those that did not run are left out.
+      report: RoundReport on the host, leading axis rounds; those that did not run are left out. Of bits that
+        were counted in some rounds alone, the total is an estimate and called so.
       coordinates: d of one update.
       seconds: wall time of the block, its evaluation included.
     """
@@ -20,13 +21,15 @@ def summarize(report, coordinates: int, seconds: float) -> dict:
     given = {name: v for name, v in report.participants._asdict().items() if v is not None}
     each = {name: np.asarray(v)[ran].astype(np.float64) for name, v in given.items()}
     rounds, came = len(ran), each.pop("present", None)
+    if report.counted is not None:
+        counted = np.asarray(report.counted)[ran] > 0
+        each["counted"] = np.broadcast_to(counted[:, None], each["bits"].shape)
     if came is not None:  # places of Poisson sampling that nobody took are no participants
         each = {name: values[came > 0] for name, values in each.items()}
     participants, noise = each["bits"].size, each["noise"].sum()
     line = {
         "train_loss": each["loss"].sum() / participants,
-        "bits_per_coordinate": each["bits"].sum() / (participants * coordinates),
-        "uplink_bits": each["bits"].sum(),
+        **_bits(each, coordinates),
         **({"uplink_bytes": each["bytes"].sum()} if each["bytes"].any() else {}),
         "downlink_bits": each["down_bits"].sum(),
         **({"downlink_bytes": each["down_bytes"].sum()} if each["bytes"].any() else {}),
@@ -39,6 +42,26 @@ def summarize(report, coordinates: int, seconds: float) -> dict:
         "seconds_per_round": seconds / rounds,
     }
     return {name: _finite(value) for name, value in line.items()}
+
+
+def _bits(each, coordinates: int) -> dict:
+    """Lengths of messages: of all, or what those that were counted let expect of all; nothing without any."""
+    bits, participants = each["bits"], each["bits"].size
+    taken = each["counted"] > 0 if "counted" in each else np.ones(bits.shape, bool)
+    counted = int(taken.sum())
+    if counted == participants:
+        return {
+            "bits_per_coordinate": bits.sum() / (participants * coordinates),
+            "uplink_bits": bits.sum(),
+        }
+    if not counted:
+        return {}
+    mean = bits[taken].sum() / counted
+    return {
+        "bits_per_coordinate": mean / coordinates,
+        "uplink_bits_estimate": mean * participants,
+        "messages_counted": counted,
+    }
 
 
 def _byzantine(each) -> dict:
@@ -103,8 +126,10 @@ def progress_text(line: dict, task) -> str:
     bound = line.get("epsilon", {}).get("released_model")
     epsilon = "" if bound is None else f", epsilon {bound:.3g} (released model)"
     metrics = "".join(f"{name} {number(name, form)}, " for name, form in task.formats.items())
+    bits = (
+        f"{number('bits_per_coordinate', '.3f')} bits/coordinate, " if "bits_per_coordinate" in line else ""
+    )
     return (
-        f"{metrics}{number('bits_per_coordinate', '.3f')} bits/coordinate, "
-        f"norm {number('update_norm', '.3g')}->{number('clipped_norm', '.3g')}, "
+        f"{metrics}{bits}norm {number('update_norm', '.3g')}->{number('clipped_norm', '.3g')}, "
         f"SNR {number('snr', '.2g', 'inf')}{epsilon}"
     )

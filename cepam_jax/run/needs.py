@@ -14,6 +14,7 @@ import numpy as np
 
 from cepam_jax import privacy, settings
 from cepam_jax.errors import ConfigError
+from cepam_jax.federated import lengths
 
 _WRITTEN = "'NAME: epsilon 8 against server, bits 20000; NAME: rate 1e5, deadline 0.2' (any part of it)"
 
@@ -211,6 +212,9 @@ def _rules(fields):
     yield not wrong, "needs.profiles", f"readable: {wrong}"
     _, wrong = _tried(lambda: assigned(fields["needs.clients"], profiles, clients))
     yield not wrong, "needs.clients", f"readable: {wrong}"
+    limited = any(np.isfinite(need.bits) for need in (profiles or {}).values())
+    limited = limited or any(any(fields[f"needs.{name}"]) for name in ("bits", "rate"))
+    yield lengths.needed(fields, limited, "where config.needs limits the bits of messages")
     any_need = any(fields[f"needs.{name}"] for name in (*_FIELDS, "clients"))
     yield (
         not any_need or not fields["privacy.target_epsilon"],

@@ -26,6 +26,8 @@ def line_of(config, report) -> dict[str, Any]:
         bits = {"up": 8.0 * each["bytes"], "down": 8.0 * each["down_bytes"]}
     if each.get("present") is not None:
         return _of_links(config, each)  # as many of another length as came; nobody computes times of them
+    if report.counted is not None and not np.asarray(report.counted)[ran].all():
+        return _of_links(config, each)  # nor where lengths were not counted
     found: dict[str, Any] = {"messages": {name: shortened(np.ceil(v)) for name, v in bits.items()}}
     if config.clients_per_round not in (0, config.num_clients):
         found["messages"]["clients"] = each["client"].tolist()

@@ -42,6 +42,12 @@ _OWN = 480  # examples of one client: as many as it trains on in a round
 MECHANISMS = {
     "fedavg": lambda segments: mechanisms.identity(),
     "cepam Z1": lambda segments: mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq(segments=segments)),
+    "cepam Z2": lambda segments: mechanisms.chain(
+        mechanisms.clip("l2"), mechanisms.lrsuq(lattice="Z2", segments=segments)
+    ),
+    "cepam D4": lambda segments: mechanisms.chain(
+        mechanisms.clip("l2"), mechanisms.lrsuq(lattice="D4", segments=segments)
+    ),
     "cepam E8": lambda segments: mechanisms.chain(
         mechanisms.clip("l2"), mechanisms.lrsuq(lattice="E8", segments=segments)
     ),
@@ -109,8 +115,9 @@ def one_round(
     per_chunk: int,
     aggregator: str = "mean",
     device_count: int = 1,
+    counts: bool = True,
 ):
-    """One round: (function, its arguments, coordinates of an update)."""
+    """One round: (function, its arguments, coordinates of an update); `counts` the lengths of messages."""
     mesh = devices.Layout(CLIENTS, device_count).mesh
     task = task_of(build(model), model)
     start = task.initialize(jax.random.key(0))
@@ -124,6 +131,7 @@ def one_round(
         clients,
         per_chunk,
         mesh=mesh,
+        counts=counts,
     )
     arrays = arrays_of(model, clients, steps, _OWN)
     state = initial_state(plan, start, arrays.knobs, clients, remembers=False, clip_bound=jnp.float32(1))
@@ -131,9 +139,17 @@ def one_round(
     return make_round(plan), arguments, sum(segments)
 
 
-def round_call(model: str, mechanism, clients: int, steps: int, per_chunk: int, aggregator: str = "mean"):
+def round_call(
+    model: str,
+    mechanism,
+    clients: int,
+    steps: int,
+    per_chunk: int,
+    aggregator: str = "mean",
+    counts: bool = True,
+):
     """One compiled round as a call without arguments."""
-    function, arguments, _ = one_round(model, mechanism, clients, steps, per_chunk, aggregator)
+    function, arguments, _ = one_round(model, mechanism, clients, steps, per_chunk, aggregator, counts=counts)
     run = jax.jit(function)
     return lambda: run(*arguments)
 

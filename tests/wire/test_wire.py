@@ -18,7 +18,7 @@ from mechanisms.programs import EACH, KEYS, KNOBS, LONG, NAMES, SHORT, compiled
 
 from cepam_jax import mechanisms, wire
 from cepam_jax.errors import ConfigError
-from cepam_jax.mechanisms import Message, code_length, latents
+from cepam_jax.mechanisms import Message, latents
 from cepam_jax.wire import WireError, header
 
 
