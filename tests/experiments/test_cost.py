@@ -14,7 +14,7 @@ def beyond_fedavg(name, counts=True):
 
 
 def test_operations_of_a_round_with_lrsuq():
-    """Words were drawn anew for each of three code lengths once: 1,266 operations, 4 loops out of step."""
+    """Words were drawn anew for each of three code lengths once: 1,266 operations a coordinate."""
     found = beyond_fedavg("cepam Z1")
     assert found.flops < 450 and found.transcendentals < 18 and found.narrow == 0
 
