@@ -223,11 +223,10 @@ def plot(rows: list[dict]) -> Figure:
                 label=f"{condition[0]}, {condition[1]} bits",
             )
         axes.set_xticks(range(len(choices)), choices, rotation=30, ha="right", fontsize=8)
-        axes.set(
-            title=f"{key[0]}: {'thresholds' if key[1] == 'range' else 'weights'}", ylabel="test accuracy"
-        )
+        axes.set_ylabel(f"test accuracy, {key[0]}: {'thresholds' if key[1] == 'range' else 'weights'}")
         axes.grid(axis="y", alpha=0.3)
-        axes.legend(fontsize=7)
+        # Above the panel: there are points everywhere in it.
+        axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     for axes in panels[len(keys) :]:
         axes.set_axis_off()
     return figure
