@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ssl
+from collections.abc import Iterator
 
 from cepam_jax.deploy import envelope, frames
 from cepam_jax.deploy.client import Client
@@ -11,6 +12,11 @@ from cepam_jax.deploy.serving import Log
 
 _SPOILT = ("oversized", "malformed", "version", "forged")
 _FIRST, _LONGEST = 0.1, 5.0  # seconds before dialling again, which double
+_GREETED = 30.0  # seconds in which the server must greet
+
+
+class Cut(Exception):
+    """The connection failed; what the client itself fails with is never one."""
 
 
 async def run(
@@ -27,11 +33,13 @@ async def run(
 
     Raises:
       ConnectionError: it gave up.
+      OSError: the client's state could not be written; nothing was sent.
+      WorkdirInUseError: another process may have the client's state.
     """
     pause, vain = _FIRST, 0
     while not client.finished:
         try:
-            reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+            reader, writer = await asyncio.open_connection(host, port, ssl=tls, **frames.handshake(tls))
         except ssl.SSLCertVerificationError:
             raise
         except OSError as error:
@@ -42,23 +50,83 @@ async def run(
             pause = min(2 * pause, _LONGEST)
             continue
         pause, vain = _FIRST, 0
+        inbox = None
         try:
-            await _answer(client, reader, writer, log)
-        except (OSError, asyncio.IncompleteReadError, Refused) as error:
-            log("cut", why=type(error).__name__)
+            with _io():
+                frames.prepare(writer)
+            inbox = _Inbox(reader, client.limit + envelope.OVERHEAD)
+            await _answer(client, inbox, writer, log)
+        except (Cut, Refused) as error:
+            log("cut", why=str(error) if isinstance(error, Cut) else type(error).__name__)
+            writer.transport.abort()  # what is still to be sent would keep it open
             await asyncio.sleep(_FIRST)
         finally:
+            if inbox is not None:
+                inbox.close()
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
 
-async def _answer(client: Client, reader, writer, log: Log) -> None:
-    limit = client.limit + envelope.OVERHEAD
-    while not client.finished:
-        data = await frames.read(reader, limit)
+@contextlib.contextmanager
+def _io() -> Iterator[None]:
+    """Around what a socket does, and nothing else: Cut in place of its errors."""
+    try:
+        yield
+    except (OSError, asyncio.IncompleteReadError) as error:
+        raise Cut(type(error).__name__) from error
+
+
+class _Inbox:
+    """Reads while the client computes, and keeps the newest message; a server repeats itself or goes on.
+
+    A server that asks again would otherwise wait until this client has computed, and cut it.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, limit: int):
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._reading = asyncio.ensure_future(self._read(reader, limit))
+
+    async def _read(self, reader: asyncio.StreamReader, limit: int) -> None:
+        while True:
+            data = await frames.read(reader, limit)
+            while not self._queue.empty():
+                self._queue.get_nowait()
+            self._queue.put_nowait(data)
+
+    async def next(self, seconds: float | None) -> bytes:
+        """The newest message; TimeoutError after these seconds, and what `frames.read` raises."""
+        if not self._queue.empty():
+            return self._queue.get_nowait()
+        getting = asyncio.ensure_future(self._queue.get())
         try:
-            # In a thread: the connection stays alive while it computes.
+            both = {getting, self._reading}
+            done, _ = await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if getting in done:
+                return getting.result()
+            if not done:
+                raise TimeoutError
+            self._reading.result()
+            raise AssertionError("it reads until it fails")
+        finally:
+            getting.cancel()
+
+    def close(self) -> None:
+        """Reads no more."""
+        self._reading.cancel()
+        if self._reading.done() and not self._reading.cancelled():
+            self._reading.exception()  # was seen, or is of no interest any more
+
+
+async def _answer(client: Client, inbox: _Inbox, writer: asyncio.StreamWriter, log: Log) -> None:
+    seconds: float | None = _GREETED
+    while not client.finished:
+        with _io():
+            data = await inbox.next(seconds)
+        seconds = None
+        try:
+            # In a thread: the connection stays alive while it computes. Its OSError is of the state on the
+            # disk, and ends the process: nobody may be sent what is not written.
             answer = await asyncio.to_thread(client.answer, data)
         except Refused as error:
             log("refused", reason=error.name, detail=str(error))
@@ -66,5 +134,6 @@ async def _answer(client: Client, reader, writer, log: Log) -> None:
                 raise
             continue
         if answer:
-            await frames.write(writer, answer)
-            log("answered", bytes=len(answer), rounds=client.answered)
+            with _io():
+                await frames.write(writer, answer)
+            log("answered", rounds=client.answered)

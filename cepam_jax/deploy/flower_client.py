@@ -19,7 +19,10 @@ app = ClientApp()
 @app.query()
 def answer(message: Message, context: Context) -> Message:
     """The worker's answer to a message."""
-    body = bytes(message.content.config_records[RECORD][BODY])
-    answered, found = relay.ask(str(context.node_config["worker"]), body)
+    body = relay.body_of(message.content.config_records.get(RECORD), BODY, relay.LONGEST)
+    if body is None:
+        answered, found = False, b"malformed"
+    else:
+        answered, found = relay.ask(str(context.node_config["worker"]), body)
     content = ConfigRecord({BODY: found, REFUSED: not answered})
     return Message(content=RecordDict({RECORD: content}), reply_to=message)

@@ -4,12 +4,15 @@ import asyncio
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cepam_jax.deploy.envelope import Refused
 
 _LENGTH = struct.Struct("<I")
+HANDSHAKE = 10.0  # seconds in which TLS's handshake must be done
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 _INFO = 256  # bytes of Linux's struct tcp_info that are asked for
 _ACKED = 120  # where it has the bytes that the other side has acknowledged; behind them those that came
 
@@ -42,6 +45,74 @@ async def write(writer: asyncio.StreamWriter, data: bytes) -> None:
     """Sends a message, and waits where the other side is slow."""
     writer.write(_LENGTH.pack(len(data)) + data)
     await writer.drain()
+
+
+class Link:
+    """A connection that is sent to by a task of its own, so that a peer that does not read holds up nobody.
+
+    Attributes:
+      writer: of the connection.
+    """
+
+    def __init__(self, writer: asyncio.StreamWriter):
+        """Of a connection that was prepared; nothing is sent yet."""
+        self.writer = writer
+        self._sending: asyncio.Task | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a message is on its way, and no other may follow yet."""
+        return self._sending is not None and not self._sending.done()
+
+    def send(self, data: bytes, seconds: float, sent: Callable[[], None], ended: Callable[[], None]) -> None:
+        """Begins to send a message; a connection that has not taken it in time is ended.
+
+        Args:
+          data: the message.
+          seconds: how long it may take.
+          sent: is called when all of it has been handed to the system.
+          ended: is called afterwards, and also when it failed.
+        """
+        self._sending = asyncio.ensure_future(self._send(data, seconds, sent, ended))
+
+    async def _send(self, data, seconds, sent, ended) -> None:
+        try:
+            await asyncio.wait_for(write(self.writer, data), seconds)
+        except OSError:  # it has gone, or does not read: TimeoutError is one
+            self.writer.transport.abort()
+        else:
+            sent()
+        finally:
+            ended()
+
+    def close(self) -> None:
+        """Ends the connection; what is on its way is given up."""
+        if self._sending is not None and not self._sending.done():
+            self._sending.cancel()
+            self.writer.transport.abort()
+        self.writer.close()
+
+
+def handshake(tls: ssl.SSLContext | None) -> dict[str, Any]:
+    """Arguments of asyncio that bound the handshake; none in the clear, where they are not allowed."""
+    return {} if tls is None else {"ssl_handshake_timeout": HANDSHAKE}
+
+
+def prepare(writer: asyncio.StreamWriter) -> None:
+    """Of a new connection: the system looks whether the other side is there, and `write` waits for it.
+
+    A peer whose power or network has failed says nothing. After 30 s of silence the system asks it three
+    times, ten seconds apart, and ends the connection. Without a limit on what is kept here, `write` would
+    return while 64 KiB of a message, or all of it, were still to be sent.
+    """
+    writer.transport.set_write_buffer_limits(high=0)
+    connection = writer.get_extra_info("socket")
+    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if hasattr(socket, name):  # macOS has its own name for the first, and others have none
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def traffic(writer: asyncio.StreamWriter) -> Traffic:

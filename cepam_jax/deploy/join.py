@@ -29,11 +29,12 @@ def opened(given: argparse.Namespace) -> Client:
 
 async def join(given: argparse.Namespace) -> None:
     """What the command does."""
+    host, port = commands.address_of("--server", given.server)
+    commands.check_secrecy(host, bool(given.authority), getattr(given, "insecure", False), "--authority")
     client = opened(given)
     try:
         tls = frames.client_tls(given.authority) if given.authority else None
-        host, _, port = given.server.rpartition(":")
-        await dialling.run(client, host, int(port), tls, commands.log, given.attempts)
+        await dialling.run(client, host, port, tls, commands.log, given.attempts)
         commands.log("finished", answered=client.answered)
     finally:
         client.close()
@@ -53,6 +54,7 @@ def main() -> None:
     arguments(parser)
     parser.add_argument("--server", required=True, help="host:port")
     parser.add_argument("--authority", type=Path, help="certificate of TLS that is trusted, PEM")
+    parser.add_argument("--insecure", action="store_true", help="no TLS, though the server is elsewhere")
     parser.add_argument("--attempts", type=int, default=0, help="dials in vain before it gives up; 0: never")
     commands.end_with(join(parser.parse_args()))
 

@@ -2,9 +2,22 @@
 
 import socket
 import struct
+from collections.abc import Mapping
+from typing import Any
 
 ANSWERED, REFUSED = b"\0", b"\1"
 _LENGTH = struct.Struct("<I")
+LONGEST = 2**32 - 1  # bytes that the length of a message can say; the worker's own limit is far less
+
+
+def body_of(record: Mapping[str, Any] | None, name: str, limit: int) -> bytes | None:
+    """The bytes of a record's field; None where it has none, or has more than `limit`.
+
+    A record that came over a network may have anything in the field: `bytes` of a number would allocate as
+    many zeros.
+    """
+    body = None if record is None else record.get(name)
+    return body if isinstance(body, bytes) and len(body) <= limit else None
 
 
 def ask(path: str, data: bytes, seconds: float = 300.0) -> tuple[bool, bytes]:

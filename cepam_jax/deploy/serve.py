@@ -12,7 +12,6 @@ import argparse
 import math
 from pathlib import Path
 
-from cepam_jax import files
 from cepam_jax.deploy import agreement, commands, frames, keys, spent
 from cepam_jax.deploy.server import Server
 from cepam_jax.deploy.serving import Serving, Waiting
@@ -22,11 +21,12 @@ from cepam_jax.run import runtime
 
 async def serve(given: argparse.Namespace) -> None:
     """What the command does."""
+    host, port = commands.address_of("--listen", given.listen)
+    commands.check_secrecy(host, bool(given.certificate), getattr(given, "insecure", False), "--certificate")
     runtime.keep_compiled()
     found = agreement.load(given.agreement)
     server = Server(given.directory, found, keys.read_private(given.key))
     tls = frames.server_tls(given.certificate, given.certificate_key) if given.certificate else None
-    host, _, port = given.listen.rpartition(":")
     commands.log("started", round=server.round, rounds=found.rounds, agreement=found.digest.hex()[:16])
     if server.fell_back:
         commands.log("damaged", took="the state before the newest")
@@ -34,10 +34,9 @@ async def serve(given: argparse.Namespace) -> None:
     try:
         if server.failed:  # in an earlier process
             raise NonFiniteUpdateError(server.failed)
-        try:
-            await serving.run(host, int(port), tls, lambda port: commands.log("listening", port=port))
-        finally:  # also of a run that is not finished
-            files.write(given.directory / "privacy.txt", spent.report(server) + "\n")
+        # Also of a run that is not finished.
+        with commands.leaving(given.directory / "privacy.txt", lambda: spent.report(server) + "\n"):
+            await serving.run(host, port, tls, lambda port: commands.log("listening", port=port))
         spent.write_model(server, given.directory / "model.npz")
         # What has no guarantee is null: JSON has no infinity.
         epsilons = {
@@ -46,7 +45,12 @@ async def serve(given: argparse.Namespace) -> None:
         }
         traffic = {client: bytes._asdict() for client, bytes in serving.traffic.items()}
         commands.log(
-            "finished", rounds=server.round, epsilon=epsilons, traffic=traffic, refused=server.refusals
+            "finished",
+            rounds=server.round,
+            epsilon=epsilons,
+            traffic=traffic,
+            message_bytes=serving.carried,
+            refused=server.refusals,
         )
     finally:
         server.close()
@@ -59,8 +63,9 @@ def main() -> None:
     parser.add_argument("--key", type=Path, required=True, help="private key of the server")
     parser.add_argument("--directory", type=Path, required=True, help="of this run alone")
     parser.add_argument("--listen", default="127.0.0.1:7443", help="host:port; port 0: any")
-    parser.add_argument("--certificate", type=Path, help="of TLS, PEM; without it in the clear, for tests")
+    parser.add_argument("--certificate", type=Path, help="of TLS, PEM; without it in the clear")
     parser.add_argument("--certificate_key", type=Path)
+    parser.add_argument("--insecure", action="store_true", help="no TLS, though clients are elsewhere")
     parser.add_argument("--again", type=float, default=30.0, help="seconds before a client is asked again")
     parser.add_argument("--patience", type=float, default=600.0, help="seconds before a round gives up")
     given = parser.parse_args()

@@ -1,4 +1,8 @@
-"""The server on a socket: it greets who comes, asks who was drawn, and closes rounds."""
+"""The server on a socket: it greets who comes, asks who was drawn, and closes rounds.
+
+No peer holds up the others. Each is sent to by a task of its own, one message at a time and in a limited
+time; who has not joined may send what a client joins with, and nothing longer, and only so many are let in.
+"""
 
 import asyncio
 import contextlib
@@ -7,12 +11,14 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cepam_jax.deploy import envelope, frames
+from cepam_jax.deploy import envelope, frames, keys
 from cepam_jax.deploy.envelope import Refused
-from cepam_jax.deploy.frames import Traffic
+from cepam_jax.deploy.frames import Link, Traffic
 from cepam_jax.deploy.server import Server
 
 _GREETED = 30.0  # seconds in which who has dialled must join
+JOINING = envelope.OVERHEAD + keys.NONCE  # bytes of the message that a client joins with
+_POLL = 0.02  # seconds between looks at the end
 Log = Callable[..., None]
 
 
@@ -34,11 +40,28 @@ class Waiting(NamedTuple):
     closing: float = 2.0
 
 
+class _Strangers:
+    """Lines of a log about who has not joined, one a second at most: they can send as much as they like."""
+
+    def __init__(self, log: Log):
+        self._log, self._next, self._untold, self.number = log, 0.0, 0, 0
+
+    def refused(self, reason: str, detail: str) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            self._untold += 1
+            return
+        self._log("refused", reason=reason, client=None, detail=detail, untold=self._untold)
+        self._next, self._untold = now + 1.0, 0
+
+
 class Serving:
     """One server on one socket; `run` is all that is called.
 
     Attributes:
       traffic: client -> bytes on its connections, those that are closed and the last.
+      carried: bytes of all messages of the rounds that this process closed. What one message takes is in no
+        log: where lengths depend on the update, it says something of that.
     """
 
     def __init__(self, server: Server, log: Log, waiting: Waiting | None = None):
@@ -50,11 +73,14 @@ class Serving:
           waiting: how long.
         """
         self._server, self._log, self._waiting = server, log, waiting or Waiting()
-        self._links: dict[int, asyncio.StreamWriter] = {}
+        self._links: dict[int, Link] = {}
+        self._strangers = _Strangers(log)
         self._ended: dict[int, list[Traffic]] = {}
         self._told: set[int] = set()
-        self._opened = time.monotonic()
+        self._fault: Exception | None = None
         self._wake = asyncio.Event()
+        self.carried = 0
+        self._open()
 
     @property
     def traffic(self) -> dict[int, Traffic]:
@@ -77,8 +103,9 @@ class Serving:
         Raises:
           Stalled: a round did not end in time.
           OSError: the address is taken, or the state could not be written.
+          WorkdirInUseError: another process may have the state.
         """
-        listener = await asyncio.start_server(self._connected, host, port, ssl=tls)
+        listener = await asyncio.start_server(self._connected, host, port, ssl=tls, **frames.handshake(tls))
         ready(listener.sockets[0].getsockname()[1])
         try:
             self._open()
@@ -87,98 +114,156 @@ class Serving:
             await self._tell()
         finally:
             listener.close()
-            for writer in list(self._links.values()):
-                writer.close()
+            for link in list(self._links.values()):
+                link.close()
             self._links.clear()
+
+    def _open(self) -> None:
+        """Clocks of a round that begins."""
+        self._opened = time.monotonic()
+        self._asked: float | None = None  # when the first who was drawn had been sent the request
+        self._due: dict[int, float] = {}  # client -> when it is asked again; who is not in it, at once
 
     async def _wait(self) -> None:
         """Until something has arrived, somebody is to be asked again, or the round is to end."""
-        config, server = self._server.agreement.config.links, self._server
-        since = time.monotonic() - self._opened
-        over = config.ends != "slowest" and config.deadline > 0 and since >= config.deadline
-        if server.enough or over:
-            await self._close_round()
+        links, server, now = self._server.agreement.config.links, self._server, time.monotonic()
+        if self._fault is not None:
+            raise self._fault
+        limited = links.ends != "slowest" and links.deadline > 0
+        # The deadline of a round that nobody was asked in does not pass.
+        until = self._asked + links.deadline if limited and self._asked is not None else float("inf")
+        if server.enough or now >= until:
+            self._close_round()
             return
-        if since > self._waiting.patience:
+        stalled = self._opened + self._waiting.patience
+        if now > stalled:
             raise Stalled(
                 f"round {server.round + 1} waits for clients {', '.join(map(str, server.missing))} since "
-                f"{since:.0f} s; what has arrived is asked for again when this server is started again"
+                f"{now - self._opened:.0f} s; what has arrived is asked for again when this server is "
+                f"started again"
             )
         self._wake.clear()
-        pause = self._waiting.again
-        if config.ends != "slowest" and config.deadline > 0:
-            pause = min(pause, config.deadline - since)
-        try:
-            await asyncio.wait_for(self._wake.wait(), pause)
-        except TimeoutError:
-            for client in server.missing:
-                await self._ask(client)
+        for client in server.missing:
+            self._ask(client, now)
+        due = [self._due[client] for client in server.missing if client in self._due]
+        due = [when for when in due if when > now]  # who is past it is busy, and its end wakes this
+        pause = min([until, stalled + 0.01, now + self._waiting.again, *due]) - now
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), max(pause, 0.0))
 
-    def _open(self) -> None:
-        self._opened = time.monotonic()
-
-    async def _close_round(self) -> None:
+    def _close_round(self) -> None:
         seconds = time.monotonic() - self._opened
         found = self._server.close_round()
+        self.carried += sum(found.pop("bytes").values())
         self._log("round", **found, seconds=round(seconds, 4))
         self._open()
-        for client in self._server.drawn:
-            await self._ask(client)
 
-    async def _ask(self, client: int) -> None:
-        writer = self._links.get(client)
-        if writer is not None and client in self._server.missing:
-            with contextlib.suppress(OSError):
-                await frames.write(writer, self._server.request(client))
+    def _ask(self, client: int, now: float) -> None:
+        """Begins to send the request, if the client is there, is to be asked, and has read what was sent."""
+        link = self._links.get(client)
+        if link is None or link.busy or now < self._due.get(client, now):
+            return
+        self._due[client] = now + self._waiting.again
+        number = self._server.round
+        self._send(link, self._server.request(client), lambda: self._is_asked(number))
+
+    def _is_asked(self, number: int) -> None:
+        if self._asked is None and self._server.round == number:
+            self._asked = time.monotonic()
+
+    def _send(self, link: Link, data: bytes, sent: Callable[[], None]) -> None:
+        link.send(data, self._waiting.again, sent, self._wake.set)
 
     async def _tell(self) -> None:
         """All who are there, or come back soon, that no more rounds follow."""
-        for client in list(self._links):
-            await self._farewell(client)
-        end = time.monotonic() + self._waiting.closing
-        while (self._links or set(self._server.joined) - self._told) and time.monotonic() < end:
-            await asyncio.sleep(0.02)
+        begun = time.monotonic()
+        while self._links or set(self._server.joined) - self._told:
+            if self._fault is not None:
+                raise self._fault
+            for client in list(self._links):
+                self._farewell(client)
+            # Who is still reading the last request, late for its round, has the time for that.
+            busy = any(link.busy for link in self._links.values())
+            if time.monotonic() >= begun + (self._waiting.again if busy else self._waiting.closing):
+                return
+            await asyncio.sleep(_POLL)
 
-    async def _farewell(self, client: int) -> None:
-        with contextlib.suppress(OSError):
-            await frames.write(self._links[client], self._server.done(client))
-            self._told.add(client)
+    def _farewell(self, client: int) -> None:
+        link = self._links[client]
+        if not link.busy and client not in self._told:
+            self._send(link, self._server.done(client), lambda: self._told.add(client))
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        limit = 2 * len(self._server.agreement.clients) + 16
+        if self._strangers.number >= limit:
+            self._strangers.refused("crowded", f"{limit} connections have not joined")
+            writer.transport.abort()
+            return
+        self._strangers.number += 1
         client = None
         try:
-            await frames.write(writer, self._server.hello())
+            client = await self._joined(reader, writer)
+        finally:
+            self._strangers.number -= 1
+            if client is None:
+                writer.transport.abort()
+        if client is not None:
+            await self._listen(client, reader, writer)
+
+    async def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int | None:
+        """Who has joined on a new connection; None if it is to be closed."""
+        try:
+            frames.prepare(writer)
+            async with asyncio.timeout(_GREETED):
+                await frames.write(writer, self._server.hello())
+                data = await frames.read(reader, JOINING)
+        except Refused as error:  # of a length that is not read
+            self._strangers.refused(error.name, str(error))
+            return None
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            return None  # it has gone or says nothing, or this process ends
+        client, refused = self._taken(data)
+        if refused is not None:  # who has not joined cannot be asked again; it may dial again
+            self._strangers.refused(refused.name, str(refused))
+        if client is None:
+            return None
+        before = self._links.get(client)
+        if before is not None:  # a client has one connection; the one before is half open
+            before.writer.transport.abort()
+        self._links[client] = Link(writer)
+        self._due.pop(client, None)
+        self._told.discard(client)
+        self._log("joined", client=client)
+        self._wake.set()
+        return client
+
+    async def _listen(self, client: int, reader, writer: asyncio.StreamWriter) -> None:
+        try:
             while True:
-                wait = _GREETED if client is None else None
-                reading = frames.read(reader, self._server.limit + envelope.OVERHEAD)
-                data = await asyncio.wait_for(reading, wait)
-                client = await self._taken(data, client, writer)
-        except Refused:
-            pass  # of a length that is not read, or before it has joined: there is no next message
+                data = await frames.read(reader, self._server.limit + envelope.OVERHEAD)
+                _, refused = self._taken(data)
+                if refused is not None:
+                    self._log("refused", reason=refused.name, client=client, detail=str(refused))
+                self._wake.set()
+        except Refused as error:  # of a length that is not read: there is no next message
+            self._log("refused", reason=error.name, client=client, detail=str(error))
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # it has gone, or this process ends
         finally:
-            if client is not None:
-                self._ended.setdefault(client, []).append(frames.traffic(writer))
-                if self._links.get(client) is writer:
-                    del self._links[client]
-                    self._log("left", client=client)
+            self._ended.setdefault(client, []).append(frames.traffic(writer))
+            link = self._links.get(client)
+            if link is not None and link.writer is writer:
+                del self._links[client]
+                self._log("left", client=client)
             writer.close()
 
-    async def _taken(self, data: bytes, client: int | None, writer: asyncio.StreamWriter) -> int | None:
-        """Whose connection this is, after a message on it."""
+    def _taken(self, data: bytes) -> tuple[int | None, Refused | None]:
+        """(whose message it is, why it is refused); what else goes wrong is the server's, and ends it."""
         try:
-            sender = self._server.receive(data)
+            return self._server.receive(data), None
         except Refused as error:
-            self._log("refused", reason=error.name, client=client, detail=str(error))
-            if client is None:  # who has not joined cannot be asked again; it may dial again
-                raise
-            return client
-        if client is None:
-            self._links[sender] = writer
-            self._log("joined", client=sender)
-            if self._server.finished:
-                await self._farewell(sender)
-            await self._ask(sender)
-        self._wake.set()
-        return sender if client is None else client
+            return None, error
+        except Exception as error:  # its state could not be written: nothing may be sent any more
+            self._fault = error
+            self._wake.set()
+            return None, None

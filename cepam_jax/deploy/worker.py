@@ -9,6 +9,7 @@ one holds the compiled step, the keys and the data, and ends when the server has
 
 import argparse
 import asyncio
+import contextlib
 import os
 import stat
 import time
@@ -25,12 +26,15 @@ class Worker:
 
     def __init__(self, client: Client):
         self._client, self._ended, self._turn = client, asyncio.Event(), asyncio.Lock()
+        self._fault: Exception | None = None
 
     async def run(self, path: Path) -> None:
         """Until the client is finished.
 
         Raises:
           ConfigError: others may write where the socket is.
+          OSError: the client's state could not be written; nothing was answered.
+          WorkdirInUseError: another process may have the client's state.
         """
         if path.parent.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise ConfigError(
@@ -46,28 +50,47 @@ class Worker:
         async with listener:
             await self._ended.wait()
         path.unlink(missing_ok=True)
+        if self._fault is not None:
+            raise self._fault
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            data = await frames.read(reader, self._client.limit + envelope.OVERHEAD)
-            async with self._turn:
-                start = time.monotonic()
-                answer = relay.ANSWERED + await asyncio.to_thread(self._client.answer, data)
-            took = round(time.monotonic() - start, 4)
-            commands.log("answered", bytes=len(answer) - 1, rounds=self._client.answered, took=took)
-        except Refused as error:
-            commands.log("refused", reason=error.name, detail=str(error))
-            answer = relay.REFUSED + error.name.encode()
-        except (OSError, asyncio.IncompleteReadError):
-            writer.close()
-            return
-        try:
-            await frames.write(writer, answer)
-        except OSError:
-            pass  # whoever asked has gone; the answer is on the disk
+            answer = await self._answer(reader)
+        except (OSError, asyncio.IncompleteReadError):  # of the socket: whoever asked has gone
+            answer = None
+        if answer is not None:
+            # The answer is on the disk, so whoever asked may go.
+            with contextlib.suppress(OSError):
+                await frames.write(writer, answer)
         writer.close()
         if self._client.finished:
             self._ended.set()
+
+    async def _answer(self, reader: asyncio.StreamReader) -> bytes | None:
+        """What is sent back; None where the client itself has failed, which ends this process."""
+        try:
+            data = await frames.read(reader, self._client.limit + envelope.OVERHEAD)
+        except Refused as error:
+            return self._refused(error)
+        async with self._turn:
+            if self._fault is not None:
+                return None
+            start = time.monotonic()
+            try:
+                answer = await asyncio.to_thread(self._client.answer, data)
+            except Refused as error:
+                return self._refused(error)
+            except Exception as error:  # its state could not be written: nobody may be answered any more
+                self._fault = error
+                self._ended.set()
+                return None
+        took = round(time.monotonic() - start, 4)
+        commands.log("answered", rounds=self._client.answered, took=took)
+        return relay.ANSWERED + answer
+
+    def _refused(self, error: Refused) -> bytes:
+        commands.log("refused", reason=error.name, detail=str(error))
+        return relay.REFUSED + error.name.encode()
 
 
 async def work(given: argparse.Namespace) -> None:
