@@ -6,6 +6,8 @@ Servers and clients here are stand-ins with the few methods that a transport cal
 import argparse
 import asyncio
 import contextlib
+import importlib
+import importlib.util
 import json
 import os
 import socket
@@ -453,3 +455,144 @@ def test_only_bytes_are_a_body():
     for record in (None, {}, {"body": 10**12}, {"body": [1, 2]}, {"body": "abc"}, {"body": b"abcd"}):
         assert relay.body_of(record, "body", 3) is None
     assert envelope.OVERHEAD < serving.JOINING < 100
+
+
+@pytest.fixture
+def flower(monkeypatch):
+    """(the app's server, its client, a clock); without Flower, with stand-ins for what they import."""
+    if importlib.util.find_spec("flwr") is None:
+
+        class App:
+            main = query = lambda self: lambda function: function
+
+        stand_ins = {
+            "flwr": {},
+            "flwr.app": {
+                "ConfigRecord": dict,
+                "RecordDict": dict,
+                "Context": object,
+                "Message": types.SimpleNamespace,
+            },
+            "flwr.serverapp": {"Grid": object, "ServerApp": App},
+            "flwr.clientapp": {"ClientApp": App},
+        }
+        for name, members in stand_ins.items():
+            module = types.ModuleType(name)
+            vars(module).update(members)
+            monkeypatch.setitem(sys.modules, name, module)
+    names = ("cepam_jax.deploy.flower_client", "cepam_jax.deploy.flower_server")
+    client, server = map(importlib.import_module, names)
+    clock = Clock()
+    monkeypatch.setattr(server, "time", clock)
+    for module in (server, client):  # outside of a run Flower's own cannot be made
+        monkeypatch.setattr(module, "Message", types.SimpleNamespace)
+    yield server, client, clock
+    for name in names:  # they may hold stand-ins, which no other test is to see
+        sys.modules.pop(name, None)
+
+
+class Clock:
+    """Time that passes only where somebody sleeps."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+class Grid:
+    """Flower's, with nodes that answer at once: node -> what it answers with, from the message's bytes."""
+
+    def __init__(self, clock, nodes, since=0.0):
+        self._clock, self._nodes, self._since, self.pushed, self._replies = clock, nodes, since, [], {}
+
+    def get_node_ids(self):
+        return list(self._nodes) if self._clock.now >= self._since else []
+
+    def push_messages(self, messages):
+        names = []
+        for message in messages:
+            content = getattr(message.content, "config_records", message.content)
+            self.pushed.append((self._clock.now, message.dst_node_id))
+            names.append(f"message{len(self.pushed)}")
+            self._replies[names[-1]] = reply(
+                names[-1], self._nodes[message.dst_node_id](content["cepam_jax"]["body"])
+            )
+        return names
+
+    def pull_messages(self, names):
+        return [self._replies.pop(name) for name in names if name in self._replies]
+
+
+def reply(name, answer):
+    """A message of Flower in reply to another: None is an error, and else the record, or what is none."""
+    return types.SimpleNamespace(
+        metadata=types.SimpleNamespace(reply_to_message_id=name),
+        has_error=lambda: answer is None,
+        error=types.SimpleNamespace(reason="crashed"),
+        has_content=lambda: True,
+        content=types.SimpleNamespace(config_records={} if answer == "nothing" else {"cepam_jax": answer}),
+    )
+
+
+def honest(number):
+    """What a node answers whose worker is this client."""
+    client = Answers(number)
+    return lambda body: {"body": client.answer(body), "refused": False}
+
+
+BAD = {
+    "number": {"body": 10**12, "refused": False},
+    "long": {"body": bytes(serving.JOINING + 1), "refused": False},
+    "nameless": {"refused": False},
+    "half": {"body": b"JOIN 0"},
+    "recordless": "nothing",
+    "error": None,
+    "declined": {"body": b"foreign", "refused": True},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_node_that_answers_nonsense_is_logged_and_left_alone_for_a_while(name, flower):
+    """Flower's nodes may answer anything; at first one in two does so, and then it comes to its senses."""
+    module, _, clock = flower
+    server, log, good = Rounds(clients=2), Log(), honest(1)
+    nodes = {10: honest(0), 11: lambda body: good(body) if clock.now > 100 else BAD[name]}
+    grid = Grid(clock, nodes)
+    module.Carrier(server, grid, log, Waiting(again=60.0, patience=900.0)).run()
+    assert server.finished and server.late == [()]
+    times = [when for when, node in grid.pushed if node == 11 and when < 130]
+    assert len(times) >= 3 and times[0] == 0 and times[1] >= 60 and times[2] >= 120
+    (event,) = {event for event, values in log if values.get("node") == 11}
+    assert event == {"error": "failed", "declined": "declined"}.get(name, "malformed")
+    assert "bytes" not in log.named("round")[0]
+
+
+def test_flowers_deadline_begins_when_somebody_is_asked(flower):
+    module, _, clock = flower
+    server = Rounds(clients=2, ends="deadline", deadline=5.0)
+    module.Carrier(server, Grid(clock, {10: honest(0)}, since=100.0), Log(), Waiting(patience=900.0)).run()
+    assert clock.now > 105 and server.late == [(1,)]
+
+
+def test_flowers_client_hands_on_bytes_alone(flower, monkeypatch):
+    _, module, _ = flower
+    handed = []
+    monkeypatch.setattr(relay, "ask", lambda path, body: (handed.append(body) or True, b"answer"))
+    context = types.SimpleNamespace(node_config={"worker": "/worker.sock"})
+
+    def answered(records):
+        content = types.SimpleNamespace(config_records=records)
+        found = module.answer(types.SimpleNamespace(content=content), context).content
+        return getattr(found, "config_records", found)["cepam_jax"]
+
+    for body in (10**12, [1.0], "text"):
+        found = answered({"cepam_jax": {"body": body}})
+        assert found["refused"] and found["body"] == b"malformed"
+    assert answered({})["refused"] and not handed
+    found = answered({"cepam_jax": {"body": b"request"}})
+    assert not found["refused"] and found["body"] == b"answer" and handed == [b"request"]
