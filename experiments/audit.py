@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from cepam_jax import mechanisms
-from cepam_jax.errors import require, require_choice
+from cepam_jax.errors import ConfigError, require, require_choice
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.mechanisms.registry import CONFIGURABLE
 from cepam_jax.privacy import ADVERSARIES, Federation, Phase, audit, guaranteed
@@ -75,7 +75,14 @@ def sums() -> bool:
     require_choice("--mechanism", f.mechanism, sorted(CONFIGURABLE))
     for clients in cli.numbers("clients", int):
         require(clients > 0, "--clients", f.clients, "positive numbers")
-        config = sum_audit.config_of(f.mechanism, clients, f.sigma, f.colluders, f.delta)
+        try:
+            config = sum_audit.config_of(f.mechanism, clients, f.sigma, f.colluders, f.delta)
+        except ConfigError as error:
+            raise ConfigError(
+                f"--mechanism={f.mechanism} --clients={clients} --colluders={f.colluders}: {error}. With "
+                "--clients, --mechanism is secure_sum, or one without noise of its own, as sdq, to which "
+                "the server adds it"
+            ) from error
         rows.append(sum_audit.audited(config, f.trials, f.seed))
     header = [
         "mechanism",

@@ -57,7 +57,10 @@ def configurations(flag, variants, gammas):
 
 def _sent(line) -> float:
     """Uplink bits of a line; what was counted lets expect them where not all messages were."""
-    return line.get("uplink_bits") or line.get("uplink_bits_estimate") or 0.0
+    if line["round"] == 0:
+        return 0.0
+    found = line.get("uplink_bits", line.get("uplink_bits_estimate"))
+    return math.nan if found is None else found
 
 
 def summarize(runs):
@@ -69,7 +72,7 @@ def summarize(runs):
     seconds = np.median([line["seconds_per_round"] for lines in runs for line in lines[1:]])
     return [
         spread(accuracy),
-        f"{bits:.3f}",
+        "" if math.isnan(bits) else f"{bits:.3f}",
         "" if math.isnan(bits) else f"{32 / bits:.0f}x",
         f"{seconds:.4f}",
     ]
@@ -94,6 +97,8 @@ def plot(results, path):
         sent = np.mean([[_sent(line) for line in lines] for lines in runs], axis=0)
         megabytes = np.cumsum(sent) / 8e6
         for axes, x in ((by_round, rounds), (by_data, megabytes)):
+            if not np.isfinite(x).all():  # nobody counted what was sent
+                continue
             # The untrained model of round 0 would only flatten the rest.
             axes.plot(x[1:], mean[1:], color=color, linestyle=style, label=label)
             axes.fill_between(x[1:], (mean - std)[1:], (mean + std)[1:], color=color, alpha=0.15)

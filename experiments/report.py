@@ -11,7 +11,9 @@ import html
 import json
 import re
 import shlex
+import urllib.parse
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,9 +68,10 @@ def read(folder: Path) -> Made:
         run = json.loads((folder / "run.json").read_text())
         claims = [_claim(given) for given in json.loads((folder / "claims.json").read_text())]
         tables = (folder / "table.md").read_text().strip()
-        for name in ("figure", "command", "smoke", "seconds", "date", "python", "versions", "device"):
-            run[name]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        for name in ("figure", "command", "date", "python", "device"):
+            run[name] + ""
+        run["smoke"], run["seconds"] + 0.0, run["versions"].items()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"{folder} is no finished figure ({type(error).__name__}: {error}); make it again or move it away"
         ) from error
@@ -76,10 +79,17 @@ def read(folder: Path) -> Made:
     return Made(folder.name, run, claims, tables, picture if picture.exists() else None)
 
 
-def found(workdir: Path, failed: dict[str, str]) -> list[Made]:
-    """Every figure under a directory, but for those that failed just now."""
+def found(workdir: Path, failed: dict[str, str]) -> tuple[list[Made], list[str]]:
+    """Every figure under a directory, but for those that failed just now; and what is wrong with folders."""
     folders = sorted(path.parent for path in workdir.glob("*/run.json"))
-    return [read(folder) for folder in folders if folder.name not in failed]
+    made, wrong = [], []
+    for folder in folders:
+        if folder.name not in failed:
+            try:
+                made.append(read(folder))
+            except ConfigError as error:  # a neighbour that is broken takes no report away
+                wrong.append(str(error))
+    return made, wrong
 
 
 def circumstances(made: Made) -> str:
@@ -98,19 +108,23 @@ def _tally(figures: list[Made]) -> str:
     counts = Counter(claim.verdict for made in figures if not made.run["smoke"] for claim in made.claims)
     small = sum(len(made.claims) for made in figures if made.run["smoke"])
     said = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]]
-    text = f"{sum(counts.values())} claims: {', '.join(said)}." if said else ""
+    number = sum(counts.values())
+    text = f"{number} claim{'s' * (number != 1)}: {', '.join(said)}." if said else ""
     if small:
         text += f" {small} claims are of small versions, whose verdicts mean nothing."
     return text.strip()
 
 
-def as_markdown(figures: list[Made], failed: dict[str, str], command: dict[str, str]) -> str:
+def as_markdown(
+    figures: list[Made], failed: dict[str, str], command: dict[str, str], wrong: Sequence[str] = ()
+) -> str:
     """The report in Markdown: claims, then every figure with its tables.
 
     Args:
       figures: what was made.
       failed: names of figures that failed, and their errors.
       command: of each of them.
+      wrong: what is wrong with folders that could not be read.
     """
     parts = ["# Report", "## Claims of the papers"]
     rows = [
@@ -129,6 +143,8 @@ def as_markdown(figures: list[Made], failed: dict[str, str], command: dict[str, 
         parts.append(made.tables)
     for name, error in failed.items():
         parts += [f"## {title(name)}", f"```\n{command[name]}\n```", f"**Failed**: {error}"]
+    if wrong:
+        parts += ["## Left out", *wrong]
     return "\n\n".join(parts) + "\n"
 
 
@@ -152,7 +168,7 @@ th { white-space: nowrap; }
 
 
 def _anchor(folder: str) -> str:
-    return "figure-" + re.sub(r"[^a-zA-Z0-9_-]", "-", folder)
+    return "figure-" + urllib.parse.quote(folder, safe="")
 
 
 def _source(source: str) -> str:
@@ -183,11 +199,13 @@ def _claim_rows(figures: list[Made]) -> str:
 
 def _tables(text: str) -> str:
     """Tables of a figure as HTML; HTML within them is shown, not interpreted."""
-    made = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    made = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(text)
     return made.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
 
 
-def as_html(figures: list[Made], failed: dict[str, str], command: dict[str, str]) -> str:
+def as_html(
+    figures: list[Made], failed: dict[str, str], command: dict[str, str], wrong: Sequence[str] = ()
+) -> str:
     """The report as one page of HTML that needs no other file; arguments as of `as_markdown`."""
     parts = ["<h1>Report</h1>"]
     if any(made.claims for made in figures):
@@ -215,6 +233,8 @@ def as_html(figures: list[Made], failed: dict[str, str], command: dict[str, str]
     for name, error in failed.items():
         parts.append(f"<h2>{html.escape(title(name))}</h2><pre>{html.escape(command[name])}</pre>")
         parts.append(f"<p><b>Failed</b>: {html.escape(error)}</p>")
+    if wrong:
+        parts += ["<h2>Left out</h2>", *(f"<p>{html.escape(text)}</p>" for text in wrong)]
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Report</title><style>{_STYLE}</style>"
@@ -234,7 +254,7 @@ def write(workdir: Path, failed: dict[str, list[str]], errors: dict[str, str]) -
       failed: arguments of Python for the figures that failed, by name.
       errors: what they failed with.
     """
-    figures = found(workdir, errors)
+    figures, wrong = found(workdir, errors)
     command = {name: f"python {shlex.join(arguments)}" for name, arguments in failed.items()}
-    (workdir / "report.md").write_text(as_markdown(figures, errors, command))
-    (workdir / "report.html").write_text(as_html(figures, errors, command))
+    (workdir / "report.md").write_text(as_markdown(figures, errors, command, wrong))
+    (workdir / "report.html").write_text(as_html(figures, errors, command, wrong))

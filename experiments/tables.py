@@ -2,8 +2,8 @@
 
 
 def markdown(header: list, rows: list[list]) -> str:
-    """An aligned Markdown table; cells are converted with str."""
-    rows = [[str(cell) for cell in row] for row in rows]
+    """An aligned Markdown table; cells are converted with str, and a bar within one is escaped."""
+    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     lines = [[str(name) for name in header], ["-" * max(3, len(str(name))) for name in header], *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join(

@@ -18,9 +18,10 @@ import numpy as np
 from cepam_jax import files
 from cepam_jax.data.examples import Examples
 from cepam_jax.data.partition import Partition
+from cepam_jax.deploy import keys
 from cepam_jax.errors import ConfigError, require
 from cepam_jax.federated import AGGREGATORS, Plan
-from cepam_jax.run import allowed, build, guarantees
+from cepam_jax.run import allowed, build, guarantees, needs
 from cepam_jax.run.config import plain, validate
 from cepam_jax.tasks.base import Model, Task
 
@@ -90,7 +91,7 @@ def make(
     check(config)
     number = config.num_clients
     require(len(clients) == number, "number of public keys", len(clients), f"config.num_clients = {number}")
-    require(len(set(clients)) == number, "public keys", "the same twice", "one for each client")
+    server, clients = keys.normal(server), [keys.normal(public) for public in clients]
     names = [str(k) for k in range(number)] if names is None else names
     require(len(names) == number, "number of names", len(names), f"config.num_clients = {number}")
     config, _ = allowed.planned(config, split.counts, build.program(config, data.specification))
@@ -128,7 +129,9 @@ def read(text: str) -> Agreement:
             for name, (dtype, shape, values) in found["constants"].items()
         }
         config = plain(found["config"])
+        validate(config)
         check(config)
+        _check_parties(found, config)
         return Agreement(
             _canonical(found),
             config,
@@ -144,6 +147,20 @@ def read(text: str) -> Agreement:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"this is no agreement of a federation: {error!r}") from error
+
+
+def _check_parties(found: dict[str, Any], config) -> None:
+    """Checks that an agreement's parties and rounds are those of its configuration."""
+    number, rounds = config.num_clients, found["rounds"]
+    for name in ("counts", "names", "clients"):
+        count = len(found[name])
+        require(count == number, f"number of {name}", count, f"{number}, one for each client")
+    whole = isinstance(rounds, int) and 1 <= rounds <= config.rounds
+    require(whole, "rounds of the agreement", rounds, f"a whole number from 1 to {config.rounds}")
+    public = [found["server"], *found["clients"]]
+    normal = public == [keys.normal(key) for key in public]
+    require(normal, "public keys", "spelt otherwise", "as `enrol` writes them")
+    require(len(set(public)) == number + 1, "public keys", "the same twice", "one for each party")
 
 
 def number_of(agreement: Agreement, public: str) -> int:
@@ -194,6 +211,12 @@ def check(config) -> None:
         require(place[last] == value, f"config.{name}", place[last], f"{value!r} in a deployment: {why}")
     summed = "one whose messages are decoded one by one in a deployment: sums of masks are not built"
     require(config.mechanism.name != "secure_sum", "config.mechanism.name", config.mechanism.name, summed)
+    # Who was drawn can be seen, so nothing may be calibrated by draws that nobody knows.
+    part = 0 < config.clients_per_round < config.num_clients and config.privacy.relation == "replace"
+    why = "0 in a deployment of a part of the clients under replace, where a target counts on hidden draws"
+    target = config.privacy.target_epsilon
+    require(not (part and target), "config.privacy.target_epsilon", target, why)
+    require(not (part and needs.given(config)), "config.needs", "given", why)
     rule = AGGREGATORS.get_or_raise(config.aggregator)
     public = rule.weigh is None or rule.public_weights is not None
     why = "one that does not go by errors, which clients do not report in a deployment"

@@ -21,7 +21,7 @@ from cepam_jax.errors import CheckpointMismatchError, ConfigError
 from cepam_jax.mechanisms import Keys
 from cepam_jax.run.locks import Lock
 
-KEPT = 2  # answers, as a server that fell back to the state before asks for the last but one
+KEPT = 2  # answers: that of the open round, and the one before it
 
 
 class Client:
@@ -30,6 +30,8 @@ class Client:
     Attributes:
       number: which client it is.
       answered: rounds that it has answered.
+      diverged: rounds in which its training left no numbers, so that noise alone was sent, since this process
+        began; nobody else is told.
       finished: whether the server has said that no more follow.
     """
 
@@ -57,12 +59,13 @@ class Client:
           WorkdirInUseError: another process has it.
         """
         self.number, self.finished = number_of(agreement, keys.public_of(private)), False
+        self.diverged = 0
         self._agreement, self._source = agreement, source or keys.fresh()
         self._secret = keys.agree(private, agreement.server)
         self._arrays = step.client_arrays(agreement, self.number, dict(examples))
         self._common = step.common(agreement)
         self._path = Path(directory) / "client.state"
-        Path(directory).mkdir(parents=True, exist_ok=True)
+        Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = Lock(Path(directory))
         try:
             self._run, self._nonce, self._answers, self.answered = self._restored()
@@ -71,10 +74,12 @@ class Client:
             raise
 
     def _restored(self):
-        found = store.load(self._path, older=False)
+        found = store.load(self._path)
         if found is None:
-            return None, os.urandom(keys.NONCE), {}, 0
-        record, arrays, _ = found
+            nonce = os.urandom(keys.NONCE)
+            self._save(None, nonce, {}, 0)  # before it is known to anybody
+            return None, nonce, {}, 0
+        record, arrays = found
         if record["agreement"] != self._agreement.digest.hex():
             raise CheckpointMismatchError(
                 f"{self._path.parent} holds answers to another agreement; take another directory"
@@ -83,23 +88,21 @@ class Client:
         answers = {
             number: (digest, arrays[f"answer{number}"].tobytes()) for number, digest in digests.items()
         }
-        return bytes.fromhex(record["run"]), bytes.fromhex(record["nonce"]), answers, record["answered"]
+        run = bytes.fromhex(record["run"]) or None
+        return run, bytes.fromhex(record["nonce"]), answers, record["answered"]
 
-    def _save(self) -> None:
-        assert self._run is not None
+    def _save(self, run: bytes | None, nonce: bytes, answers: dict, answered: int) -> None:
+        """Writes what is to hold from now on; only then may it hold here, or be known to anybody."""
         self._lock.check()
         record = {
             "agreement": self._agreement.digest.hex(),
-            "run": self._run.hex(),
-            "nonce": self._nonce.hex(),
-            "answered": self.answered,
-            "answers": {number: digest for number, (digest, _) in self._answers.items()},
+            "run": (run or b"").hex(),
+            "nonce": nonce.hex(),
+            "answered": answered,
+            "answers": {number: digest for number, (digest, _) in answers.items()},
         }
-        store.save(
-            self._path,
-            record,
-            {f"answer{n}": np.frombuffer(data, np.uint8) for n, (_, data) in self._answers.items()},
-        )
+        packed = {f"answer{n}": np.frombuffer(data, np.uint8) for n, (_, data) in answers.items()}
+        store.save(self._path, record, packed)
 
     @property
     def limit(self) -> int:
@@ -136,15 +139,16 @@ class Client:
         return self._reply(data, asked, derived)
 
     def _join(self, data: bytes, asked: Envelope) -> bytes:
-        """Binds this client to a run; another one of the same agreement would spend its epsilon again."""
+        """Joins a run. The first answer binds this client to it: another would spend its epsilon again.
+
+        A greeting alone binds to nothing, since all who know the agreement can write one.
+        """
         envelope.check(data, self._agreement.digest)
         if len(asked.body) != keys.NONCE:
             raise Refused("malformed", "no run")
-        if self._run is None:
-            self._run = asked.body
-            self._save()  # before the nonce is known to anybody
-        if asked.body != self._run:
+        if self.answered and asked.body != self._run:
             raise Refused("foreign", "this client has answered another run of the same agreement")
+        self._run = asked.body
         key = keys.joining(self._secret, self._run, self._agreement.digest, self.number)
         return envelope.seal(self._envelope(envelope.JOIN, 0, self._nonce), key)
 
@@ -169,16 +173,14 @@ class Client:
             raise Refused("malformed", str(error)) from None
         shared = self._source.shared(derived.master, number, self.number)
         (message, _, finite), mine = self._made(state, *self._source.private(number, self.number), shared)
-        if not bool(finite):  # nothing of it leaves but that, which says something of the data
-            return envelope.seal(self._envelope(envelope.FAILED, number), derived.up)
+        self.diverged += not bool(finite)
         mechanism = self._common.plan.mechanism
         body = wire.pack(message, mechanism, shared, mine, bare=True)
         answer = envelope.seal(self._envelope(envelope.REPLY, number, body), derived.up)
-        self._answers[number] = (digest, answer)
-        for old in sorted(self._answers)[:-KEPT]:
-            del self._answers[old]
-        self.answered += 1
-        self._save()
+        answers = {**self._answers, number: (digest, answer)}
+        answers = {kept: answers[kept] for kept in sorted(answers)[-KEPT:]}
+        self._save(self._run, self._nonce, answers, self.answered + 1)
+        self._answers, self.answered = answers, self.answered + 1
         return answer
 
     def _made(self, state, training, private, shared):

@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 MAGIC = b"\xceF"
 VERSION = 1
-JOIN, REQUEST, REPLY, FAILED, HELLO, DONE = range(6)
-KINDS = ("join", "request", "reply", "failed", "hello", "done")
+JOIN, REQUEST, REPLY, HELLO, DONE = range(5)
+KINDS = ("join", "request", "reply", "hello", "done")
 _FRONT = struct.Struct("<2sBB8s8sII")
 _TAG = 16
 OVERHEAD = _FRONT.size + _TAG
@@ -45,7 +45,6 @@ REASONS = {
     "corrupt": "its body cannot be decoded",
     "twice": "this round was answered already, to another request",
     "finished": "all rounds that were agreed to are answered",
-    "diverged": "the client's update is not finite",
 }
 
 

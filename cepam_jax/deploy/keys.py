@@ -90,6 +90,18 @@ def public(text: str) -> X25519PublicKey:
         raise ConfigError(f"{text!r} is no public key; it must be 64 hexadecimal digits") from error
 
 
+def normal(text: str) -> str:
+    """A public key as it is written here: small letters, and without the bit that X25519 does not read.
+
+    Raises:
+      ConfigError: it is none.
+    """
+    public(text)
+    raw = bytearray.fromhex(text)
+    raw[-1] &= 0x7F
+    return raw.hex()
+
+
 def agree(own: X25519PrivateKey, other: str) -> bytes:
     """32 bytes that both owners of the keys come to, and nobody else.
 

@@ -28,8 +28,6 @@ async def serve(given: argparse.Namespace) -> None:
     server = Server(given.directory, found, keys.read_private(given.key))
     tls = frames.server_tls(given.certificate, given.certificate_key) if given.certificate else None
     commands.log("started", round=server.round, rounds=found.rounds, agreement=found.digest.hex()[:16])
-    if server.fell_back:
-        commands.log("damaged", took="the state before the newest")
     serving = Serving(server, commands.log, Waiting(given.again, given.patience))
     try:
         if server.failed:  # in an earlier process

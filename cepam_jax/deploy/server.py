@@ -1,8 +1,8 @@
 """The server: it opens a round, takes answers, and closes it; what is on its disk is ahead of what it sends.
 
-A round is asked from the state on the disk alone: model, number, who is drawn. So after a kill the open round
-is asked again the same, to the bit, and clients answer what they have answered. It is counted once, when it
-is closed; model, ledger and number are then written in one file, before anybody is sent that model.
+A round is asked from the state on the disk alone, so after a kill it is asked again the same, to the bit, and
+clients answer what they have answered. It is counted once, when it is closed; model, ledger and number are
+then written in one file, before anybody is sent that model.
 """
 
 import os
@@ -33,7 +33,6 @@ class Server:
       coordinates: d, of an update.
       drawn: who takes part in the open round.
       failed: why the run ended before its last round; "" if it did not.
-      fell_back: whether the newest state on the disk was damaged, and the one before was taken.
       refusals: name -> how many messages were refused for it, since this process began.
     """
 
@@ -51,8 +50,8 @@ class Server:
           directory: of this run alone.
           agreement: of all.
           private: the server's key; the public one is in the agreement.
-          source: of a round's shared keys; by default as a deployment must have them.
-          draws: key of who is drawn; by default it follows from the private key and the run.
+          source: of a round's shared keys; by default as a deployment has them.
+          draws: key of who is drawn; by default from private key and run.
 
         Raises:
           ConfigError: the key is not the agreement's.
@@ -70,7 +69,7 @@ class Server:
         facts = guarantees.facts_of(agreement.config, agreement.counts)
         self._parts, self._names = provenance.parts_of(facts), facts.knobs
         self._path = Path(directory) / "server.state"
-        Path(directory).mkdir(parents=True, exist_ok=True)
+        Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = Lock(Path(directory))
         self.refusals: dict[str, int] = {}
         self._nonces: dict[int, bytes] = {}
@@ -84,17 +83,16 @@ class Server:
         self._begin()
 
     def _restore(self) -> None:
-        self.state, self.ledger, self.fell_back = self._common.start, ledger.Ledger(), False
+        self.state, self.ledger = self._common.start, ledger.Ledger()
         found = store.load(self._path)
         if found is None:
             self._run = os.urandom(keys.NONCE)
             self._save()
             return
-        record, arrays, self.fell_back = found
+        record, arrays = found
         if record["agreement"] != self._agreement.digest.hex():
-            raise CheckpointMismatchError(
-                f"{self._path.parent} holds a run of another agreement; take another directory"
-            )
+            where = self._path.parent
+            raise CheckpointMismatchError(f"{where} holds a run of another agreement; take another directory")
         self._run = bytes.fromhex(record["run"])
         self._nonces = {int(client): bytes.fromhex(nonce) for client, nonce in record["nonces"].items()}
         self.ledger, self.failed = ledger.read(record["ledger"]), record["failed"]
@@ -188,14 +186,14 @@ class Server:
         return Envelope(kind, self._run[:8], self._agreement.digest[:8], number, client, body)
 
     def _keys(self, client: int) -> keys.Derived:
-        nonce, digest = self._nonces[client], self._agreement.digest
-        return keys.derive(self._secrets[client], self._run, nonce, digest, client)
+        given = self._run, self._nonces[client], self._agreement.digest, client
+        return keys.derive(self._secrets[client], *given)
 
     def receive(self, data: bytes) -> int:
         """Takes a message of a client, and returns whose it is.
 
         Raises:
-          Refused: says why; nothing has changed. (diverged: the client said that it has no update.)
+          Refused: says why; nothing has changed.
         """
         try:
             return self._receive(data)
@@ -216,7 +214,7 @@ class Server:
             raise Refused("stranger", f"client {client} has not joined")
         derived = self._keys(client)
         envelope.check(data, derived.up)
-        if message.kind not in (envelope.REPLY, envelope.FAILED):
+        if message.kind != envelope.REPLY:
             raise Refused("unexpected", envelope.KINDS[message.kind])
         if message.round != self.round or self.finished:
             over = message.round < self.round or self.finished
@@ -225,8 +223,6 @@ class Server:
             raise Refused("undrawn", f"client {client}")
         if client in self._arrived:
             raise Refused("replay", f"client {client}")
-        if message.kind == envelope.FAILED:
-            raise Refused("diverged", f"client {client}")
         self._arrived[client] = self._decoded(message, derived)
         self._bytes[client] = len(message.body)
         return client
@@ -246,7 +242,7 @@ class Server:
             raise Refused("reenrolled", f"client {client}")
         if known is None:
             self._nonces[client] = message.body
-            self._save()
+            self._save()  # an OSError ends the process, as in `close_round`
         return client
 
     def _decoded(self, message: Envelope, derived: keys.Derived) -> Message:
@@ -254,9 +250,13 @@ class Server:
         knobs = step.of_client(self._common, self._knobs, message.client, self.state.scale)
         shared = self._source.shared(derived.master, message.round, message.client)
         try:
-            return wire.unpack(message.body, mechanism, shared, knobs, d)
+            found = wire.unpack(message.body, mechanism, shared, knobs, d)
         except WireError as error:
             raise Refused("corrupt", f"client {message.client}: {error}") from None
+        with jax.enable_x64(False):
+            if self._common.decodes(shared, found, knobs):
+                return found
+        raise Refused("corrupt", f"client {message.client}: not finite")  # an honest one sends noise instead
 
     def close_round(self) -> dict[str, Any]:
         """Aggregates what has arrived, writes model and ledger, and opens the next round.
@@ -266,7 +266,7 @@ class Server:
 
         Raises:
           NonFiniteUpdateError: the model would not be finite; the run ends, and what was sent is counted.
-          OSError: it could not be written; the process must end, since nothing new may be sent.
+          OSError: it could not be written; the process must end.
         """
         number = len(self._agreement.clients)
         found = {"round": self.round + 1, "late": self.missing, "bytes": dict(self._bytes)}

@@ -8,26 +8,33 @@ import numpy as np
 from cepam_jax import privacy
 from cepam_jax.deploy.server import Server
 from cepam_jax.files import naming
-from cepam_jax.run import guarantees
-from cepam_jax.run.ledger import Ledger
+from cepam_jax.run import build, guarantees, precision, uncovered
 
 
 def epsilons(server: Server) -> dict[str, np.ndarray]:
     """Adversary -> f64[clients], epsilon spent; the open round counts, since its answers may be out."""
-    config = server.agreement.config
-    federation = guarantees.federation_of(config, server.agreement.counts, ledger=_whole(server))
-    return {row.adversary: row.epsilon for row in privacy.report(federation, config.privacy.delta)}
+    delta = server.agreement.config.privacy.delta
+    return {row.adversary: row.epsilon for row in privacy.report(_federation(server), delta)}
 
 
 def report(server: Server) -> str:
     """The accountant's report on what was spent, a line for each adversary, and what none covers."""
-    config, counts, sent = server.agreement.config, server.agreement.counts, server.coordinates
-    return guarantees.report_text(config, counts, coordinates=sent, ledger=_whole(server))
+    config = server.agreement.config
+    about = build.about_of(config)
+    return precision.report(about, _federation(server), config.privacy.delta, server.coordinates)
 
 
-def _whole(server: Server) -> Ledger:
-    opened = server.open_entry
-    return server.ledger if opened is None else server.ledger.joined([opened])
+def _federation(server: Server) -> privacy.Federation:
+    """What the rounds applied, the open one too; draws hide nobody here, for rounds take time."""
+    opened, whole = server.open_entry, server.ledger
+    if opened is not None:
+        whole = whole.joined([opened])
+    found = guarantees.federation_of(server.agreement.config, server.agreement.counts, ledger=whole)
+    said = {*uncovered.IN_A_RUN, *uncovered.of_failures(whole.failures)}
+    others = tuple(line for line in found.not_covered if line not in said)
+    others += uncovered.of_failures(server.ledger.failures) + uncovered.IN_A_DEPLOYMENT
+    others += uncovered.OPEN_ROUND if opened is not None else ()
+    return found._replace(hidden=False, not_covered=others)
 
 
 def write_model(server: Server, path: Path) -> None:

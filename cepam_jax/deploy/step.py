@@ -38,6 +38,7 @@ class Common(NamedTuple):
       message: shapes of a message.
       scales: how many public scales there are.
       client_step, server_round: compiled when they are first called; see their makers.
+      decodes: (shared key, Message, Knobs of its client) -> bool[], whether it decodes to numbers; likewise.
     """
 
     plan: Plan
@@ -49,6 +50,7 @@ class Common(NamedTuple):
     scales: int
     client_step: Any
     server_round: Any
+    decodes: Any
 
     @property
     def model_bytes(self) -> int:
@@ -75,7 +77,7 @@ def _common(text: str) -> Common:
         message = jax.eval_shape(plan.mechanism.encode, keys, jax.ShapeDtypeStruct((d,), jnp.float32), one)
     start = jax.tree.map(np.asarray, start)
     scales = 0 if start.scale is None else len(start.scale)
-    steps = make_client_step(plan), make_server_round(plan)
+    steps = make_client_step(plan), make_server_round(plan), make_decodes(plan)
     return Common(plan, start, knobs, jax.jit(plan.control.knobs), d, message, scales, *steps)
 
 
@@ -137,7 +139,13 @@ def client_arrays(agreement: Agreement, client: int, examples: dict[str, np.ndar
 
 
 def make_client_step(plan: Plan) -> Any:
-    """Compiles (State, ClientArrays, Knobs, client, training key, Keys) -> (Message, loss, bool[] finite)."""
+    """Compiles (State, ClientArrays, Knobs, client, training key, Keys) -> (Message, loss, bool[] finite).
+
+    Where training has not left numbers, zeros take their place, so that noise alone is sent: that a client's
+    training diverged follows from its data, and nothing hides it.
+    """
+    # With checked norms that is what a simulated client does; `uplink.encode` reads nothing else of them.
+    plan = plan._replace(false_alarm=0.5)
 
     def run(state: State, arrays: ClientArrays, knobs: Knobs, client, training, keys: Keys):
         clients = arrays.counts.shape[0]
@@ -147,6 +155,15 @@ def make_client_step(plan: Plan) -> Any:
         trained = spread.train((plan, state, arrays, knobs, sent, None), client)
         made = uplink.encode(plan, state, arrays, knobs, client, trained, sent)
         return made.message, trained.loss, made.finite
+
+    return jax.jit(run)
+
+
+def make_decodes(plan: Plan) -> Any:
+    """Compiles (shared key, Message, Knobs) -> bool[], whether all that is decoded is finite."""
+
+    def run(shared, message, knobs):
+        return jnp.isfinite(plan.mechanism.decode(shared, message, knobs)).all()
 
     return jax.jit(run)
 

@@ -1,14 +1,14 @@
-"""A file that is whole after a kill or a loss of power: the newest state, and the one before it.
+"""A file that is whole after a kill or a loss of power, and that its owner alone can read.
 
   32 bytes   SHA-256 of the rest
   4 bytes    length of the record
   n bytes    the record, JSON
   m bytes    arrays, as numpy.savez writes them
 
-Written beside the old one, waited for until it is on the disk, and then put in its place.
+Written beside the old one, waited for until it is on the disk, and then put in its place. None but the newest
+state will do: an older one would have forgotten an answer, or what was spent.
 """
 
-import contextlib
 import hashlib
 import io
 import json
@@ -25,7 +25,7 @@ _DIGEST, _LENGTH = 32, 4
 
 
 def save(path: Path, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Writes a state; returns when it is on the disk. The one before stays beside it, as `path`.before.
+    """Writes a state; returns when it is on the disk.
 
     Raises:
       OSError: it could not be written; what was there is as it was.
@@ -35,41 +35,33 @@ def save(path: Path, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> N
     text = json.dumps(record, sort_keys=True).encode()
     body = len(text).to_bytes(_LENGTH, "little") + text + packed.getvalue()
     temporary = path.with_name(path.name + ".tmp")
-    with naming(temporary), temporary.open("wb") as file:
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with naming(temporary), os.fdopen(descriptor, "wb") as file:
         file.write(hashlib.sha256(body).digest() + body)
         file.flush()
         os.fsync(file.fileno())
-    before = path.with_name(path.name + ".before")
-    with contextlib.suppress(FileNotFoundError):
-        before.unlink()
-    with contextlib.suppress(FileNotFoundError):
-        os.link(path, before)
     os.replace(temporary, path)
     sync(path.parent)
 
 
-def load(path: Path, older: bool = True) -> tuple[dict[str, Any], dict[str, np.ndarray], bool] | None:
-    """(record, arrays, whether the newest was damaged and this is the one before); None if there is none.
+def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """(record, arrays); None if there is no file.
 
     Args:
       path: as for `save`.
-      older: whether the one before will do. To a client it will not: it would have forgotten an answer.
 
     Raises:
-      CheckpointDamagedError: there is one, and none that will do is whole.
+      CheckpointDamagedError: there is a file, and it is not whole.
     """
-    before = path.with_name(path.name + ".before")
-    found = [one for one in (path, before) if one.exists()]
-    for place in found if older else [path] if path.exists() else []:
-        data = place.read_bytes()
-        body = data[_DIGEST:]
-        if len(data) < _DIGEST + _LENGTH or hashlib.sha256(body).digest() != data[:_DIGEST]:
-            continue
-        stop = _LENGTH + int.from_bytes(body[:_LENGTH], "little")
-        with np.load(io.BytesIO(body[stop:]), allow_pickle=False) as arrays:
-            return json.loads(body[_LENGTH:stop]), dict(arrays), place != path
-    if found:
+    if not path.exists():
+        return None
+    data = path.read_bytes()
+    body = data[_DIGEST:]
+    if len(data) < _DIGEST + _LENGTH or hashlib.sha256(body).digest() != data[:_DIGEST]:
         raise CheckpointDamagedError(
-            f"{path} is lost or damaged, and nothing may take its place; nothing changed"
+            f"{path} is damaged, and nothing may take its place: an older copy would have forgotten what was "
+            "sent; nothing changed"
         )
-    return None
+    stop = _LENGTH + int.from_bytes(body[:_LENGTH], "little")
+    with np.load(io.BytesIO(body[stop:]), allow_pickle=False) as arrays:
+        return json.loads(body[_LENGTH:stop]), dict(arrays)

@@ -61,6 +61,9 @@ def _rules(fields):
     yield needed(
         fields, fields["links.name"] != "none", "with config.links: messages take time by their lengths"
     )
+    # Where nobody came in the one round that counts, a line would say nothing of the others.
+    poisson = fields["participation.sampling"] == "poisson" and fields["metrics.bits"] == AT_EVALUATION
+    yield needed(fields, poisson, f"or {NEVER!r} with Poisson sampling: nobody may come where it counts")
     yield needed(
         fields,
         fields["filter.bits"] > 0,

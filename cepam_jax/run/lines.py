@@ -45,7 +45,7 @@ def summarize(report, coordinates: int, seconds: float) -> dict:
 
 
 def _bits(each, coordinates: int) -> dict:
-    """Lengths of messages: of all, or what those that were counted let expect of all; nothing without any."""
+    """Lengths of messages: of all, or as if all were as long as those counted; nothing without any."""
     bits, participants = each["bits"], each["bits"].size
     taken = each["counted"] > 0 if "counted" in each else np.ones(bits.shape, bool)
     counted = int(taken.sum())

@@ -33,6 +33,23 @@ IN_A_RUN = (
     f"the seeds: 32-bit numbers, in config.json; {_SEEDS}; ledger.jsonl says who was drawn",
 )
 
+IN_A_DEPLOYMENT = (
+    _WIRE + ", which hides no lengths",
+    "when messages are sent, how long each takes, and who answers: whoever watches the links or reads the "
+    "server's state and logs knows who was drawn, so nothing is counted on draws",
+    "a server that draws, asks or counts otherwise than agreed: honest draws are taken for granted. A client "
+    "answers each round once, whatever it is asked",
+    "a directory that is put back to an earlier state, by a backup or a copy: rounds may then be answered "
+    "twice, with one shared key, and what was spent be forgotten",
+    "the mean and deviation of all training pixels or features, by which inputs, if any, are normalized, "
+    "computed without noise",
+    f"other runs on the same data: {_SHARED}",
+)
+
+OPEN_ROUND = (
+    "the open round: its answers may be out, so it is counted as if they were; its model is not released yet",
+)
+
 IN_PYTHON = (
     _WIRE,
     f"reports of step(), evaluate_clients() and metrics of training examples: {_FOR_WHOM}",

@@ -12,6 +12,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
+from cepam_jax.errors import require
 from cepam_jax.run import guarantees
 from configs.common import VARIANTS, with_variant
 from experiments import cli, output
@@ -184,6 +185,8 @@ def main():
     f = flags.FLAGS
     cli.choices("methods", VARIANTS)
     base = f.config
+    every = base.metrics.bits == "every_round"
+    require(every, "config.metrics.bits", base.metrics.bits, "'every_round': the figure shows bits")
     points = [("fedavg", 0.0), *((method, e) for method in f.methods for e in cli.numbers("epsilons"))]
     configs = {f"{method} {target:g}": config_for(base, method, target) for method, target in points}
     results = train_all(configs, f.seeds, f.workdir, f.progress, keep_failures=True)

@@ -266,7 +266,7 @@ def plot(rows):
 
 def table(rows) -> str:
     header = [
-        *("method", "clients", "epsilon", "against", "gamma", "bits", "MSE", "MSE over ideal"),
+        *("method", "clients", "epsilon", "against", "gamma", "bits", "MSE", "MSE over its noise"),
         *("wrapped", "s per round", "MiB"),
     ]
     return markdown(

@@ -76,10 +76,10 @@ STEP = 2.0
 BORNE, COLLUDERS, LOST = 0.2, 0.1, 0.1
 MODELS = (
     Trust("everybody", "", ("FedAvg",)),
-    Trust("server, links", "released_model", (SERVER_SDQ, *CEPAM)),
+    Trust("server, other clients", "released_model", (SERVER_SDQ, *CEPAM)),
     Trust("server", "decoded_updates", CEPAM),
     Trust("nobody", "server", ("split rotated E8", OWN_SDQ)),
-    Trust("a secure sum", "server", (SECURE,)),
+    Trust("a secure sum, all clients", "server", (SECURE,)),
     Trust("a secure sum, most clients", "server_and_colluders", (LOSSY,)),
 )
 ADVERSARIES = ("released_model", "colluding_clients", "decoded_updates", "server", "server_and_colluders")
@@ -168,7 +168,7 @@ def computed(data: str, target: float, coordinates: int, down: float) -> list[di
             rows.append(
                 {
                     "data": data,
-                    "trusted": "a secure sum",
+                    "trusted": "a secure sum, all clients",
                     "against": "server",
                     "method": f"{method} (formula)",
                     "target": target,
@@ -231,9 +231,9 @@ def _lost(pairs) -> tuple[dict[str, np.ndarray], str]:
 
 def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
     """What trust costs, at all targets together; only of methods that ran."""
-    trusted, secure = ("server, links", "CEPAM Z1"), ("a secure sum", SECURE)
+    trusted, secure = ("server, other clients", "CEPAM Z1"), ("a secure sum, all clients", SECURE)
     level, claims = "client level, all rounds; epsilons of the runs' own reports", []
-    if pairs := _pairs(rows, ("server, links", SERVER_SDQ), trusted):
+    if pairs := _pairs(rows, ("server, other clients", SERVER_SDQ), trusted):
         lost, bits = _lost(pairs)
         found = differences(lost, MARGIN)
         claims.append(

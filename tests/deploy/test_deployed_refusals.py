@@ -1,5 +1,6 @@
 """What the two ends of a deployment refuse, by name, and that nothing changes by it."""
 
+import json
 import os
 import struct
 
@@ -9,7 +10,7 @@ pytest.importorskip("cryptography", reason="NO CRYPTOGRAPHY: pip install -r requ
 
 from deploy import federation
 
-from cepam_jax.deploy import agreement, envelope, keys, store
+from cepam_jax.deploy import agreement, envelope, keys, spent, store
 from cepam_jax.deploy.envelope import Envelope, Refused
 from cepam_jax.errors import (
     CheckpointDamagedError,
@@ -111,7 +112,6 @@ def test_a_round_takes_one_answer_of_each_who_was_drawn(ends, made):
     sealed = sealer(ends, drawn[1])
     refused(server, sealed(envelope.REPLY, 0, b"x"), "corrupt")
     refused(server, sealed(envelope.REPLY, 1, b"x"), "early")
-    refused(server, sealed(envelope.FAILED, 0), "diverged")
     refused(server, sealed(envelope.DONE, 0), "unexpected")
     wrong = ends.answers[drawn[2]][28:-16]  # whole, but with the words of another client
     refused(server, sealed(envelope.REPLY, 0, wrong), "corrupt")
@@ -170,12 +170,13 @@ def test_a_client_answers_each_round_once(made):
         nan = struct.pack("<f", float("nan"))
         assert again.answered == 3 and envelope.parse(ends.answers[number], 999).round == 0
         other = next(c for c in ends.clients if c.number != number)
-        failed = other.answer(
+        # Training that leaves no numbers is told to nobody: noise alone is sent.
+        noise = other.answer(
             sealer(ends, other.number)(
                 envelope.REQUEST, 1, nan + body[4:], ends.server._keys(other.number).down
             )
         )
-        assert envelope.parse(failed, 999).kind == envelope.FAILED
+        assert envelope.parse(noise, 9999).kind == envelope.REPLY and other.diverged == 1
         refused(again, sealed(envelope.HELLO, 0, os.urandom(16), made.agreement.digest), "foreign")
         again.close()
 
@@ -223,14 +224,76 @@ def test_a_damaged_state_is_noticed(made, tmp_path):
         store.save(path, {"round": number}, {"a": federation.np.arange(number + 1)})
     assert store.load(path)[0] == {"round": 2}
     whole = path.read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o600 and [p.name for p in tmp_path.iterdir()] == ["state"]
     for damaged in (whole[:-1], whole[:40] + b"\0" + whole[41:], b""):
         path.write_bytes(damaged)
-        assert store.load(path)[0] == {"round": 1} and store.load(path)[2]
-        with pytest.raises(CheckpointDamagedError):  # a client would have forgotten an answer
-            store.load(path, older=False)
+        with pytest.raises(CheckpointDamagedError):  # an older one would have forgotten an answer
+            store.load(path)
     path.unlink()
-    with pytest.raises(CheckpointDamagedError):
-        store.load(path, older=False)
+    assert store.load(path) is None
+
+
+def test_what_could_not_be_written_has_not_happened(ends, made, monkeypatch):
+    """An answer that is not on the disk leaves neither at once nor when it is asked for again."""
+    client = ends.clients[ends.drawn[0]]
+    answered, known = client.answered, dict(client._answers)
+    derived = ends.server._keys(client.number)
+    body = envelope.parse(ends.requests[client.number], 10**6).body
+    asked = sealer(ends, client.number)(envelope.REQUEST, 2, body, derived.down)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "save", full)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                client.answer(asked)
+            assert client.answered == answered and client._answers == known
+    first = client.answer(asked)
+    assert client.answered == answered + 1 and client.answer(asked) == first
+
+
+def test_a_greeting_alone_binds_a_client_to_nothing(ends, made):
+    """All who know the agreement can write one."""
+    newcomer = made.client(ends.drawn[0], "client_greeted")
+    digest = made.agreement.digest
+    for run in (os.urandom(16), ends.server._run):
+        asked = envelope.Envelope(envelope.HELLO, run[:8], digest[:8], 0, 0, run)
+        joined = envelope.parse(newcomer.answer(envelope.seal(asked, digest)), 99)
+        assert joined.kind == envelope.JOIN and joined.run == run[:8]
+    newcomer.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"rounds": 500}, "rounds of the agreement is 500"),
+        ({"counts": [1]}, "number of counts is 1"),
+        ({"names": ["a"]}, "number of names is 1"),
+        ({"server": "upper"}, "spelt otherwise"),
+        ({"clients": "twice"}, "the same twice"),
+    ],
+)
+def test_an_agreement_that_was_tampered_with_is_refused(made, change, text):
+    found = json.loads(made.agreement.text)
+    if change == {"server": "upper"}:
+        change = {"server": found["server"].upper()}
+    if change == {"clients": "twice"}:
+        change = {"clients": [found["clients"][0]] * len(found["clients"])}
+    with pytest.raises(ConfigError, match=text):
+        agreement.read(json.dumps(found | change))
+
+
+def test_nothing_is_counted_on_draws(ends):
+    """Whoever watches the links knows who was drawn; the report says so, and that a round is open."""
+    text = spent.report(ends.server)
+    assert "nothing is counted on draws" in text and "metrics.jsonl" not in text
+    assert "the open round" in text and "rounds that failed" not in text
+    config = federation.small(clients_per_round=4)
+    config.privacy.relation, config.privacy.target_epsilon = "replace", 100.0
+    with pytest.raises(ConfigError, match="target_epsilon"):
+        agreement.check(config)
 
 
 def test_keys_are_the_owners_alone(tmp_path):

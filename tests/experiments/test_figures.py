@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from conftest import check_figure
 
-from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import Keys
 from cepam_jax.mechanisms import lattices as lattice_table
 from cepam_jax.run.config import validate
@@ -541,9 +540,15 @@ def test_the_page_needs_no_other_file_and_interprets_nothing(tmp_path):
         assert text in page.text
 
 
-@pytest.mark.parametrize("broken", ["{", "[]", '{"figure": "gamma"}'])
+@pytest.mark.parametrize("broken", ["{", "[]", '{"figure": "gamma"}', '"versions"'])
 def test_what_is_no_finished_figure_is_named(tmp_path, broken):
+    """The others are in the report all the same."""
     finished_figures(tmp_path)
-    (tmp_path / "gamma" / "run.json").write_text(broken)
-    with pytest.raises(ConfigError, match="gamma is no finished figure"):
-        reports.write(tmp_path, {}, {})
+    place = tmp_path / "gamma" / "run.json"
+    if broken == '"versions"':
+        broken = json.dumps(json.loads(place.read_text()) | {"versions": []})
+    place.write_text(broken)
+    reports.write(tmp_path, {}, {})
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "gamma is no finished figure" in text and "numbers of cifar10" in text

@@ -34,7 +34,7 @@ def test_the_epsilon_of_whom_a_row_names_is_the_target(given, model, method):
     assert found[model.adversary] == pytest.approx(TARGET, rel=1e-3) and found[model.adversary] <= TARGET
     assert found["released_model"] <= TARGET
     # Trust that a row asks for is trust that it needs.
-    if model.trusted in ("server, links", "server") and not method.startswith("split"):
+    if model.trusted in ("server, other clients", "server") and not method.startswith("split"):
         assert found["server"] is None
 
 
@@ -69,9 +69,9 @@ def test_formulas_meet_their_target_and_say_that_they_are_formulas(given):
 def rows_with(lost_by_sum, lost_alone):
     base = np.array([0.9, 0.91, 0.92])
     found = {
-        ("server, links", trust.SERVER_SDQ): base,
-        ("server, links", "CEPAM Z1"): base,
-        ("a secure sum", trust.SECURE): base - lost_by_sum,
+        ("server, other clients", trust.SERVER_SDQ): base,
+        ("server, other clients", "CEPAM Z1"): base,
+        ("a secure sum, all clients", trust.SECURE): base - lost_by_sum,
         ("nobody", trust.OWN_SDQ): base - lost_alone,
     }
     return [
