@@ -64,7 +64,9 @@ def main() -> None:
     parser.add_argument("--certificate", type=Path, help="of TLS, PEM; without it in the clear")
     parser.add_argument("--certificate_key", type=Path)
     parser.add_argument("--insecure", action="store_true", help="no TLS, though clients are elsewhere")
-    parser.add_argument("--again", type=float, default=30.0, help="seconds before a client is asked again")
+    parser.add_argument(
+        "--again", type=float, default=30.0, help="seconds for sending a model, then asked again"
+    )
     parser.add_argument("--patience", type=float, default=600.0, help="seconds before a round gives up")
     given = parser.parse_args()
     if bool(given.certificate) != bool(given.certificate_key):

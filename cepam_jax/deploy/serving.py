@@ -30,7 +30,8 @@ class Waiting(NamedTuple):
     """How long is waited.
 
     Attributes:
-      again: seconds after which who has not answered is asked again the same.
+      again: seconds after which who has not answered is asked again the same, and in which one message must
+        have been taken: a slow link needs as many as the model takes on it.
       patience: seconds after which a round that needs more answers ends the server.
       closing: seconds at the end, in which clients that are away may come back and be told.
     """
