@@ -388,12 +388,12 @@ def test_the_fair_opponent_has_a_claim_that_names_whom_both_trust():
             {"method": name, "epsilon": 1, "diverged": 0, "accuracies": each[name], "bits": sizes[name]}
             for name in methods
         ]
-        return [(claim.verdict, claim.why) for claim in privacy.claims_of("made up", rows, 3, "server")]
+        return [(claim.verdict, claim.trust) for claim in privacy.claims_of("made up", rows, 3, "server")]
 
     both = verdicts(0.0, 0.3)
     assert [state for state, _ in both] == ["holds", "holds"]
     assert "both trust the server" in both[1][1] and "CEPAM trusts the server" in both[0][1]
-    assert all("epsilon against server" in why for _, why in both)
+    assert all("epsilon against server" in trust for _, trust in both)
     assert verdicts(0.02, 0.3)[1][0] == verdicts(0.0, 0.1)[1][0] == "does not hold"
     assert len(verdicts(0.0, 0.3, ("cepam_gaussian", "noise_gaussian"))) == 1
 
