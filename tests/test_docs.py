@@ -181,7 +181,7 @@ SHORT = {
     ],
     "experiments.figures.gamma": ["--smoke", "--rounds=2", "--gammas=1,100"],
     "experiments.figures.bell": ["--smoke"],
-    "experiments.figures.published": ["--smoke"],
+    "experiments.figures.published": ["--smoke", "--models=linear"],
     "experiments.figures.thresholds": ["--smoke"],
     "experiments.figures.lattice_dimension": ["--smoke", "--rounds=1", "--lattices=Z1,Z2"],
     "experiments.benchmarks.robust": [
