@@ -178,7 +178,7 @@ async def run(folder: Path, chance: random.Random, limit: float) -> tuple[Proxy,
 
 def replayed(folder: Path, found: agreement.Agreement, proxy: Proxy) -> Server:
     """A server that begins with the keys of a run, after the answers that the run's clients sent."""
-    record, _, _ = store.load(folder / "server" / "server.state")
+    record, _ = store.load(folder / "server" / "server.state")
     start = jax.tree.leaves(step.common(found).start)
     again = folder / "again"
     again.mkdir()
@@ -196,7 +196,7 @@ def replayed(folder: Path, found: agreement.Agreement, proxy: Proxy) -> Server:
 def judged(folder: Path, found: agreement.Agreement, proxy: Proxy) -> dict[str, bool]:
     """Whether model, ledger and keys of a run are right."""
     once = all(len(different) == 1 for different in proxy.answers.values())
-    record, arrays, _ = store.load(folder / "server" / "server.state")
+    record, arrays = store.load(folder / "server" / "server.state")
     server = replayed(folder, found, proxy) if once else None
     if server is None:
         return {"model": False, "ledger": False, "keys": False}
