@@ -82,7 +82,13 @@ SHORT = {
         "--lengths=2",
     ],
     "experiments.figures.cell_coder": ["--smoke"],
-    "experiments.figures.byzantine": ["--smoke", "--rules=mean", "--partitions=iid", "--seeds=1"],
+    "experiments.figures.byzantine": [
+        "--smoke",
+        "--data=digits",
+        "--rules=mean",
+        "--partitions=iid",
+        "--seeds=1",
+    ],
     "experiments.byzantine_tables": [
         "--smoke",
         "--rules=trimmed_mean",
