@@ -110,7 +110,7 @@ def _process(log: Path, part, given: argparse.Namespace) -> None:
 
 def _given(folder: Path, who: str, **more) -> argparse.Namespace:
     common = {"agreement": folder / "agreement.json", "key": folder / f"{who}.key", "directory": folder / who}
-    return argparse.Namespace(**common, **more)
+    return argparse.Namespace(**common, insecure=False, **more)
 
 
 def _started(folder: Path, who: str, port: int):

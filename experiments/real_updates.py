@@ -71,6 +71,11 @@ class Taken(NamedTuple):
         """Lengths of the tensors."""
         return tuple(math.prod(shape) for shape in self.shapes)
 
+    @property
+    def last_kernel(self) -> str:
+        """Path of the network's last kernel."""
+        return [name for name in self.names if name.endswith("kernel")][-1]
+
 
 def updates(name: str, data_dir: str) -> Iterator[Taken]:
     """The updates of some rounds along a run of FedAvg with weights all alike.

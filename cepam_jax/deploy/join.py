@@ -30,7 +30,7 @@ def opened(given: argparse.Namespace) -> Client:
 async def join(given: argparse.Namespace) -> None:
     """What the command does."""
     host, port = commands.address_of("--server", given.server)
-    commands.check_secrecy(host, bool(given.authority), getattr(given, "insecure", False), "--authority")
+    commands.check_secrecy(host, bool(given.authority), given.insecure, "--authority")
     client = opened(given)
     try:
         tls = frames.client_tls(given.authority) if given.authority else None

@@ -22,7 +22,7 @@ from cepam_jax.run import runtime
 async def serve(given: argparse.Namespace) -> None:
     """What the command does."""
     host, port = commands.address_of("--listen", given.listen)
-    commands.check_secrecy(host, bool(given.certificate), getattr(given, "insecure", False), "--certificate")
+    commands.check_secrecy(host, bool(given.certificate), given.insecure, "--certificate")
     runtime.keep_compiled()
     found = agreement.load(given.agreement)
     server = Server(given.directory, found, keys.read_private(given.key))

@@ -144,8 +144,6 @@ def make_client_step(plan: Plan) -> Any:
     Where training has not left numbers, zeros take their place, so that noise alone is sent: that a client's
     training diverged follows from its data, and nothing hides it.
     """
-    # With checked norms that is what a simulated client does; `uplink.encode` reads nothing else of them.
-    plan = plan._replace(false_alarm=0.5)
 
     def run(state: State, arrays: ClientArrays, knobs: Knobs, client, training, keys: Keys):
         clients = arrays.counts.shape[0]
@@ -153,7 +151,7 @@ def make_client_step(plan: Plan) -> Any:
         arrays = arrays._replace(keys=each)
         sent = broadcast(plan, state, arrays)
         trained = spread.train((plan, state, arrays, knobs, sent, None), client)
-        made = uplink.encode(plan, state, arrays, knobs, client, trained, sent)
+        made = uplink.encode(plan, state, arrays, knobs, client, trained, sent, silent=True)
         return made.message, trained.loss, made.finite
 
     return jax.jit(run)

@@ -93,14 +93,23 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, client, trained: Trained, sent: Any
+    plan: Plan,
+    state: State,
+    arrays: ClientArrays,
+    knobs: Knobs,
+    client,
+    trained: Trained,
+    sent: Any,
+    silent: bool,
 ) -> Encoded:
-    """A participant's message; the arguments as for `send`."""
+    """A participant's message; the arguments as for `send`.
+
+    With `silent`, a client whose training diverged sends noise alone, which betrays nothing of it.
+    """
     _, keys = client_keys(arrays, state.round, client)
     knobs = jax.tree.map(lambda knob: knob[client], knobs)._replace(scale=state.scale)
     update, finite = trained.update, jnp.isfinite(trained.update).all()
-    if plan.false_alarm is not None:
-        # The round goes on: a client whose training diverged sends noise alone, which betrays nothing of it.
+    if silent:
         update = jnp.where(finite, update, 0.0)
     base = sent.flat if plan.quantize == "weights" else 0.0
     return Encoded(plan.mechanism.encode(keys, base + update, knobs), keys, knobs, update, finite, base)
@@ -121,7 +130,9 @@ def send(
       sent: Broadcast of the round.
     """
     mechanism = plan.mechanism
-    made = encode(plan, state, arrays, knobs, client, trained, sent)
+    # Where norms are checked the round goes on, whoever's training diverged.
+    silent = plan.false_alarm is not None
+    made = encode(plan, state, arrays, knobs, client, trained, sent, silent)
     message, keys, knobs, update, finite, base = made
     if arrays.messages is not None:
         message = jax.tree.map(lambda part: part[client], arrays.messages)

@@ -196,22 +196,13 @@ def spent(model: str, mechanism: str) -> list[dict]:
     function, arguments, _ = workloads.one_round(
         model, workloads.MECHANISMS[mechanism], f.clients, f.steps, per_chunk
     )
-    compiled = jax.jit(function).lower(*arguments).compile()
-    made_from = profile.origins(compiled.as_text())
-    jax.block_until_ready(compiled(*arguments))
-    with tempfile.TemporaryDirectory() as scratch:
-        with jax.profiler.trace(scratch):
-            jax.block_until_ready(compiled(*arguments))
-        found = profile.operations(Path(scratch), made_from)
-    total = sum(map(sum, found.values()))
-    ordered = sorted(found.items(), key=lambda item: -sum(item[1]))[:8]
     return [
         {
-            "what": f"{model}, {mechanism}: {name} ({made_from[name][-50:]})",
+            "what": f"{model}, {mechanism}: {row['operation']} ({row['from'][-50:]})",
             "unit": "% of the traced time",
-            "value": 100 * sum(times) / total,
+            "value": 100 * row["share"],
         }
-        for name, times in ordered
+        for row in profile.measured(function, arguments, 1)[:8]
     ]
 
 

@@ -73,34 +73,48 @@ def origins(text: str) -> dict[str, str]:
     return found
 
 
-def main():
-    f = flags.FLAGS
-    function, arguments, _, _ = workloads.of_flags()
+def measured(function, arguments, rounds: int, workdir: str = "") -> list[dict]:
+    """The operations of a round, the longest first, with what they were made from and their times.
+
+    Args:
+      function: of the round.
+      arguments: its arguments.
+      rounds: that are traced.
+      workdir: where the trace is kept; "": nowhere.
+
+    Raises:
+      ConfigError: the trace names no operation of the round.
+    """
     compiled = jax.jit(function).lower(*arguments).compile()
     made_from = origins(compiled.as_text())
     jax.block_until_ready(compiled(*arguments))
     with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(f.workdir or scratch)
+        directory = Path(workdir or scratch)
         with jax.profiler.trace(str(directory)):
-            for _ in range(f.rounds):
+            for _ in range(rounds):
                 jax.block_until_ready(compiled(*arguments))
         found = operations(directory, made_from)
     if not found:
         raise ConfigError("the trace names no operation of the round; look at it with --workdir")
     total = sum(map(sum, found.values()))
-    ordered = sorted(found.items(), key=lambda item: -sum(item[1]))
-    rows = [
+    return [
         {
             "operation": name,
             "from": made_from[name],
-            "ms_per_round": sum(times) / f.rounds,
-            "calls_per_round": len(times) / f.rounds,
+            "ms_per_round": sum(times) / rounds,
+            "calls_per_round": len(times) / rounds,
             "share": sum(times) / total,
         }
-        for name, times in ordered
+        for name, times in sorted(found.items(), key=lambda item: -sum(item[1]))
     ]
-    device = jax.devices()[0].device_kind
-    print(f"{f.model}, {f.mechanism}, {f.clients} clients on {device}: {total / f.rounds:.1f} ms traced\n")
+
+
+def main():
+    f = flags.FLAGS
+    function, arguments, _, _ = workloads.of_flags()
+    rows = measured(function, arguments, f.rounds, f.workdir)
+    device, traced = jax.devices()[0].device_kind, sum(row["ms_per_round"] for row in rows)
+    print(f"{f.model}, {f.mechanism}, {f.clients} clients on {device}: {traced:.1f} ms traced\n")
     print(
         markdown(
             ["operation", "from", "ms per round", "calls", "share"],

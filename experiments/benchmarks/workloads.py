@@ -154,17 +154,9 @@ def one_round(
     return make_round(plan), arguments, sum(segments)
 
 
-def round_call(
-    model: str,
-    mechanism,
-    clients: int,
-    steps: int,
-    per_chunk: int,
-    aggregator: str = "mean",
-    counts: bool = True,
-):
-    """One compiled round as a call without arguments."""
-    function, arguments, _ = one_round(model, mechanism, clients, steps, per_chunk, aggregator, counts=counts)
+def round_call(*what, **options):
+    """One compiled round as a call without arguments; the arguments are those of `one_round`."""
+    function, arguments, _ = one_round(*what, **options)
     run = jax.jit(function)
     return lambda: run(*arguments)
 

@@ -48,7 +48,6 @@ def shape_of(values: np.ndarray) -> dict:
 
 def measure(setting: str, taken: Taken) -> list[dict]:
     """A row for each tensor with enough coordinates: means over clients."""
-    last = [name for name in taken.names if name.endswith("kernel")][-1]
     rows, start = [], 0
     for name, shape, size in zip(taken.names, taken.shapes, taken.segments, strict=True):
         own = np.asarray(taken.updates[: flags.FLAGS.clients, start : start + size], np.float64)
@@ -56,7 +55,12 @@ def measure(setting: str, taken: Taken) -> list[dict]:
         if size < LEAST:
             continue
         found = [shape_of(values) for values in own]
-        row = {"updates": setting, "round": taken.round, "tensor": name, "kind": kind_of(name, shape, last)}
+        row = {
+            "updates": setting,
+            "round": taken.round,
+            "tensor": name,
+            "kind": kind_of(name, shape, taken.last_kernel),
+        }
         row |= {"coordinates": size}
         # A client that leaves a tensor alone says nothing about its law.
         told = [shape for shape in found if np.isfinite(shape["Gaussian"])]

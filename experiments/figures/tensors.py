@@ -102,7 +102,6 @@ def measure(setting: str, taken: Taken, gamma: float) -> tuple[list[dict], dict]
     center, width = places(message, keys.shared)
     scaled = np.asarray(x, np.float64) / float(knobs.sigma)
     moments = code_length.fit_scales(x, taken.segments, "mixture")
-    last = [name for name in taken.names if name.endswith("kernel")][-1]
     sums: dict[str, np.ndarray] = {}
     start = 0
     for i, (name, shape) in enumerate(zip(taken.names, taken.shapes, strict=True)):
@@ -123,7 +122,7 @@ def measure(setting: str, taken: Taken, gamma: float) -> tuple[list[dict], dict]
         if moved.any():
             known += in_hindsight(center[own][moved], width[own][moved], [nats[moved] for nats in coded])
         found += [least, min(least, known)]
-        kind = kind_of(name, shape, last)
+        kind = kind_of(name, shape, taken.last_kernel)
         sums[kind] = sums.get(kind, 0.0) + np.array(found)
     scales = float(
         scale_code.bits(message.side["scale"], message.side["law"], taken.segments, len(laws.LAWS))
