@@ -23,8 +23,7 @@ from cepam_jax.mechanisms import common_rotation
 from cepam_jax.run import guarantees
 from cepam_jax.theory import distributed_noise
 from experiments import cli, output
-from experiments.output import SERVER_TRUSTED, Claim
-from experiments.paired import MARGIN, above, all_of, differences, in_points, losses, spread, verdict
+from experiments.paired import spread
 from experiments.plots import STYLES, marked
 from experiments.runs import (
     accuracies,
@@ -36,6 +35,7 @@ from experiments.runs import (
     train_all,
 )
 from experiments.tables import markdown
+from experiments.trust_claims import NOBODY, OWN_SDQ, SECURE, SERVER, SERVER_SDQ, SUM, claims_of
 
 
 class Trust(NamedTuple):
@@ -53,12 +53,7 @@ class Trust(NamedTuple):
 
 
 CEPAM = ("CEPAM Z1", "CEPAM rotated E8", "split rotated E8")
-SERVER_SDQ, OWN_SDQ, SECURE, LOSSY = (
-    "server noise + SDQ",
-    "own noise + SDQ",
-    "secure sum",
-    "lossy secure sum",
-)
+LOSSY = "lossy secure sum"
 # Name -> (variant, fields of the mechanism). SDQ at a scale of `STEP` deviations of the noise, on the lattice
 # that does with less: Z1 where most integers are zero, E8 where they carry noise.
 METHODS = {
@@ -76,10 +71,10 @@ STEP = 2.0
 BORNE, COLLUDERS, LOST = 0.2, 0.1, 0.1
 MODELS = (
     Trust("everybody", "", ("FedAvg",)),
-    Trust("server, other clients", "released_model", (SERVER_SDQ, *CEPAM)),
+    Trust(SERVER, "released_model", (SERVER_SDQ, *CEPAM)),
     Trust("server", "decoded_updates", CEPAM),
-    Trust("nobody", "server", ("split rotated E8", OWN_SDQ)),
-    Trust("a secure sum, all clients", "server", (SECURE,)),
+    Trust(NOBODY, "server", ("split rotated E8", OWN_SDQ)),
+    Trust(SUM, "server", (SECURE,)),
     Trust("a secure sum, most clients", "server_and_colluders", (LOSSY,)),
 )
 ADVERSARIES = ("released_model", "colluding_clients", "decoded_updates", "server", "server_and_colluders")
@@ -168,7 +163,7 @@ def computed(data: str, target: float, coordinates: int, down: float) -> list[di
             rows.append(
                 {
                     "data": data,
-                    "trusted": "a secure sum, all clients",
+                    "trusted": SUM,
                     "against": "server",
                     "method": f"{method} (formula)",
                     "target": target,
@@ -212,71 +207,6 @@ def rows_of(data: str, targets: list[float], seeds: int, workdir: str, progress:
 
 def _label(trust: Trust, method: str, target: float) -> str:
     return f"{method} for {trust.trusted} {target:g}"
-
-
-def _pairs(rows: list[dict], first: tuple[str, str], second: tuple[str, str]):
-    """[(target, row of the first, row of the second)]; none where a run is missing or diverged."""
-    by = {(row["trusted"], row["method"], row["target"]): row for row in rows if row["accuracies"]}
-    targets = sorted({row["target"] for row in rows} - {0.0})
-    found = [(f"epsilon {t:g}", by.get((*first, t)), by.get((*second, t))) for t in targets]
-    return [] if any(None in pair for pair in found) else found
-
-
-def _lost(pairs) -> tuple[dict[str, np.ndarray], str]:
-    """Points that the second of each pair loses by target, and the bits of both, as text."""
-    lost = {at: in_points(one["accuracies"], two["accuracies"]) for at, one, two in pairs}
-    bits = ", ".join(f"{two['bits']:.3f} against {one['bits']:.3f} at {at}" for at, one, two in pairs)
-    return lost, f"bits {bits}"
-
-
-def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
-    """What trust costs, at all targets together; only of methods that ran."""
-    trusted, secure = ("server, other clients", "CEPAM Z1"), ("a secure sum, all clients", SECURE)
-    level, claims = "client level, all rounds; epsilons of the runs' own reports", []
-    if pairs := _pairs(rows, ("server, other clients", SERVER_SDQ), trusted):
-        lost, bits = _lost(pairs)
-        found = differences(lost, MARGIN)
-        claims.append(
-            Claim(
-                "this project",
-                f"{data}, a trusted server: at equal epsilon against the released model CEPAM Z1 is as "
-                "accurate as SDQ with noise by the server",
-                f"points lost: {found.measured}; {bits}; {seeds} seeds",
-                verdict(found.state, seeds),
-                f"{found.why}; {level}; neither has an epsilon against the server",
-                SERVER_TRUSTED,
-            )
-        )
-    if pairs := _pairs(rows, trusted, secure):
-        lost, bits = _lost(pairs)
-        found = losses(lost, MARGIN)
-        claims.append(
-            Claim(
-                "this project",
-                f"{data}: a secure sum hides a client from the server at the epsilon that CEPAM Z1 has "
-                "against the released model, and is as accurate",
-                f"points lost: {found.measured}; {bits}; {seeds} seeds",
-                verdict(found.state, seeds),
-                f"{found.why}; {level}; the protocol of the secure sum is taken for granted",
-                "a trusted server beside a secure sum and a server that is not; uplink",
-            )
-        )
-    if pairs := _pairs(rows, secure, ("nobody", OWN_SDQ)):
-        lost, bits = _lost(pairs)
-        states = [above(values, MARGIN, len(lost)) for values in lost.values()]
-        means = ", ".join(f"{at}: {np.mean(values):.1f}" for at, values in lost.items())
-        claims.append(
-            Claim(
-                "this project",
-                f"{data}: without a secure sum the same epsilon against the server costs more than {MARGIN:g}"
-                " points",
-                f"points lost by own noise + SDQ: {means}; {bits}; {seeds} seeds",
-                verdict(all_of(states), seeds),
-                f"{len(lost)} bounds of paired t tests; {level}",
-                "the server is not trusted: with a secure sum, and with nobody's help; uplink",
-            )
-        )
-    return claims
 
 
 _COLORS = {method: STYLES[number % len(STYLES)] for number, method in enumerate([*METHODS][1:])}

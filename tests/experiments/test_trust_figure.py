@@ -75,7 +75,14 @@ def rows_with(lost_by_sum, lost_alone):
         ("nobody", trust.OWN_SDQ): base - lost_alone,
     }
     return [
-        {"trusted": who, "method": method, "target": 3.0, "accuracies": values.tolist(), "bits": 1.0}
+        {
+            "trusted": who,
+            "method": method,
+            "target": 3.0,
+            "accuracies": values.tolist(),
+            "bits": 1.0,
+            "run": True,
+        }
         for (who, method), values in found.items()
     ]
 
@@ -91,7 +98,10 @@ def test_claims_ask_for_bounds():
     rows[0]["accuracies"] = [0.5, 0.9, 0.95]
     assert trust.claims_of("made up", rows, 3)[0].verdict == "not decided"
     rows[0]["accuracies"] = None
-    assert len(trust.claims_of("made up", rows, 3)) == len(trust.claims_of("made up", rows[1:], 3)) == 2
+    diverged = trust.claims_of("made up", rows, 3)
+    assert len(diverged) == 3 and diverged[0].verdict == "not decided"
+    assert diverged[0].measured == "runs diverged" and diverged[1].verdict == "holds"
+    assert len(trust.claims_of("made up", rows[1:], 3)) == 2  # a method that was not asked for
 
 
 def test_the_names_of_variants_exist():
