@@ -2,6 +2,7 @@
 
   python -m experiments.export --run=/tmp/mnist --format=packed --rate=2.4
   python -m experiments.export --run=/tmp/mnist --format=onnx --bits=4
+  python -m experiments.export --run=/tmp/shakespeare --format=packed --rate=2.4 --refine=200
 
 Formats: `onnx` and `jax` (of `jax.export`), with weights of --bits, and `packed`, which also codes them by
 how frequent they are and which cepam_jax/export/loader.py turns into ONNX by itself. The metrics are those of
@@ -30,6 +31,9 @@ def define_flags():
     flags.DEFINE_float(
         "rate", 0.0, "Bits for each weight after entropy coding, in place of --bits and --clip."
     )
+    flags.DEFINE_integer(
+        "refine", 0, "Steps of training after rounding, on what a model of text writes itself; 200 are many."
+    )
     flags.DEFINE_string("out", "", "The file; by default exported/model.FORMAT in the run's work directory.")
     flags.DEFINE_bool("judge", True, "Read the file back, and measure the task's metrics with it.")
 
@@ -40,7 +44,7 @@ def setting_of_flags() -> Setting:
     given = [name for name in ("bits", "clip") if f[name].present]
     if f.rate and given:
         raise ConfigError(f"--rate is {f.rate:g} and --{given[0]} is given too; give one of them")
-    setting = Setting(f.bits, f.clip, f.prune, f.rate)
+    setting = Setting(f.bits, f.clip, f.prune, f.rate, f.refine)
     setting.check()
     return setting
 

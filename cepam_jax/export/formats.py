@@ -8,6 +8,7 @@ import numpy as np
 from cepam_jax.export import artifact, loader, packed, translate
 from cepam_jax.export.predictor import Predictor
 from cepam_jax.export.quantize import Setting, quantize
+from cepam_jax.export.refine import can_be_refined, refine
 from cepam_jax.extras import need
 
 
@@ -79,6 +80,12 @@ def export(model: Exporter, setting: Setting, name: str) -> bytes:
         for `jax.export`, "packed" for `loader`.
 
     Raises:
-      ConfigError: a setting that is not allowed; a weight that is NaN or infinite.
+      ConfigError: a setting that is not allowed; a weight that is NaN or infinite; a model that writes
+        nothing by which it could be refined.
     """
-    return FORMATS[name](model, quantize(model.predictor.leaves, setting))
+    if setting.refine:
+        can_be_refined(model.predictor)
+    weights = quantize(model.predictor.leaves, setting)
+    if setting.refine:
+        weights = refine(model.predictor, weights, setting.refine, setting.prune)
+    return FORMATS[name](model, weights)

@@ -4,6 +4,7 @@ The inputs are an example as the data set has it, such as pixels of 8 bits; norm
 function. A task that others add joins by `PREDICTORS.register`.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from cepam_jax import models
 from cepam_jax.errors import require_choice
 from cepam_jax.models.convolution import Conv
 from cepam_jax.registry import Registry
-from cepam_jax.tasks import images, language
+from cepam_jax.tasks import generation, images, language
 from cepam_jax.tasks.base import Model, Sums
 from cepam_jax.tasks.networks import Network, network
 from cepam_jax.tasks.trainable import paths_of
@@ -33,11 +34,14 @@ class Head(NamedTuple):
       inputs_of: examples (name -> array) -> inputs.
       judge: (outputs f32[batch, ...], examples) -> the sums over them that `Task.evaluate` and
         `Task.summarize` speak of.
+      samples: (Model, key, count) -> inputs [count, ...] that the model makes itself, where it can; the
+        outputs are then logits over the last axis. See `refine`.
     """
 
     function: Callable[[Model, Any], Any]
     inputs_of: Callable[[Mapping[str, np.ndarray]], np.ndarray]
     judge: Callable[[np.ndarray, Mapping[str, np.ndarray]], Sums]
+    samples: Callable[[Model, jax.Array, int], jax.Array] | None = None
 
 
 class Predictor(NamedTuple):
@@ -48,12 +52,14 @@ class Predictor(NamedTuple):
       function: (leaves, inputs [batch, ...]) -> outputs f32[batch, ...].
       example: inputs of one example, zeros, without the batch's axis.
       head: of its task.
+      model: whole, of which leaves are the arrays.
     """
 
     leaves: dict[str, np.ndarray]
     function: Callable[[Mapping[str, Any], Any], Any]
     example: np.ndarray
     head: Head
+    model: Model
 
 
 def predictor(config, data, model: Model) -> Predictor:
@@ -80,7 +86,7 @@ def predictor(config, data, model: Model) -> Predictor:
 
     arrays = dict(zip(names, map(np.asarray, leaves.values()), strict=True))
     first = head.inputs_of({name: array[:1] for name, array in data.test.items()})[0]
-    return Predictor(arrays, function, np.zeros_like(first), head)
+    return Predictor(arrays, function, np.zeros_like(first), head, model)
 
 
 def _plain_convolution(call, arguments, options, context):
@@ -145,4 +151,5 @@ def next_character(config, specification, constants) -> Head:
         lambda model, inputs: jnp.asarray(net.apply(model, inputs, None)[0]),
         lambda examples: examples["characters"][:, :-1].astype(np.int32),
         judge,
+        functools.partial(generation.windows, net, dict(specification[0])["context"]),
     )

@@ -24,6 +24,7 @@ from cepam_jax.mechanisms.clip_thresholds import THRESHOLDS
 BITS = (8, 4, 3, 2)
 _VECTOR_BITS = 8
 _LEAST_RATE, _MOST_RATE = 0.5, 6.0
+_MOST_STEPS = 100_000
 
 
 class Setting(NamedTuple):
@@ -35,12 +36,14 @@ class Setting(NamedTuple):
       prune: share of each such array that becomes zero, at least 0 and below 1.
       rate: 0, or bits for each weight after entropy coding, on average over these arrays; see `rates`.
         Nothing is cut off, and codes have as many bits as the largest one needs.
+      refine: 0, or so many steps of training after rounding; see `refine`, which does them.
     """
 
     bits: int = 4
     clip: str = "mse"
     prune: float = 0.0
     rate: float = 0.0
+    refine: int = 0
 
     def check(self) -> None:
         """ConfigError unless all is allowed; it names the command's flag."""
@@ -50,6 +53,8 @@ class Setting(NamedTuple):
         fits = self.rate == 0 or _LEAST_RATE <= self.rate <= _MOST_RATE
         allowed = f"0, or a number of bits for each weight from {_LEAST_RATE:g} to {_MOST_RATE:g}"
         require(fits, "--rate", self.rate, allowed)
+        allowed = f"0, or a number of steps up to {_MOST_STEPS:,}"
+        require(0 <= self.refine <= _MOST_STEPS, "--refine", self.refine, allowed)
 
 
 def quantize(leaves: Mapping[str, np.ndarray], setting: Setting) -> dict[str, Weight]:
