@@ -189,6 +189,7 @@ SHORT = {
     "experiments.figures.bell": ["--smoke"],
     "experiments.figures.published": ["--smoke", "--models=linear"],
     "experiments.figures.thresholds": ["--smoke"],
+    "experiments.figures.few_bits": ["--smoke", "--seeds=1"],
     "experiments.figures.lattice_dimension": ["--smoke", "--rounds=1", "--lattices=Z1,Z2"],
     "experiments.benchmarks.robust": [
         "--rules=median",

@@ -29,7 +29,7 @@ from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout, at_once
 from cepam_jax.run.evaluation import HeldOut
 from cepam_jax.run.provenance import noises_of
 from cepam_jax.settings import FIELDS
-from cepam_jax.tasks import trainable
+from cepam_jax.tasks import rounded_layers, trainable
 from cepam_jax.tasks.base import TASKS, Model, Task, check_model
 
 
@@ -129,8 +129,9 @@ def _program(fields_text, specification, backend, layout, parts):
 
 
 def task_of(config, specification: tuple) -> Task:
-    """What a configuration learns from examples with this specification, and which parameters it trains."""
-    return trainable.of_config(config, TASKS.get_or_raise(config.task)(config, specification))
+    """What a configuration learns from examples with this specification, and what of it it trains how."""
+    task = trainable.of_config(config, TASKS.get_or_raise(config.task)(config, specification))
+    return rounded_layers.of_config(config, task)
 
 
 def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.Plan:

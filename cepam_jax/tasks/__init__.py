@@ -10,6 +10,7 @@ from cepam_jax.tasks.graphs import graph_classification, node_classification
 from cepam_jax.tasks.images import image_classification
 from cepam_jax.tasks.language import next_character
 from cepam_jax.tasks.networks import Network, network
+from cepam_jax.tasks.rounded_layers import few_bits
 from cepam_jax.tasks.tables import binary_outcome
 from cepam_jax.tasks.trainable import adapted, restricted
 
@@ -23,6 +24,7 @@ __all__ = [
     "adapted",
     "binary_outcome",
     "classification",
+    "few_bits",
     "graph_classification",
     "image_classification",
     "network",
