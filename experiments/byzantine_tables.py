@@ -8,9 +8,10 @@ noise do better where gammas differ. single: what one liar does to the mean, wit
 check of norms, by gamma. workers: the setting of Karimireddy, He, Jaggi: Byzantine-Robust Learning on
 Heterogeneous Datasets via Bucketing (arXiv 2006.09365), experiment 3 of its code, on MNIST: 25 workers of
 which 5 lie, one gradient of 32 examples an iteration, worker momentum .9, rate .01. What differs here: the
-model is `--model`, not their convolutional network of 1.2 million parameters; the digits are shared out over all
-25 workers and not over the 20 honest ones, so that what liars hold is lost; sign flips and mimics are those of
-this project (theirs flips its own gradient, without momentum, and mimics whom it chooses by variance).
+model is `--model`, not their convolutional network of 1.2 million parameters; the digits are shared out over
+all 25 workers and not over the 20 honest ones, so that what liars hold is lost; sign flips and mimics are
+those of this project (theirs flips its own gradient, without momentum, and mimics whom it chooses by
+variance).
 """
 
 from pathlib import Path

@@ -32,7 +32,7 @@ def define_flags():
         "rate", 0.0, "Bits for each weight after entropy coding, in place of --bits and --clip."
     )
     flags.DEFINE_integer(
-        "refine", 0, "Steps of training after rounding, on what a model of text writes itself; 200 are many."
+        "refine", 0, "Steps that a model of text is trained on as it is rounded, on what it writes itself."
     )
     flags.DEFINE_string("out", "", "The file; by default exported/model.FORMAT in the run's work directory.")
     flags.DEFINE_bool("judge", True, "Read the file back, and measure the task's metrics with it.")

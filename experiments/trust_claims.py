@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.output import SERVER_TRUSTED, Claim
-from experiments.paired import MARGIN, above, all_of, differences, in_points, losses, verdict
+from experiments.paired import MARGIN, TOGETHER, above, all_of, differences, in_points, losses, verdict
 
 SERVER, SUM, NOBODY = "server, other clients", "a secure sum, all clients", "nobody"
 SERVER_SDQ, OWN_SDQ, SECURE = "server noise + SDQ", "own noise + SDQ", "secure sum"
@@ -14,7 +14,7 @@ SERVER_SDQ, OWN_SDQ, SECURE = "server noise + SDQ", "own noise + SDQ", "secure s
 
 def _pairs(rows: list[dict], first: tuple[str, str], second: tuple[str, str]):
     """[(target, row of the first, row of the second)]; none where one of both did not run."""
-    by = {(row["trusted"], row["method"], row["target"]): row for row in rows if row["run"]}
+    by = {(row["trusted"], row["method"], row["target"]): row for row in rows}
     targets = sorted({row["target"] for row in rows} - {0.0})
     found = [(f"epsilon {t:g}", by.get((*first, t)), by.get((*second, t))) for t in targets]
     return [] if any(None in pair for pair in found) else found
@@ -47,7 +47,7 @@ def less_accurate(pairs, seeds: int) -> tuple[str, bool | None, str]:
     state = all_of([above(values, MARGIN, len(lost)) for values in lost.values()])
     means = ", ".join(f"{at}: {np.mean(values):.1f}" for at, values in lost.items())
     text = f"points lost by {OWN_SDQ}: {means}; {bits}; {seeds} seeds"
-    return text, state, f"{len(lost)} bounds of paired t tests"
+    return text, state, f"margin {MARGIN:g} points; {len(lost)} bounds of paired t tests, {TOGETHER}"
 
 
 class Question(NamedTuple):
@@ -99,9 +99,15 @@ def claims_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
         pairs = _pairs(rows, question.first, question.second)
         if not pairs:
             continue
-        ended = all(one["accuracies"] and two["accuracies"] for _, one, two in pairs)
-        measured, state, why = "runs diverged", None, "needs runs that end"
-        if ended:
+        diverged = [
+            f"{row['method']} at {at}" for at, *both in pairs for row in both if not row["accuracies"]
+        ]
+        measured, state, why = (
+            f"diverged: {', '.join(diverged)}",
+            None,
+            "needs runs that end, of every target",
+        )
+        if not diverged:
             measured, state, why = question.answer(pairs, seeds)
         claims.append(
             Claim(

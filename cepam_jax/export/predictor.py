@@ -139,6 +139,7 @@ def next_character(config, specification, constants) -> Head:
     """Logits f32[batch, context, characters] of characters int32[batch, context]."""
     del constants
     net: Network = language.network_of(config, specification)
+    facts = dict(specification[0])
 
     def judge(outputs, examples):
         wanted = examples["characters"][:, 1:]
@@ -151,5 +152,5 @@ def next_character(config, specification, constants) -> Head:
         lambda model, inputs: jnp.asarray(net.apply(model, inputs, None)[0]),
         lambda examples: examples["characters"][:, :-1].astype(np.int32),
         judge,
-        functools.partial(generation.windows, net, dict(specification[0])["context"]),
+        functools.partial(generation.windows, net, facts["context"], facts["vocabulary"]),
     )

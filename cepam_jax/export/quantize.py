@@ -36,7 +36,7 @@ class Setting(NamedTuple):
       prune: share of each such array that becomes zero, at least 0 and below 1.
       rate: 0, or bits for each weight after entropy coding, on average over these arrays; see `rates`.
         Nothing is cut off, and codes have as many bits as the largest one needs.
-      refine: 0, or so many steps of training after rounding; see `refine`, which does them.
+      refine: 0, or for so many steps the weights are trained on as they are rounded; see `refine`.
     """
 
     bits: int = 4

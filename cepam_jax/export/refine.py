@@ -1,7 +1,7 @@
-"""Rounded weights that are trained on, so that their model answers as the trained one does.
+"""Weights that are trained on as they will be rounded, so that the file answers as the trained model does.
 
-What it learns from the trained model writes itself, and nothing else is read: no data, no labels. So what
-protects the trained model protects what is made of it. (Liu, Oguz, Zhao and others: LLM-QAT: Data-Free
+The trained model writes what is learned from, and nothing else is read: no data, no labels. So what protects
+the trained model protects what is made of it. (Liu, Oguz, Zhao and others: LLM-QAT: Data-Free
 Quantization Aware Training for Large Language Models, arXiv 2305.17888, sections 2.1 and 2.2.) Gradients go
 through the rounding as if it were not there (Bengio, Léonard, Courville: Estimating or Propagating Gradients
 Through Stochastic Neurons for Conditional Computation, arXiv 1308.3432), and what is trained is how far the
@@ -22,7 +22,10 @@ from cepam_jax.export.loader import Weight, quantized, steps
 from cepam_jax.export.predictor import Predictor
 from cepam_jax.export.quantize import pruned
 
-WINDOWS, BATCH, RATE = 1024, 32, 3e-4
+WINDOWS, BATCH = 1024, 32
+# Of Adam, whose steps are about as long, whatever the gradient is: chosen on one Transformer, whose weights
+# are rounded to steps of .02 to .2.
+RATE = 3e-4
 
 
 def can_be_refined(predictor: Predictor) -> None:
@@ -36,7 +39,9 @@ def can_be_refined(predictor: Predictor) -> None:
 def refine(
     predictor: Predictor, weights: Mapping[str, Weight], count: int, prune: float = 0.0, seed: int = 0
 ) -> dict[str, Weight]:
-    """The same steps with other codes, after `count` steps of Adam.
+    """The same steps with other codes: of the trained weights after `count` more steps, by Adam.
+
+    Where these answer no more like the trained model than the weights that are given, those are returned.
 
     Args:
       predictor: the trained model; its outputs are logits over the last axis, its head has `samples`.
@@ -49,7 +54,7 @@ def refine(
       name -> Weight in the same order. Codes keep within the largest that their bits allow.
 
     Raises:
-      ConfigError: the model has no inputs of its own making.
+      ConfigError: the model has no inputs of its own making; its answers to them are not finite.
     """
     can_be_refined(predictor)
     trained = {name: jnp.asarray(predictor.leaves[name], jnp.float32) for name in weights}
@@ -58,9 +63,28 @@ def refine(
     inputs = predictor.head.samples(predictor.model, key, WINDOWS)  # type: ignore[misc]  # it was looked for
     answer = jax.jit(predictor.function)
     wanted = jnp.concatenate([answer(trained, part) for part in jnp.split(inputs, WINDOWS // BATCH)])
+    if not bool(jnp.isfinite(wanted).all()):
+        raise ConfigError("--refine asks the model for its own answers, and some of them are NaN or infinite")
     rows = jax.random.randint(order, (count, BATCH), 0, WINDOWS)
-    found = _trained(predictor.function, grids, trained, inputs, wanted, rows)
-    return {name: _rounded(w, found[name], grids[name]) for name, w in weights.items()}
+    values = _trained(predictor.function, grids, trained, inputs, wanted, rows)
+    found = {name: _rounded(w, values[name], grids[name]) for name, w in weights.items()}
+
+    @jax.jit
+    def far(values, inputs, wanted):
+        return _divergence(wanted, predictor.function(values, inputs))
+
+    def farness(weights):
+        values = {name: w.values for name, w in weights.items()}
+        parts = zip(jnp.split(inputs, WINDOWS // BATCH), jnp.split(wanted, WINDOWS // BATCH), strict=True)
+        return sum(float(far(values, *part)) for part in parts)
+
+    return found if farness(found) < farness(weights) else dict(weights)
+
+
+def _divergence(wanted, logits) -> jax.Array:
+    """f32[]: Kullback-Leibler divergence of the laws that logits [..., classes] say, in the mean."""
+    law = jax.nn.log_softmax(wanted)
+    return jnp.sum(jnp.exp(law) * (law - jax.nn.log_softmax(logits)), -1).mean()
 
 
 def _grid(w: Weight, values: np.ndarray, prune: float) -> tuple[np.ndarray, float, np.ndarray]:
@@ -97,9 +121,7 @@ def _trained(
             name: v + jax.lax.stop_gradient(_codes(v, grids[name]) * grids[name][0] - v)
             for name, v in values.items()
         }
-        law = jax.nn.log_softmax(wanted[chosen])
-        ours = jax.nn.log_softmax(function(rounded, inputs[chosen]))
-        return jnp.sum(jnp.exp(law) * (law - ours), -1).mean()
+        return _divergence(wanted[chosen], function(rounded, inputs[chosen]))
 
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, len(rows)))
 

@@ -129,7 +129,7 @@ def _program(fields_text, specification, backend, layout, parts):
 
 
 def task_of(config, specification: tuple) -> Task:
-    """What a configuration learns from examples with this specification, and what of it it trains how."""
+    """What a configuration learns from examples with this specification; which part is trained, and how."""
     task = trainable.of_config(config, TASKS.get_or_raise(config.task)(config, specification))
     return rounded_layers.of_config(config, task)
 

@@ -5,7 +5,8 @@ with a leading axis; a batch is such a dictionary for a few of them. Laws, each 
 task:
 
 1. `loss` of a batch is the mean over its examples of something that depends on one example each (up to the
-   noise of dropout and augmentation), so that clipping gradients example by example means what it says.
+   noise of dropout, augmentation and rounding), so that clipping gradients example by example means what it
+   says.
 2. `evaluate` gives each example's own contribution to each sum: sums over a batch do not depend on how the
    examples were cut into batches, spread over devices, or filled up.
 3. The parameters are float32: they are what is sent.

@@ -51,26 +51,28 @@ def generate(
     return prompt + text.decode(added)
 
 
-def windows(net: Network, context: int, model: Model, key: jax.Array, count: int) -> jax.Array:
+def windows(
+    net: Network, context: int, vocabulary: int, model: Model, key: jax.Array, count: int
+) -> jax.Array:
     """int32[count, context]: windows that the model fills with what it holds likely.
 
-    The first character of each is any of the alphabet, and each of the others is drawn by the model's law of
-    it, given those before.
+    The first character of each is any of the vocabulary, and each of the others is drawn by the model's law
+    of it, given those before. 32 windows are filled at a time.
     """
-    first, draws = jax.random.split(key)
-    start = jax.random.randint(first, (count,), 0, len(text.ALPHABET), jnp.int32)
 
-    @jax.jit
-    def fill(model, start):
+    def one(model, key):
+        first, draws = jax.random.split(key)
+        start = jax.random.randint(first, (), 0, vocabulary, jnp.int32)
+
         def place(at, found):
-            logits = net.apply(model, found, None)[0][:, at]
+            logits = net.apply(model, found[None], None)[0][0, at]
             drawn = jax.random.categorical(jax.random.fold_in(draws, at), logits).astype(jnp.int32)
-            return found.at[:, at + 1].set(drawn)
+            return found.at[at + 1].set(drawn)
 
-        empty = jnp.zeros((count, context), jnp.int32).at[:, 0].set(start)
-        return jax.lax.fori_loop(0, context - 1, place, empty)
+        return jax.lax.fori_loop(0, context - 1, place, jnp.zeros(context, jnp.int32).at[0].set(start))
 
-    return fill(model, start)
+    keys = jax.random.split(key, count)
+    return jax.jit(lambda model, keys: jax.lax.map(lambda k: one(model, k), keys, batch_size=32))(model, keys)
 
 
 def _drawer(net: Network, temperature: float) -> Callable:

@@ -131,8 +131,8 @@ def claims_of(rows: list[dict]) -> list[output.Claim]:
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model]
         whole = mine[0]
-        # Where there is a refined one, it is the last of that rate.
-        chosen = [row for row in mine if row.get("rate") == CHOSEN][-1]
+        # The refined one, where there is one.
+        chosen = max((row for row in mine if row.get("rate") == CHOSEN), key=lambda row: row["refine"])
         lost = 100 * (whole["accuracy"] - chosen["accuracy"])
         refined = f" --refine={chosen['refine']}" if chosen["refine"] else ""
         holds = chosen["smaller"] >= GOAL and lost <= LOSS
@@ -172,8 +172,10 @@ def plot(rows: list[dict]) -> Figure:
         axes.set(xlabel="times smaller than float32", ylabel="points of accuracy lost")
     for axes in panels[len(models) :]:
         axes.remove()
-    handles, labels = panels[len(models) - 1].get_legend_handles_labels()
-    panels[0].legend(handles, labels, fontsize="small", loc="lower left")
+    lines = {}
+    for axes in panels[: len(models)]:
+        lines |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    panels[0].legend(lines.values(), lines, fontsize="small", loc="lower left")
     return figure
 
 

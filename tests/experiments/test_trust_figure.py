@@ -81,7 +81,6 @@ def rows_with(lost_by_sum, lost_alone):
             "target": 3.0,
             "accuracies": values.tolist(),
             "bits": 1.0,
-            "run": True,
         }
         for (who, method), values in found.items()
     ]
@@ -100,7 +99,11 @@ def test_claims_ask_for_bounds():
     rows[0]["accuracies"] = None
     diverged = trust.claims_of("made up", rows, 3)
     assert len(diverged) == 3 and diverged[0].verdict == "not decided"
-    assert diverged[0].measured == "runs diverged" and diverged[1].verdict == "holds"
+    assert diverged[0].measured == "diverged: server noise + SDQ at epsilon 3"
+    assert [claim.verdict for claim in diverged[1:]] == ["holds", "holds"]
+    last = rows_with(0.0, 0.1)
+    last[-1]["accuracies"] = None
+    assert [claim.verdict for claim in trust.claims_of("made up", last, 3)][1:] == ["holds", "not decided"]
     assert len(trust.claims_of("made up", rows[1:], 3)) == 2  # a method that was not asked for
 
 

@@ -7,7 +7,7 @@ from scipy import stats
 
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError
-from cepam_jax.export import formats, predictor, quantize, refine
+from cepam_jax.export import formats, loader, predictor, quantize, refine
 from cepam_jax.export.quantize import Setting
 from cepam_jax.run import build
 from configs import digits, shakespeare
@@ -56,6 +56,24 @@ def test_refined_weights_answer_more_like_the_trained_model(writer, setting):
     assert all(np.array_equal(after[name].codes, again[name].codes) for name in after)
 
 
+def test_the_file_has_the_refined_weights(writer):
+    """And what answers no better than the rounded weights is not put in their place."""
+    setting = Setting(rate=2.0, refine=20)
+    data = formats.export(formats.exporter(writer), setting, "packed")
+    found = {w.name: w.codes for w in loader.read(data)[1]}
+    before = quantize.quantize(writer.leaves, setting)
+    after = refine.refine(writer, before, 20)
+    assert all(np.array_equal(found[name].size, w.codes.size) for name, w in after.items())
+    assert sum(int(codes.astype(int).sum()) for codes in found.values()) == sum(
+        int(w.codes.astype(int).sum()) for w in after.values()
+    )
+    changed = [name for name, w in before.items() if not np.array_equal(w.codes, after[name].codes)]
+    assert changed
+    exact = quantize.quantize(writer.leaves, Setting(8))
+    kept = refine.refine(writer, exact, 1)
+    assert all(np.array_equal(kept[name].codes, w.codes) for name, w in exact.items())
+
+
 def test_windows_follow_the_models_own_law(writer):
     """Chi-squared tests of the second character, false alarms 1e-6; a law of other logits fails."""
     count = 20_000
@@ -69,6 +87,13 @@ def test_windows_follow_the_models_own_law(writer):
         return stats.chisquare(seen, expected * count / expected.sum()).pvalue
 
     assert p_value(1.0) > 1e-6 > p_value(0.8)
+    # The last place too, given all before, and apart from the place before it.
+    laws = np.asarray(jax.jit(writer.function)(writer.leaves, windows))[:, 6]
+    chance = np.asarray(jax.nn.softmax(laws)).astype(np.float64)
+    below = np.cumsum(chance, 1)[np.arange(count), windows[:, 7]] - chance[np.arange(count), windows[:, 7]]
+    uniform = below + np.random.default_rng(0).random(count) * chance[np.arange(count), windows[:, 7]]
+    assert stats.kstest(uniform, "uniform").pvalue > 1e-6
+    assert abs(np.corrcoef(uniform, windows[:, 6])[0, 1]) < 5 / np.sqrt(count)
     first = np.bincount(windows[:, 0], minlength=logits.shape[1])
     assert stats.chisquare(first).pvalue > 1e-6
 
