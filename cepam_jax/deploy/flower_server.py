@@ -64,10 +64,10 @@ class Carrier:
             self._ask()
             time.sleep(_POLL)
             self._pull()
-        seconds = time.monotonic() - opened
+        took = time.monotonic() - opened
         found = self._server.close_round()
         del found["bytes"]  # where lengths depend on the update, one says something of that
-        self._log("round", **found, seconds=round(seconds, 4))
+        self._log("round", **found, took=round(took, 4))
 
     def _ask(self) -> None:
         """Greets new nodes, and asks who is missing and has not been asked, or not for long."""

@@ -153,10 +153,10 @@ class Serving:
             await asyncio.wait_for(self._wake.wait(), max(pause, 0.0))
 
     def _close_round(self) -> None:
-        seconds = time.monotonic() - self._opened
+        took = time.monotonic() - self._opened
         found = self._server.close_round()
         self.carried += sum(found.pop("bytes").values())
-        self._log("round", **found, seconds=round(seconds, 4))
+        self._log("round", **found, took=round(took, 4))
         self._open()
 
     def _ask(self, client: int, now: float) -> None:
