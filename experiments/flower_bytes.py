@@ -35,7 +35,7 @@ from cepam_jax.extras import need
 from experiments.counting import Relay
 from experiments.tables import markdown
 
-PROGRAMS = Path(sys.executable).parent
+ROOT, PROGRAMS = Path(__file__).resolve().parents[1], Path(sys.executable).parent
 _PATIENCE = 120.0  # seconds for a part of Flower to start
 
 
@@ -106,7 +106,9 @@ def network(folder: Path, nodes: list[str]) -> Iterator[list[Relay]]:
       nodes: what each SuperNode is configured with.
     """
     os.environ |= {"FLWR_HOME": str(folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
-    os.environ["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"  # Flower's start each other
+    # Flower's programs start each other, and the apps, which import this package.
+    for name, first in (("PATH", PROGRAMS), ("PYTHONPATH", ROOT)):
+        os.environ[name] = os.pathsep.join([str(first), *filter(None, [os.environ.get(name)])])
     tls, port = folder / "tls", _port()
     (folder / "flwr").mkdir(exist_ok=True)
     lines = ["[superlink.here]", f'address = "127.0.0.1:{port}"', f'root-certificates = "{tls / "ca.pem"}"']
@@ -138,17 +140,20 @@ def _calls(relay: Relay, name: str) -> int:
     return sum(count for path, count in relay.requests.number.items() if path.endswith(name))
 
 
-def counted(folder: Path, app: str, settings: dict[str, Any], relays: list[Relay]) -> dict[str, Any]:
-    """Runs an app on the network; the fields of `Found` but for the accuracy.
+def counted(app: str, settings: dict[str, Any], relays: list[Relay], model: Path) -> dict[str, Any]:
+    """Runs an app on the network, which leaves its model; the fields of `Found` but for the accuracy.
 
     Raises:
       RuntimeError: the run failed, or something could not be counted.
     """
+    log = model.with_name("run.log")
     given = " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
     traffic, requests = [relay.traffic() for relay in relays], [relay.requests for relay in relays]
     begun = time.monotonic()
-    flwr("run", app, "here", "--stream", "--run-config", given, log=folder / "run.log")
+    flwr("run", app, "here", "--stream", "--run-config", given, log=log)
     seconds = time.monotonic() - begun
+    if not model.exists():
+        raise RuntimeError("the run left no model:\n" + "\n".join(log.read_text().splitlines()[-8:]))
     after = [relay.traffic() for relay in relays]
     up, down = (sum(b[i] - a[i] for a, b in zip(traffic, after, strict=True)) for i in (0, 1))
     found: dict[str, list[int]] = {}
@@ -178,9 +183,8 @@ def cepam(folder: Path, found: Agreement) -> Found:
         relays = stack.enter_context(network(folder, nodes))
         files = {"agreement": "agreement.json", "key": "server.key", "directory": "server"}
         settings = {name: str(folder / file) for name, file in files.items()}
-        took = counted(folder, "examples/flower", settings, relays)
         model = folder / "server" / "model.npz"
-        _wait("the model", model.exists, folder / "run.log")
+        took = counted("examples/flower", settings, relays, model)
     return Found(**took, accuracy=demo.judged(found, model)["accuracy"])
 
 
@@ -205,7 +209,7 @@ def fedavg(folder: Path, found: Agreement) -> Found:
     }
     settings |= {"rate": float(local.learning_rate), "momentum": float(local.momentum)}
     with network(folder, nodes) as relays:
-        took = counted(folder, "examples/flower_fedavg", settings, relays)
+        took = counted("examples/flower_fedavg", settings, relays, folder / "fedavg.npz")
     with np.load(folder / "fedavg.npz") as arrays:
         np.savez(folder / "model.npz", **{name: arrays[short(name)] for name, _ in named})
     return Found(**took, accuracy=demo.judged(found, folder / "model.npz")["accuracy"])
