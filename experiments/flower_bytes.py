@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cepam_jax.deploy import commands, demo, step, worker
+from cepam_jax.deploy import commands, demo, step
 from cepam_jax.deploy.agreement import Agreement
-from cepam_jax.errors import EXPECTED
+from cepam_jax.errors import EXPECTED, require
 from cepam_jax.extras import need
 from experiments.counting import Relay
 from experiments.tables import markdown
@@ -176,8 +176,9 @@ def cepam(folder: Path, found: Agreement) -> Found:
         for name in found.names:
             path = folder / name / "worker.sock"
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            log, module = folder / f"{name}.log", worker.__spec__.name
-            stack.enter_context(demo.process(log, module, *demo.common_of(folder, name), f"--socket={path}"))
+            log = folder / f"{name}.log"
+            own = ["cepam_jax.deploy.worker", *demo.common_of(folder, name), f"--socket={path}"]
+            stack.enter_context(demo.process(log, *own))
             _wait(f"the worker of {name}", path.exists, log)
             nodes.append(f'worker="{path}"')
         relays = stack.enter_context(network(folder, nodes))
@@ -266,6 +267,11 @@ def main() -> None:
     all_found = {}
     try:
         need("experiments.flower_bytes", "deploy")
+        for name in ("rounds", "clients"):
+            least = 1 if name == "rounds" else 2
+            require(getattr(given, name) >= least, f"--{name}", getattr(given, name), f"at least {least}")
+        there = given.folder is not None and given.folder.exists() and any(given.folder.iterdir())
+        require(not there, "--folder", str(given.folder), "one that is empty, or that does not exist yet")
         with contextlib.ExitStack() as stack:
             new = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cepam_jax_")))
             for name, run in {"CEPAM": cepam, "Flower's FedAvg": fedavg}.items():
