@@ -183,7 +183,7 @@ def replayed(folder: Path, found: agreement.Agreement, proxy: Proxy) -> Server:
     again = folder / "again"
     again.mkdir()
     leaves = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(start)}
-    store.save(again / "server.state", record | {"round": 0, "ledger": ""}, leaves)
+    store.save(again / "server.state", record | {"round": 0, "ledger": "", "seen": {}}, leaves)
     server = Server(again, found, keys.read_private(folder / "server.key"))
     while not server.finished:
         for client in server.drawn:

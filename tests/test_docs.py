@@ -153,6 +153,7 @@ SHORT = {
     "experiments.generate": ["--length=20"],
     "experiments.export": [],
     "experiments.fault_campaign": ["--runs=1", "--rounds=2"],
+    "experiments.flower_bytes": ["--rounds=2"],
     "experiments.figures.device": ["--smoke"],
     "experiments.audit": ["--size=20000", "--trials=2000"],
     "experiments.benchmarks.wire": [
@@ -211,6 +212,7 @@ SHORT = {
         "--steps=1",
         "--repeats=1",
     ],
+    "experiments.benchmarks.deploy": ["--clients=3", "--rounds=3", "--processes=2"],
     "experiments.benchmarks.rejection": ["--size=20000", "--repeats=1"],
     "experiments.benchmarks.peers": ["--models=mlp", "--clients=2", "--rounds=1", "--turns=1"],
     "experiments.benchmarks.scale": ["--clients=2", "--models=mlp", "--mechanisms=fedavg", "--chunks=2"],
@@ -234,6 +236,8 @@ SHORT_OF = {
 }
 # Programs that run exported files, and what they need beside requirements.txt.
 EXPORTED = ("experiments.export", "experiments.figures.device")
+# Programs that start a federation over sockets, and so need requirements-deploy.txt; one needs Flower too.
+DEPLOYED = ("experiments.fault_campaign", "experiments.benchmarks.deploy", "experiments.flower_bytes")
 # Flags that name an earlier run. It is made first, short, of this configuration.
 EARLIER = re.compile(r"--(run|init|config\.init)=\S+")
 MADE = "-m experiments.train --config=configs/shakespeare.py:fedavg --workdir=/tmp/made"
@@ -307,8 +311,12 @@ def test_command(command, tmp_path, monkeypatch):
         message = f"NO ONNXRUNTIME: {arguments[1]} is not run; pip install -r requirements-export.txt"
         warnings.warn(message, stacklevel=1)
         pytest.skip(message)
-    if arguments[1] == "experiments.fault_campaign" and util.find_spec("cryptography") is None:
+    if arguments[1] in DEPLOYED and util.find_spec("cryptography") is None:
         message = "NO CRYPTOGRAPHY: deployments are not run; pip install -r requirements-deploy.txt"
+        warnings.warn(message, stacklevel=1)
+        pytest.skip(message)
+    if arguments[1] == "experiments.flower_bytes" and util.find_spec("flwr") is None:
+        message = "NO FLOWER: bytes on its sockets are not counted; pip install -r requirements-deploy.txt"
         warnings.warn(message, stacklevel=1)
         pytest.skip(message)
     if "experiments.hospitals" in command:  # of a finished run of its own

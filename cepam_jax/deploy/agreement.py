@@ -1,9 +1,9 @@
 """What all parties of a federation have signed up to: one file, the same to the bit on every machine.
 
 It holds the configuration as it is carried out (calibrated to a privacy target), who takes part with how many
-examples and which public key, the server's public key, the shapes of an example, and the constants that every
-batch is seen with. Its digest goes into all keys and messages: who holds another file understands nothing.
-Nothing in it is secret.
+examples and which public key, the server's public key, the shapes of an example, the constants that every
+batch is seen with, and the versions of what computes. Its digest goes into all keys and messages: who holds
+another file understands nothing. Nothing in it is secret.
 """
 
 import hashlib
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jaxlib
 import ml_collections
 import numpy as np
 
+import cepam_jax
 from cepam_jax import files
 from cepam_jax.data.examples import Examples
 from cepam_jax.data.partition import Partition
@@ -25,7 +27,7 @@ from cepam_jax.run import allowed, build, guarantees, needs
 from cepam_jax.run.config import plain, validate
 from cepam_jax.tasks.base import Model, Task
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Agreement(NamedTuple):
@@ -99,6 +101,7 @@ def make(
         _canonical(
             {
                 "schema": SCHEMA,
+                "versions": versions(),
                 "config": json.loads(config.to_json()),
                 "specification": data.specification,
                 "counts": split.counts.tolist(),
@@ -124,6 +127,7 @@ def read(text: str) -> Agreement:
     try:
         found = json.loads(text)
         require(found["schema"] == SCHEMA, "schema of the agreement", found["schema"], f"{SCHEMA}")
+        _check_versions(found["versions"])
         constants = {
             name: np.asarray(values, dtype).reshape(shape)
             for name, (dtype, shape, values) in found["constants"].items()
@@ -147,6 +151,23 @@ def read(text: str) -> Agreement:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"this is no agreement of a federation: {error!r}") from error
+
+
+def versions() -> dict[str, str]:
+    """What all parties must have of the same version, and which is here.
+
+    Both ends compile the same functions and draw the same shared words; another compiler may round otherwise,
+    and another generator draw otherwise. A message may then decode to something else than what was encoded.
+    """
+    return {"cepam_jax": cepam_jax.__version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+
+
+def _check_versions(agreed: dict[str, str]) -> None:
+    here = versions()
+    for name in sorted(here.keys() | agreed.keys()):
+        same = agreed.get(name) == here.get(name)
+        why = f"{agreed.get(name)}, as was agreed to: another one may compute other bits of the same message"
+        require(same, f"version of {name}", here.get(name), why)
 
 
 def _check_parties(found: dict[str, Any], config) -> None:

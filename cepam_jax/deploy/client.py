@@ -14,7 +14,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cepam_jax import wire
-from cepam_jax.deploy import envelope, keys, step, store
+from cepam_jax.deploy import envelope, joining, keys, step, store
 from cepam_jax.deploy.agreement import Agreement, number_of
 from cepam_jax.deploy.envelope import Envelope, Refused
 from cepam_jax.errors import CheckpointMismatchError, ConfigError
@@ -106,8 +106,8 @@ class Client:
 
     @property
     def limit(self) -> int:
-        """The longest body that is read: the model, or a run's nonce."""
-        return max(self._common.model_bytes, keys.NONCE)
+        """The longest body that is read: the model, or a greeting."""
+        return max(self._common.model_bytes, joining.GREETING)
 
     def warm(self) -> None:
         """Compiles the step, so that the first round does not wait for it; nothing of it is kept."""
@@ -144,13 +144,13 @@ class Client:
         A greeting alone binds to nothing, since all who know the agreement can write one.
         """
         envelope.check(data, self._agreement.digest)
-        if len(asked.body) != keys.NONCE:
-            raise Refused("malformed", "no run")
-        if self.answered and asked.body != self._run:
+        run, challenge = joining.read_greeting(asked.body)
+        if self.answered and run != self._run:
             raise Refused("foreign", "this client has answered another run of the same agreement")
-        self._run = asked.body
+        self._run = run
         key = keys.joining(self._secret, self._run, self._agreement.digest, self.number)
-        return envelope.seal(self._envelope(envelope.JOIN, 0, self._nonce), key)
+        body = joining.answer(self._nonce, challenge, max(self._answers, default=-1) + 1)
+        return envelope.seal(self._envelope(envelope.JOIN, 0, body), key)
 
     def _envelope(self, kind: int, number: int, body: bytes = b"") -> Envelope:
         assert self._run is not None

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,13 @@ def prepared(folder: Path, name: str, changes: list[str]) -> Agreement:
 
 
 @contextlib.contextmanager
-def process(log: Path, *arguments: object) -> Iterator[subprocess.Popen]:
+def process(
+    log: Path, *arguments: object, program: tuple[str, ...] = (sys.executable, "-m")
+) -> Iterator[subprocess.Popen]:
     """`python -m arguments` with its output in a file; ended, if it has not, when the block is left."""
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with log.open("ab") as out:
-        command = [sys.executable, "-m", *map(str, arguments)]
+        command = [*program, *map(str, arguments)]
         started = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | one)
     try:
         yield started
@@ -106,30 +108,43 @@ def client_command(folder: Path, name: str, port: int, tls: bool = True) -> list
     return found + ([f"--authority={folder / 'tls' / 'ca.pem'}"] if tls else [])
 
 
-def run(folder: Path, found: Agreement, show: bool = True) -> dict[str, Any]:
+def run(
+    folder: Path,
+    found: Agreement,
+    show: bool = True,
+    clients: Callable[[int], dict[str, list[object]]] | None = None,
+    watch: Callable[[dict[str, subprocess.Popen]], None] | None = None,
+) -> dict[str, Any]:
     """Starts all processes and waits for them; the server's last event.
+
+    Args:
+      folder: of `prepared`.
+      found: what is run.
+      show: whether the number of the round is printed.
+      clients: port -> name and arguments of each client's process; by default one for each client.
+      watch: is called again and again with the processes by name, and may sleep.
 
     Raises:
       RuntimeError: one of them failed, and what it said.
     """
-    log = folder / "server.log"
+    log, watch = folder / "server.log", watch or (lambda running: time.sleep(0.1))
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(process(log, *server_command(folder, 0)))
         before = len(events(log, "listening"))
         port = _wait(lambda: events(log, "listening")[before:], {"server": (server, log)})[-1]["port"]
         running = {"server": (server, log)}
-        for name in found.names:
-            own = folder / f"{name}.log"
-            started = stack.enter_context(process(own, *client_command(folder, name, port)))
-            running[name] = (started, own)
+        own = {name: client_command(folder, name, port) for name in found.names}
+        for name, command in (clients(port) if clients else own).items():
+            said = folder / f"{name}.log"
+            running[name] = (stack.enter_context(process(said, *command)), said)
         seen = 0
         while server.poll() is None:
             _check(running)
-            lines = events(log, "round")
-            if show and len(lines) != seen:
+            lines = events(log, "round") if show else []
+            if len(lines) != seen:
                 print(f"round {lines[-1]['round']} of {found.rounds}", end="\r", flush=True)
             seen = len(lines)
-            time.sleep(0.1)
+            watch({name: started for name, (started, _) in running.items()})
         _check(running)
     return events(log, "finished")[-1]
 

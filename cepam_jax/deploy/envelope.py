@@ -21,7 +21,7 @@ import struct
 from typing import NamedTuple
 
 MAGIC = b"\xceF"
-VERSION = 1
+VERSION = 2
 JOIN, REQUEST, REPLY, HELLO, DONE = range(5)
 KINDS = ("join", "request", "reply", "hello", "done")
 _FRONT = struct.Struct("<2sBB8s8sII")
@@ -42,6 +42,9 @@ REASONS = {
     "undrawn": "this client was not drawn in this round",
     "replay": "this client's answer is here already",
     "reenrolled": "this client has joined with another nonce: its state was lost, or somebody plays it",
+    "recorded": "it answers another greeting than the one on this connection",
+    "rolledback": "this client has answered more than it says: its directory was put back",
+    "ahead": "this client has answered more than was asked here: the server's directory was put back",
     "corrupt": "its body cannot be decoded",
     "twice": "this round was answered already, to another request",
     "finished": "all rounds that were agreed to are answered",

@@ -11,11 +11,11 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from cepam_jax.deploy import agreement, commands, envelope, keys, relay, spent
+from cepam_jax.deploy import agreement, commands, envelope, joining, keys, relay, spent
 from cepam_jax.deploy.envelope import Refused
 from cepam_jax.deploy.flower_client import BODY, RECORD, REFUSED
 from cepam_jax.deploy.server import Server
-from cepam_jax.deploy.serving import JOINING, Stalled, Waiting
+from cepam_jax.deploy.serving import Stalled, Waiting
 from cepam_jax.errors import NonFiniteUpdateError
 from cepam_jax.run import runtime
 
@@ -33,6 +33,7 @@ class Carrier:
         self._waiting = waiting or Waiting(again=60.0, closing=30.0)
         self._nodes: dict[int, int] = {}
         self._asked: dict[str, tuple[int, int | None, float]] = {}  # message -> node, client, when
+        self._challenges: dict[int, bytes] = {}  # node -> that of its last greeting
         self._due: dict[int, float] = {}  # node that answered with an error -> when it is asked again
         self._clock: float | None = None  # when the first who was drawn was sent the open round's request
 
@@ -64,10 +65,10 @@ class Carrier:
             self._ask()
             time.sleep(_POLL)
             self._pull()
-        seconds = time.monotonic() - opened
+        took = time.monotonic() - opened
         found = self._server.close_round()
         del found["bytes"]  # where lengths depend on the update, one says something of that
-        self._log("round", **found, seconds=round(seconds, 4))
+        self._log("round", **found, took=round(took, 4))
 
     def _ask(self) -> None:
         """Greets new nodes, and asks who is missing and has not been asked, or not for long."""
@@ -80,7 +81,8 @@ class Carrier:
         known = set(self._nodes.values())
         for node in self._grid.get_node_ids():
             if node not in known | waiting:
-                self._push(node, None, self._server.hello())
+                self._challenges[node] = joining.challenge()
+                self._push(node, None, self._server.hello(self._challenges[node]))
         for client in self._server.missing:
             node = self._nodes.get(client)
             if node is not None and node not in waiting:
@@ -116,7 +118,7 @@ class Carrier:
         self._log(event, node=node, client=client, reason=reason)
 
     def _taken(self, record: Mapping[str, Any] | None, node: int, client: int | None) -> None:
-        limit = JOINING if client is None else self._server.limit + envelope.OVERHEAD
+        limit = joining.JOINING if client is None else self._server.limit + envelope.OVERHEAD
         body = relay.body_of(record, BODY, limit)
         refused = None if record is None else record.get(REFUSED)
         if body is None or not isinstance(refused, bool):
@@ -128,7 +130,8 @@ class Carrier:
 
     def _received(self, body: bytes, node: int, client: int | None) -> None:
         try:
-            sender = self._server.receive(body)
+            challenge = self._challenges.pop(node, b"") if client is None else b""
+            sender = self._server.receive(body, challenge)
         except Refused as error:
             if error.name != "stale":  # late for its round, but good for the next
                 self._due[node] = time.monotonic() + self._waiting.again

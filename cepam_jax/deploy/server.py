@@ -13,11 +13,10 @@ import jax
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from cepam_jax import wire
-from cepam_jax.deploy import envelope, keys, step, store
+from cepam_jax.deploy import envelope, joining, keys, step, store
 from cepam_jax.deploy.agreement import Agreement
 from cepam_jax.deploy.envelope import Envelope, Refused
-from cepam_jax.errors import CheckpointMismatchError, NonFiniteUpdateError, WireError, require
+from cepam_jax.errors import CheckpointMismatchError, NonFiniteUpdateError, require
 from cepam_jax.federated import State, participation
 from cepam_jax.mechanisms import Message
 from cepam_jax.run import guarantees, ledger, provenance
@@ -73,6 +72,7 @@ class Server:
         self._lock = Lock(Path(directory))
         self.refusals: dict[str, int] = {}
         self._nonces: dict[int, bytes] = {}
+        self._seen: dict[int, int] = {}  # client -> the number behind its last round that was closed with it
         self.failed = ""
         try:
             self._restore()
@@ -95,6 +95,7 @@ class Server:
             raise CheckpointMismatchError(f"{where} holds a run of another agreement; take another directory")
         self._run = bytes.fromhex(record["run"])
         self._nonces = {int(client): bytes.fromhex(nonce) for client, nonce in record["nonces"].items()}
+        self._seen = {int(client): through for client, through in record["seen"].items()}
         self.ledger, self.failed = ledger.read(record["ledger"]), record["failed"]
         leaves, tree = jax.tree.flatten(self._common.start)
         self.state = jax.tree.unflatten(tree, [arrays[f"leaf{i}"] for i in range(len(leaves))])
@@ -105,6 +106,7 @@ class Server:
             "agreement": self._agreement.digest.hex(),
             "run": self._run.hex(),
             "nonces": {client: nonce.hex() for client, nonce in sorted(self._nonces.items())},
+            "seen": self._seen,
             "ledger": self.ledger.text(),
             "round": self.round,
             "failed": self.failed,
@@ -115,8 +117,7 @@ class Server:
     def _begin(self) -> None:
         """Opens the round behind those that are done."""
         config, plan = self._agreement.config, self._common.plan
-        self._arrived: dict[int, Message] = {}
-        self._bytes: dict[int, int] = {}
+        self._arrived, self._bytes = dict[int, Message](), dict[int, int]()
         with jax.enable_x64(False):
             key = participation.round_key(self._draws, self.state.round)
             drawn = participation.choose(key, config.num_clients, plan.per_round)
@@ -136,9 +137,8 @@ class Server:
         """
         if self.finished:
             return None
-        knobs = jax.tree.map(np.asarray, self._knobs)
         drawn = () if len(self.drawn) == self._agreement.config.num_clients else (self.drawn,)
-        return ledger.Entry(1, knobs, drawn, self._parts, failed=True)
+        return ledger.Entry(1, jax.tree.map(np.asarray, self._knobs), drawn, self._parts, failed=True)
 
     @property
     def round(self) -> int:
@@ -169,9 +169,14 @@ class Server:
         """Who has joined."""
         return tuple(sorted(self._nonces))
 
-    def hello(self) -> bytes:
-        """What everybody is told first: which run this is. Its tag proves nothing; the requests do."""
-        return envelope.seal(self._envelope(envelope.HELLO, 0, 0, self._run), self._agreement.digest)
+    def hello(self, challenge: bytes) -> bytes:
+        """What everybody is told first: which run this is. Its tag proves nothing; the requests do.
+
+        Args:
+          challenge: of `joining.challenge`, new each time.
+        """
+        message = self._envelope(envelope.HELLO, 0, 0, self._run + challenge)
+        return envelope.seal(message, self._agreement.digest)
 
     def request(self, client: int) -> bytes:
         """What a client that was drawn and has joined is asked in the open round."""
@@ -189,19 +194,23 @@ class Server:
         given = self._run, self._nonces[client], self._agreement.digest, client
         return keys.derive(self._secrets[client], *given)
 
-    def receive(self, data: bytes) -> int:
+    def receive(self, data: bytes, challenge: bytes = b"") -> int:
         """Takes a message of a client, and returns whose it is.
+
+        Args:
+          data: the message.
+          challenge: of the greeting that it answers, if it may join with it.
 
         Raises:
           Refused: says why; nothing has changed.
         """
         try:
-            return self._receive(data)
+            return self._receive(data, challenge)
         except Refused as error:
             self.refusals[error.name] = self.refusals.get(error.name, 0) + 1
             raise
 
-    def _receive(self, data: bytes) -> int:
+    def _receive(self, data: bytes, challenge: bytes) -> int:
         message = envelope.parse(data, self.limit)
         client = message.client
         if client >= len(self._agreement.clients):
@@ -209,7 +218,7 @@ class Server:
         if (message.run, message.agreement) != (self._run[:8], self._agreement.digest[:8]):
             raise Refused("foreign")
         if message.kind == envelope.JOIN:
-            return self._join(data, message)
+            return self._join(data, message, challenge)
         if client not in self._nonces:
             raise Refused("stranger", f"client {client} has not joined")
         derived = self._keys(client)
@@ -232,31 +241,21 @@ class Server:
         """The longest body that is read: twice what floats would take."""
         return 8 * self._common.coordinates + 4096
 
-    def _join(self, data: bytes, message: Envelope) -> int:
+    def _join(self, data: bytes, message: Envelope, challenge: bytes) -> int:
         client, digest = message.client, self._agreement.digest
         envelope.check(data, keys.joining(self._secrets[client], self._run, digest, client))
-        if len(message.body) != keys.NONCE:
-            raise Refused("malformed", "no nonce")
-        known = self._nonces.get(client)
-        if known is not None and known != message.body:
-            raise Refused("reenrolled", f"client {client}")
+        found, known = joining.read(message.body), self._nonces.get(client)
+        seen = self.round + 1 if client in self._arrived else self._seen.get(client, 0)
+        joining.check(found, challenge, known, seen, self.round + 1)
         if known is None:
-            self._nonces[client] = message.body
+            self._nonces[client] = found.nonce
             self._save()  # an OSError ends the process, as in `close_round`
         return client
 
     def _decoded(self, message: Envelope, derived: keys.Derived) -> Message:
-        mechanism, d = self._common.plan.mechanism, self._common.coordinates
         knobs = step.of_client(self._common, self._knobs, message.client, self.state.scale)
         shared = self._source.shared(derived.master, message.round, message.client)
-        try:
-            found = wire.unpack(message.body, mechanism, shared, knobs, d)
-        except WireError as error:
-            raise Refused("corrupt", f"client {message.client}: {error}") from None
-        with jax.enable_x64(False):
-            if self._common.decodes(shared, found, knobs):
-                return found
-        raise Refused("corrupt", f"client {message.client}: not finite")  # an honest one sends noise instead
+        return step.unpacked(self._common, message, shared, knobs)
 
     def close_round(self) -> dict[str, Any]:
         """Aggregates what has arrived, writes model and ledger, and opens the next round.
@@ -271,6 +270,7 @@ class Server:
         number = len(self._agreement.clients)
         found = {"round": self.round + 1, "late": self.missing, "bytes": dict(self._bytes)}
         after, report = self._aggregated(number)
+        self._seen |= dict.fromkeys(self._arrived, self.round + 1)
         block = jax.tree.map(lambda a: np.asarray(a)[None], report)
         if not bool(report.ran):
             self.ledger = self.ledger.add_failure(block, number, self._names, self._parts)

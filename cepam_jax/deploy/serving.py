@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cepam_jax.deploy import envelope, frames, keys
+from cepam_jax.deploy import envelope, frames, joining
 from cepam_jax.deploy.envelope import Refused
 from cepam_jax.deploy.frames import Link, Traffic
 from cepam_jax.deploy.server import Server
 
 _GREETED = 30.0  # seconds in which who has dialled must join
-JOINING = envelope.OVERHEAD + keys.NONCE  # bytes of the message that a client joins with
 _POLL = 0.02  # seconds between looks at the end
 Log = Callable[..., None]
 
@@ -153,10 +152,10 @@ class Serving:
             await asyncio.wait_for(self._wake.wait(), max(pause, 0.0))
 
     def _close_round(self) -> None:
-        seconds = time.monotonic() - self._opened
+        took = time.monotonic() - self._opened
         found = self._server.close_round()
         self.carried += sum(found.pop("bytes").values())
-        self._log("round", **found, seconds=round(seconds, 4))
+        self._log("round", **found, took=round(took, 4))
         self._open()
 
     def _ask(self, client: int, now: float) -> None:
@@ -216,14 +215,15 @@ class Serving:
         try:
             frames.prepare(writer)
             async with asyncio.timeout(_GREETED):
-                await frames.write(writer, self._server.hello())
-                data = await frames.read(reader, JOINING)
+                challenge = joining.challenge()
+                await frames.write(writer, self._server.hello(challenge))
+                data = await frames.read(reader, joining.JOINING)
         except Refused as error:  # of a length that is not read
             self._strangers.refused(error.name, str(error))
             return None
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             return None  # it has gone or says nothing, or this process ends
-        client, refused = self._taken(data)
+        client, refused = self._taken(data, challenge)
         if refused is not None:  # who has not joined cannot be asked again; it may dial again
             self._strangers.refused(refused.name, str(refused))
         if client is None:
@@ -258,10 +258,10 @@ class Serving:
                 self._log("left", client=client)
             writer.close()
 
-    def _taken(self, data: bytes) -> tuple[int | None, Refused | None]:
+    def _taken(self, data: bytes, challenge: bytes = b"") -> tuple[int | None, Refused | None]:
         """(whose message it is, why it is refused); what else goes wrong is the server's, and ends it."""
         try:
-            return self._server.receive(data), None
+            return self._server.receive(data, challenge), None
         except Refused as error:
             return None, error
         except Exception as error:  # its state could not be written: nothing may be sent any more

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from cepam_jax import mechanisms
+from cepam_jax import mechanisms, wire
 from cepam_jax.deploy.agreement import Agreement, read
-from cepam_jax.errors import DatasetError, require
+from cepam_jax.deploy.envelope import Envelope, Refused
+from cepam_jax.errors import DatasetError, WireError, require
 from cepam_jax.federated import Links, LocalUpdate, Plan, State, Trained, make_round, spread, uplink
 from cepam_jax.federated.broadcast import broadcast
 from cepam_jax.federated.state import ClientArrays, GivenKeys, shared_key
@@ -155,6 +156,28 @@ def make_client_step(plan: Plan) -> Any:
         return made.message, trained.loss, made.finite
 
     return jax.jit(run)
+
+
+def unpacked(found: Common, message: Envelope, shared: jax.Array, knobs: Knobs) -> Message:
+    """The Message of an answer's body.
+
+    Args:
+      found: parts of the agreement.
+      message: a client's answer.
+      shared: the key of its round.
+      knobs: that client's, by `of_client`.
+
+    Raises:
+      Refused: corrupt; it cannot be decoded, or not to numbers.
+    """
+    try:
+        message_of = wire.unpack(message.body, found.plan.mechanism, shared, knobs, found.coordinates)
+    except WireError as error:
+        raise Refused("corrupt", f"client {message.client}: {error}") from None
+    with jax.enable_x64(False):
+        if found.decodes(shared, message_of, knobs):
+            return message_of
+    raise Refused("corrupt", f"client {message.client}: not finite")  # an honest one sends noise instead
 
 
 def make_decodes(plan: Plan) -> Any:

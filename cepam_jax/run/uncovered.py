@@ -39,8 +39,8 @@ IN_A_DEPLOYMENT = (
     "server's state and logs knows who was drawn, so nothing is counted on draws",
     "a server that draws, asks or counts otherwise than agreed: honest draws are taken for granted. A client "
     "answers each round once, whatever it is asked",
-    "a directory that is put back to an earlier state, by a backup or a copy: rounds may then be answered "
-    "twice, with one shared key, and what was spent be forgotten",
+    "a directory that is put back to an earlier state, by a backup or a copy: where the other side has seen "
+    "no more, rounds may then be answered twice, with one shared key, and what was spent be forgotten",
     "the mean and deviation of all training pixels or features, by which inputs, if any, are normalized, "
     "computed without noise",
     f"other runs on the same data: {_SHARED}",

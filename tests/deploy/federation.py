@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from cepam_jax.data import sources
-from cepam_jax.deploy import agreement, keys, step
+from cepam_jax.deploy import agreement, joining, keys, step
 from cepam_jax.deploy.client import Client
 from cepam_jax.deploy.server import Server
 from cepam_jax.federated.rounds import make_round
@@ -86,10 +86,16 @@ def simulate(federation: Made) -> tuple[Any, np.ndarray]:
     return state, np.array(sizes)
 
 
+def joined(server: Server, client: Client) -> tuple[bytes, bytes]:
+    """(what a client answers to a new greeting of the server, that greeting's challenge)."""
+    challenge = joining.challenge()
+    return client.answer(server.hello(challenge)), challenge
+
+
 def join(server: Server, clients: list[Client]) -> None:
     """All clients join."""
     for client in clients:
-        assert server.receive(client.answer(server.hello())) == client.number
+        assert server.receive(*joined(server, client)) == client.number
 
 
 def run_round(server: Server, clients: list[Client]) -> dict:

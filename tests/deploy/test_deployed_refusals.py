@@ -1,5 +1,6 @@
 """What the two ends of a deployment refuse, by name, and that nothing changes by it."""
 
+import contextlib
 import json
 import os
 import struct
@@ -10,7 +11,7 @@ pytest.importorskip("cryptography", reason="NO CRYPTOGRAPHY: pip install -r requ
 
 from deploy import federation
 
-from cepam_jax.deploy import agreement, envelope, keys, spent, store
+from cepam_jax.deploy import agreement, envelope, joining, keys, spent, store
 from cepam_jax.deploy.envelope import Envelope, Refused
 from cepam_jax.errors import (
     CheckpointDamagedError,
@@ -55,12 +56,12 @@ def ends(made):
         yield found
 
 
-def refused(end, data, name):
+def refused(end, data, name, *challenge):
     """Whether an end refuses bytes by this name, and is what it was before."""
     before = getattr(end, "missing", None), getattr(end, "round", None), getattr(end, "joined", None)
     call = end.receive if hasattr(end, "receive") else end.answer
     with pytest.raises(Refused) as error:
-        call(data)
+        call(data, *challenge)
     assert error.value.name == name
     assert before == (
         getattr(end, "missing", None),
@@ -86,7 +87,7 @@ def test_what_is_no_message_of_this_run_is_refused(ends):
     refused(server, b"\xceP" + answer[2:], "malformed")  # the magic number of another protocol
     refused(server, answer[: envelope.OVERHEAD - 1], "malformed")
     refused(server, changed(answer, 3, b"\xff"), "malformed")
-    refused(server, changed(answer, 2, b"\x02"), "version")
+    refused(server, changed(answer, 2, b"\x01"), "version")
     refused(server, answer + bytes(server.limit), "oversized")
     refused(server, changed(answer, 4, bytes(8)), "foreign")
     refused(server, changed(answer, 12, bytes(8)), "foreign")
@@ -136,13 +137,68 @@ def sealer(ends, client):
 
 def test_who_has_not_joined_is_a_stranger(made):
     server, client = made.server("server_alone"), made.client(0, "client_alone")
-    joined = client.answer(server.hello())
+    joined, challenge = federation.joined(server, client)
     refused(server, changed(joined, 3, bytes([envelope.REPLY])), "stranger")
     refused(server, changed(joined, 30, b"\0\0\0"), "forged")
-    server.receive(joined)
-    server.receive(joined)  # the same nonce again is no other
+    refused(server, joined, "recorded")  # as if no greeting had been sent
+    refused(server, joined, "recorded", joining.challenge())
+    server.receive(joined, challenge)
+    server.receive(*federation.joined(server, client))  # the same nonce again is no other
+    refused(server, joined, "recorded", joining.challenge())  # who recorded it does not come in with it
+    refused(
+        server, says(server, made, 0, joining.answer(b"n" * 16, challenge, 0)[:-1]), "malformed", challenge
+    )
     other = made.client(0, "client_other")
-    refused(server, other.answer(server.hello()), "reenrolled")
+    answer, challenge = federation.joined(server, other)
+    refused(server, answer, "reenrolled", challenge)
+
+
+def says(server, made, client, body):
+    """What a client with the key of this one would join with, whatever it likes."""
+    run, digest = server._run, made.agreement.digest
+    key = keys.joining(server._secrets[client], run, digest, client)
+    return envelope.seal(Envelope(envelope.JOIN, run[:8], digest[:8], 0, client, body), key)
+
+
+def test_directories_that_were_put_back_are_noticed(tmp_path):
+    """An earlier state would use keys again, or forget what was spent; it is refused by name."""
+    fields = {"partition.kind": "iid", "evaluation.clients": "none"}
+    made = federation.made(tmp_path, federation.small(num_clients=2, **fields))
+    server, clients, copies = made.server(), made.clients(), []
+    states = [tmp_path / "server" / "server.state", tmp_path / "client1" / "client.state"]
+    federation.join(server, clients)
+    fresh = joining.challenge()
+    for number in range(3):
+        copies.append([path.read_bytes() for path in states])
+        for k in range(2):
+            server.receive(clients[k].answer(server.request(k)))
+        # What a client has answered is known before the round is closed.
+        nonce = server._nonces[1]
+        refused(server, says(server, made, 1, joining.answer(nonce, fresh, number)), "rolledback", fresh)
+        refused(server, says(server, made, 1, joining.answer(nonce, fresh, number + 2)), "ahead", fresh)
+        server.receive(says(server, made, 1, joining.answer(nonce, fresh, number + 1)), fresh)
+        if number < 2:
+            server.close_round()
+    server.close()
+    clients[1].close()
+    with contextlib.closing(
+        made.server()
+    ) as server:  # two rounds are closed, and answers to the third are out
+        assert server.round == 2
+        states[1].write_bytes(copies[1][1])  # it has forgotten that it answered the second
+        with contextlib.closing(made.client(1)) as client:
+            answer, challenge = federation.joined(server, client)
+            refused(server, answer, "rolledback", challenge)
+        states[1].write_bytes(copies[2][1])  # as if it had been killed before the third
+        with contextlib.closing(made.client(1)) as client:
+            federation.join(server, [client])
+    states[0].write_bytes(copies[0][0])  # the server has forgotten two rounds, and what was spent in them
+    with contextlib.closing(made.server()) as server:
+        assert server.round == 0
+        answer, challenge = federation.joined(server, clients[0])
+        refused(server, answer, "ahead", challenge)
+        refused(clients[0], server.request(0), "stale")  # nor would it answer
+    clients[0].close()
 
 
 def test_a_client_answers_each_round_once(made):
@@ -177,7 +233,9 @@ def test_a_client_answers_each_round_once(made):
             )
         )
         assert envelope.parse(noise, 9999).kind == envelope.REPLY and other.diverged == 1
-        refused(again, sealed(envelope.HELLO, 0, os.urandom(16), made.agreement.digest), "foreign")
+        other_run = os.urandom(16) + joining.challenge()
+        refused(again, sealed(envelope.HELLO, 0, other_run, made.agreement.digest), "foreign")
+        refused(again, sealed(envelope.HELLO, 0, other_run[:16], made.agreement.digest), "malformed")
         again.close()
 
 
@@ -202,7 +260,7 @@ def test_directories_of_other_agreements_and_other_keys_are_refused(made, tmp_pa
     other = federation.made(tmp_path, federation.small(clients_per_round=4))
     made.server("server_first").close()
     client = made.client(0, "client_first")
-    client.answer(made.server("server_second").hello())
+    federation.joined(made.server("server_second"), client)
     client.close()
     moved = other._replace(folder=made.folder)
     for call in (lambda: moved.server("server_first"), lambda: moved.client(0, "client_first")):
@@ -259,7 +317,7 @@ def test_a_greeting_alone_binds_a_client_to_nothing(ends, made):
     newcomer = made.client(ends.drawn[0], "client_greeted")
     digest = made.agreement.digest
     for run in (os.urandom(16), ends.server._run):
-        asked = envelope.Envelope(envelope.HELLO, run[:8], digest[:8], 0, 0, run)
+        asked = envelope.Envelope(envelope.HELLO, run[:8], digest[:8], 0, 0, run + joining.challenge())
         joined = envelope.parse(newcomer.answer(envelope.seal(asked, digest)), 99)
         assert joined.kind == envelope.JOIN and joined.run == run[:8]
     newcomer.close()
@@ -283,6 +341,21 @@ def test_an_agreement_that_was_tampered_with_is_refused(made, change, text):
         change = {"clients": [found["clients"][0]] * len(found["clients"])}
     with pytest.raises(ConfigError, match=text):
         agreement.read(json.dumps(found | change))
+
+
+@pytest.mark.parametrize("name", ["cepam_jax", "jax", "jaxlib"])
+def test_other_versions_than_were_agreed_to_are_refused_by_name(made, name):
+    """Others may compute other bits, and what is decoded would be another message."""
+    found = json.loads(made.agreement.text)
+    assert agreement.read(made.agreement.text).digest == made.agreement.digest
+    other = {"versions": found["versions"] | {name: "0.0.1"}}
+    with pytest.raises(ConfigError, match=rf"^version of {name} is .* 0\.0\.1, as was agreed to"):
+        agreement.read(json.dumps(found | other))
+    none = {"versions": {key: value for key, value in found["versions"].items() if key != name}}
+    with pytest.raises(ConfigError, match=f"^version of {name} is .* None, as was agreed to"):
+        agreement.read(json.dumps(found | none))
+    with pytest.raises(ConfigError, match=r"^schema of the agreement is 1"):
+        agreement.read(json.dumps(found | {"schema": 1}))
 
 
 def test_nothing_is_counted_on_draws(ends):

@@ -22,7 +22,18 @@ pytest.importorskip("cryptography", reason="NO CRYPTOGRAPHY: pip install -r requ
 
 import numpy as np
 
-from cepam_jax.deploy import certificates, commands, dialling, envelope, frames, join, relay, serve, serving
+from cepam_jax.deploy import (
+    certificates,
+    commands,
+    dialling,
+    envelope,
+    frames,
+    join,
+    joining,
+    relay,
+    serve,
+    serving,
+)
 from cepam_jax.deploy.envelope import Refused
 from cepam_jax.deploy.serving import Serving, Stalled, Waiting
 from cepam_jax.deploy.worker import Worker
@@ -48,8 +59,8 @@ class Rounds:
     missing = property(lambda self: tuple(k for k in self.drawn if k not in self.arrived))
     enough = property(lambda self: len(self.arrived) >= self._enough)
 
-    def hello(self):
-        return b"hello"
+    def hello(self, challenge):
+        return b"hello " + challenge.hex().encode()
 
     def request(self, client):
         self.asked.append((self.round, client))
@@ -58,12 +69,14 @@ class Rounds:
     def done(self, client):
         return b"done"
 
-    def receive(self, data):
+    def receive(self, data, challenge=b""):
         if self.fails is not None:
             raise self.fails
-        kind, _, client = data.partition(b" ")
+        kind, client, *answered = data.split(b" ") if b" " in data else (b"", b"")
         if kind not in (b"JOIN", b"REPLY"):
             raise Refused("forged")
+        if kind == b"JOIN" and (not challenge or answered != [challenge.hex().encode()]):
+            raise Refused("recorded")
         (self.joined if kind == b"JOIN" else self.arrived).add(int(client))
         return int(client)
 
@@ -82,8 +95,8 @@ class Answers:
         self.number, self.finished, self.answered, self.fails, self.asked = number, False, 0, fails, 0
 
     def answer(self, data):
-        if data == b"hello":
-            return b"JOIN %d" % self.number
+        if data.startswith(b"hello "):
+            return b"JOIN %d %s" % (self.number, data.removeprefix(b"hello "))
         if data == b"done":
             self.finished = True
             return b""
@@ -127,8 +140,8 @@ async def joined(port, client, buffer=0):
     connection.setblocking(False)
     await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
     reader, writer = await asyncio.open_connection(sock=connection, limit=1024)
-    assert await frames.read(reader, 100) == b"hello"
-    await frames.write(writer, b"JOIN %d" % client)
+    greeting = await frames.read(reader, 100)
+    await frames.write(writer, b"JOIN %d %s" % (client, greeting.removeprefix(b"hello ")))
     return reader, writer  # who drops them closes the connection
 
 
@@ -233,13 +246,13 @@ def test_a_stranger_may_send_what_a_client_joins_with_and_no_more():
 
     async def work():
         async with served(server, log=log) as (_, _, port):
-            for length in [serving.JOINING + 1, *[serving.JOINING] * 20]:
+            for length in [joining.JOINING + 1, *[joining.JOINING] * 20]:
                 with contextlib.suppress(ConnectionError):
                     await asyncio.wait_for(said(port, length), 5.0)
 
     ends(work())
     first = log.named("refused")[0]
-    assert first["reason"] == "oversized" and f"at most {serving.JOINING}" in first["detail"]
+    assert first["reason"] == "oversized" and f"at most {joining.JOINING}" in first["detail"]
     assert len(log.named("refused")) <= 4, "one line a second"
 
 
@@ -260,8 +273,8 @@ def test_only_so_many_connections_wait_to_join():
     async def work():
         async with served(server, log=log) as (_, _, port):
             held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(most)]
-            for reader, _ in held:
-                assert await frames.read(reader, 100) == b"hello"
+            greetings = {await frames.read(reader, 100) for reader, _ in held}
+            assert len(greetings) == most and all(one.startswith(b"hello ") for one in greetings)
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
                 await asyncio.wait_for(frames.read(reader, 100), 5.0)
@@ -454,7 +467,7 @@ def test_only_bytes_are_a_body():
     assert relay.body_of({"body": b"abc"}, "body", 3) == b"abc"
     for record in (None, {}, {"body": 10**12}, {"body": [1, 2]}, {"body": "abc"}, {"body": b"abcd"}):
         assert relay.body_of(record, "body", 3) is None
-    assert envelope.OVERHEAD < serving.JOINING < 100
+    assert envelope.OVERHEAD < joining.JOINING < 100
 
 
 @pytest.fixture
@@ -547,7 +560,7 @@ def honest(number):
 
 BAD = {
     "number": {"body": 10**12, "refused": False},
-    "long": {"body": bytes(serving.JOINING + 1), "refused": False},
+    "long": {"body": bytes(joining.JOINING + 1), "refused": False},
     "nameless": {"refused": False},
     "half": {"body": b"JOIN 0"},
     "recordless": "nothing",
