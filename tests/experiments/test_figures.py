@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from cepam_jax.mechanisms import lattices as lattice_table
 from cepam_jax.run.config import validate
 from cepam_jax.theory import rate as theory
 from configs import authors
-from experiments import output, paired, tables
+from experiments import output, paired, site, tables
 from experiments import report as reports
 from experiments.figures import (
     clipped,
@@ -552,3 +553,20 @@ def test_what_is_no_finished_figure_is_named(tmp_path, broken):
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
         assert "gamma is no finished figure" in text and "numbers of cifar10" in text
+
+
+def test_the_site_publishes_the_report_that_it_is_told_of(tmp_path, monkeypatch):
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri=site.PAGE))
+    monkeypatch.delenv(site.VARIABLE, raising=False)
+    site.on_post_build({"site_dir": str(tmp_path)})
+    assert site.on_page_content("text", page) == "text" and not list(tmp_path.iterdir())
+    monkeypatch.setenv(site.VARIABLE, str(tmp_path / "figures"))
+    with pytest.raises(FileNotFoundError, match="no report.html"):
+        site.on_post_build({"site_dir": str(tmp_path)})
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/report.html").write_text("all figures")
+    site.on_post_build({"site_dir": str(tmp_path)})
+    assert (tmp_path / "report.html").read_text() == "all figures"
+    assert 'href="../report.html"' in site.on_page_content("text", page)
+    page.file.src_uri = "index.md"
+    assert site.on_page_content("text", page) == "text"
