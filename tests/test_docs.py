@@ -78,6 +78,8 @@ SHORT = {
         "--data=digits",
         "--partitions=iid",
         "--budgets=epsilon",
+        "--epsilon=100",
+        "--bits=4",
         "--seeds=1",
         "--lengths=2",
     ],
@@ -298,6 +300,23 @@ def short(command: str, workdir) -> list[str]:
     return arguments
 
 
+def what_runs(command: str) -> tuple[str, ...]:
+    """The program of a shortened command and all flags that it is left with, but for the work directory."""
+    _, module, *given = short(command, "")
+    flags = dict(flag.partition("=")[::2] for flag in given)  # of one that is given twice the last counts
+    flags.pop("--workdir", None)
+    return (module, *sorted(map("=".join, flags.items())))
+
+
+def the_same_as(command: str) -> str | None:
+    """The first command of the pages that runs the same when both are cut short, if that is another one."""
+    mine = what_runs(command)
+    before = COMMANDS[: COMMANDS.index(command)]
+    return next(
+        (other for other in before if MODULE.match(other)[1] == mine[0] and what_runs(other) == mine), None
+    )
+
+
 def hospitals_of_one_round():
     config = hospitals.get_config("fedavg")
     config.rounds = config.eval_every = 1
@@ -319,6 +338,9 @@ def test_command(command, tmp_path, monkeypatch):
         message = "NO FLOWER: bytes on its sockets are not counted; pip install -r requirements-deploy.txt"
         warnings.warn(message, stacklevel=1)
         pytest.skip(message)
+    if the_same_as(command):  # and that runs: of this one, the flags are read as they stand on the page
+        run_here([*shlex.split(command), "--only_check_args"], monkeypatch)
+        return
     if "experiments.hospitals" in command:  # of a finished run of its own
         training.train(hospitals_of_one_round(), tmp_path / "run", progress=False)
         arguments = [f"--run={tmp_path / 'run'}" if a.startswith("--run=") else a for a in arguments]
@@ -343,6 +365,17 @@ def test_a_command_that_fails_is_noticed(tmp_path, monkeypatch, capsys):
     assert "config.rounds is 0" in capsys.readouterr().err
     assert "workdir" not in flags.FLAGS and "config.rounds" not in flags.FLAGS
     assert not flags.FLAGS.is_parsed()
+
+
+def test_a_command_that_runs_like_another_is_only_read(monkeypatch, capsys):
+    """Its own flags, of which a wrong one is noticed."""
+    same = [command for command in COMMANDS if the_same_as(command)]
+    assert same and all(the_same_as(the_same_as(command)) is None for command in same)
+    first = "-m experiments.figures.adaptive --workdir=/tmp/x"
+    assert what_runs(first + " --seeds=3") == what_runs(first) != what_runs(first + " --rounds=7")
+    with pytest.raises(AssertionError, match="exit code 1"):
+        run_here([*shlex.split(first), "--only_check_args", "--no_such_flag=1"], monkeypatch)
+    assert "no_such_flag" in capsys.readouterr().err
 
 
 def test_a_command_without_a_short_version_says_what_to_add(tmp_path):
