@@ -140,7 +140,7 @@ SHORT = {
     "experiments.figures.needs": ["--smoke"],
     "experiments.figures.links": ["--smoke", "--data=digits", "--rounds=2", "--seeds=1"],
     "experiments.links": [],
-    "experiments.figures.adaptive_bits": ["--smoke", "--rounds=2"],
+    "experiments.figures.adaptive_bits": ["--smoke", "--data=digits", "--rounds=2"],
     "experiments.figures.server": ["--size=2000", "--repeats=1"],
     "experiments.radius_law": ["--laws=gaussian:1"],
     "experiments.rotation_tables": ["--lattices=A2"],
