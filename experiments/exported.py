@@ -7,8 +7,10 @@ import numpy as np
 from jax import export as jax_export
 
 from cepam_jax.data.examples import number_of
-from cepam_jax.export import loader
+from cepam_jax.export import formats, loader
 from cepam_jax.export.predictor import Predictor
+from cepam_jax.export.predictor import predictor as make_predictor
+from cepam_jax.export.quantize import Setting, quantize
 from cepam_jax.extras import need
 from cepam_jax.run.finished import Finished
 
@@ -73,3 +75,20 @@ def metrics(
         for name, value in head.judge(call(head.inputs_of(part)), part).items():
             total[name] = total.get(name, 0) + value
     return run.task.summarize(total, float(number_of(test)))
+
+
+def packed_size(run: Finished, rate: float) -> tuple[int, float]:
+    """(bytes of a finished run's packed file, what rounding costs in its task's headline metric).
+
+    The metric is that of the rounded weights, by JAX: no runtime of ONNX is needed.
+
+    Args:
+      run: finished.
+      rate: bits for each weight, as `--rate`.
+    """
+    whole = make_predictor(run.config, run.data, run.model)
+    setting = Setting(rate=rate)
+    size = len(formats.export(formats.exporter(whole), setting, "packed"))
+    values = {name: w.values for name, w in quantize(whole.leaves, setting).items()}
+    rounded = metrics(run, whole, trained(whole._replace(leaves=values)))
+    return size, metrics(run, whole, trained(whole))[run.task.headline] - rounded[run.task.headline]

@@ -5,7 +5,8 @@
 Every method is trained with the model sent in full and with a compressed downlink. Times are computed
 afterwards from the length of every message, with rounds that end with the slowest client; nothing is counted
 for computing, and nothing for the model before training, which follows from a public seed. The target is
-95 % of the final accuracy of float32 with the same seed. Beside it: the largest model that a link trains in a
+95 % of the final accuracy of float32 with the same seed. The finished model of the first seed becomes the
+packed file of experiments/export.py, for the device. Beside it: the largest model that a link trains in a
 given time, and who misses a deadline with one gamma for all or with gammas by `config.needs`.
 """
 
@@ -16,7 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cepam_jax.federated.links import PRESETS, Links, phones
-from experiments import cli, output
+from cepam_jax.run import finished
+from experiments import cli, exported, output
 from experiments.links import clock, duration, rounds_of, seconds_to
 from experiments.output import Claim
 from experiments.paired import bounds, in_points, points, spread
@@ -40,6 +42,7 @@ BROADCASTS = {"full": {}, "compressed": {f"downlink__{name}": value for name, va
 LINKS = ("radio10k", "radio100k", "3g", "phones", "ethernet10g")
 SHOWN = ("float32 full", "float16 full", "clipped 4 bits compressed", "top-k compressed")
 SHARE = 0.95  # of float32's final accuracy
+RATE = 2.4  # bits for each weight of the finished model's packed file, of the first seed
 SPANS = {"an hour": 3600.0, "a day": 86_400.0, "a week": 604_800.0}
 CHECKED = "clipped 4 bits compressed"  # whose closed form is held against simulated points
 SIZED = ("float32 full", CHECKED, "CEPAM gamma 30 compressed")  # of which the largest models are told
@@ -104,10 +107,13 @@ class Measured:
         )
 
 
-def row(label: str, one: Measured, targets, sent_by_float32) -> dict:
-    """What the table shows of one setting."""
+def row(label: str, one: Measured, targets, sent_by_float32, folder: Path) -> dict:
+    """What the table shows of one setting, whose runs have folders under this one."""
     method, broadcast = label.rsplit(" ", 1)
+    size, lost = exported.packed_size(finished.load(folder / label.replace(" ", "_") / "seed0"), RATE)
     return {
+        "file": size,
+        "lost by rounding": 100 * lost,
         "method": method,
         "broadcast": broadcast,
         "accuracy": accuracies(one.runs).tolist(),
@@ -122,6 +128,7 @@ def row(label: str, one: Measured, targets, sent_by_float32) -> dict:
 def end_to_end(rows) -> str:
     """The table of all methods."""
     header = ["method", "model down", "accuracy", "MB up", "MB down", "less than float32", "rounds", *LINKS]
+    header += ["bytes of the model's file", "points lost by it"]
     cells = [
         [
             one["method"],
@@ -132,6 +139,8 @@ def end_to_end(rows) -> str:
             f"{np.mean(one['less']):.4g}x",
             f"{one['rounds']:.3g}",
             *(duration(float(np.mean(one["seconds"][name]))) for name in LINKS),
+            f"{one['file']:,}",
+            f"{one['lost by rounding']:+.2f}",
         ]
         for one in rows
     ]
@@ -351,7 +360,8 @@ def main():
     base = measured["float32 full"]
     targets = SHARE * accuracies(base.runs)
     labels = [label for label in measured if label != "linear"]
-    rows = [row(label, measured[label], targets, base.up + base.down) for label in labels]
+    sent = base.up + base.down
+    rows = [row(label, measured[label], targets, sent, workdir / data) for label in labels]
     models, closed = models_text(rows, measured, COORDINATES[data], clients)
     sizes, seed_claims = payloads()
     deadlines, late = deadline_table(
