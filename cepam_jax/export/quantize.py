@@ -4,7 +4,8 @@ Symmetric uniform quantization of weights alone, per output channel (Jacob, Klig
 Adam, Kalenichenko: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference, arXiv 1712.05877); where to cut off is `mechanisms.clip_thresholds`. Pruning sets the smallest
 magnitudes of each array to zero (Han, Mao, Dally: Deep Compression, arXiv 1510.00149, section 2, without
-training on unless `refine` does it). Nothing but the weights is read, so that what protects the model protects what is made of it.
+training on unless `refine` does it). Nothing but the weights is read, so that what protects the model
+protects what is made of it.
 """
 
 import functools
