@@ -179,6 +179,18 @@ def convolve_and_pool(kernel, x):
     return _pool(z).reshape(x.shape[0], height // 2, width // 2, -1)
 
 
+def _bordered(x, axis: int, k: int):
+    """x with the zeros of "SAME" padding at both ends of an axis.
+
+    As a concatenation: `jnp.pad` would be merged with the loop before it, and its borders would make XLA go
+    through that loop element by element.
+    """
+    edges = [
+        jnp.zeros((*x.shape[:axis], n, *x.shape[axis + 1 :]), x.dtype) for n in ((k - 1) // 2, k // 2)
+    ]
+    return jnp.concatenate([edges[0], x, edges[1]], axis)
+
+
 class Conv(nn.Module):
     """`flax.linen.Conv` with a square kernel; with `pool`, 2x2 max pooling of its result.
 
@@ -201,7 +213,6 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         if self.padding == "SAME":
-            edge = ((k - 1) // 2, k // 2)
-            x = jnp.pad(x, ((0, 0), edge, edge, (0, 0)))
+            x = _bordered(_bordered(x, 1, k), 2, k)
         # A bias commutes with the maximum, so it is added to a quarter of the values.
         return (convolve_and_pool if self.pool else convolve)(kernel, x) + bias
