@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.models import winograd
+from cepam_jax.models.apart import apart
 
 _WIDTH = 48  # columns that keep a matrix product busy; from 48 to 128 the time hardly differs
 
@@ -111,33 +112,40 @@ def _product_backward(height, width, order, saved, change):
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _windows(z):
-    """The four values of every window of [b, 2h, tiles, 2 * r], each [b, h, tiles, r]."""
-    batch, height, tiles, run = z.shape
-    z = z.reshape(batch, height // 2, 2, tiles, 2, run // 2)
-    return [z[:, :, row, :, column] for row in (0, 1) for column in (0, 1)]
+def _largest(z):
+    """(largest value of each window, its place from 0 to 3), each [rows, tiles, r] of [rows, 2, tiles, 2, r]."""
+    (a, b), (c, d) = ((z[:, row, :, 0], z[:, row, :, 1]) for row in (0, 1))
+    top, bottom = jnp.maximum(a, b), jnp.maximum(c, d)
+    # Strictly: of equal values the first one is the largest.
+    place = jnp.where(bottom > top, jnp.where(d > c, 3.0, 2.0), jnp.where(b > a, 1.0, 0.0))
+    return jnp.maximum(top, bottom), place
+
+
+def _at_place(arrays):
+    """[rows, 2, tiles, 2, r] with the change of each window [rows, tiles, r] at its place, else 0."""
+    change, place = arrays
+    corners = jax.lax.iota(jnp.float32, 4).reshape(2, 1, 2, 1)
+    here = place[:, None, :, None] == corners
+    return jnp.where(here, change[:, None, :, None], 0.0)
 
 
 @jax.custom_vjp
 def _pool(z):
     """Largest value of every window: [b, 2h, tiles, 2 * r] -> [b, h, tiles, r]."""
-    return functools.reduce(jnp.maximum, _windows(z))
+    return _pool_forward(z)[0]
 
 
 def _pool_forward(z):
-    found = _pool(z)
-    return found, (z, found)
+    batch, height, tiles, run = z.shape
+    rows = z.reshape(batch * height // 2, 2, tiles, 2, run // 2)
+    found, place = apart(_largest, rows)
+    return found.reshape(batch, height // 2, tiles, run // 2), place
 
 
-def _pool_backward(saved, change):
-    z, found = saved
-    free, parts = jnp.ones(found.shape, bool), []
-    for window in _windows(z):
-        here = free & (window == found)
-        free &= ~here
-        parts.append(jnp.where(here, change, 0.0))
-    rows = [jnp.stack(pair, 3) for pair in (parts[:2], parts[2:])]
-    return (jnp.stack(rows, 2).reshape(z.shape),)
+def _pool_backward(place, change):
+    batch, height, tiles, run = change.shape
+    z = apart(_at_place, (change.reshape(place.shape), place))
+    return (z.reshape(batch, 2 * height, tiles, 2 * run),)
 
 
 _pool.defvjp(_pool_forward, _pool_backward)
@@ -185,9 +193,7 @@ def _bordered(x, axis: int, k: int):
     As a concatenation: `jnp.pad` would be merged with the loop before it, and its borders would make XLA go
     through that loop element by element.
     """
-    edges = [
-        jnp.zeros((*x.shape[:axis], n, *x.shape[axis + 1 :]), x.dtype) for n in ((k - 1) // 2, k // 2)
-    ]
+    edges = [jnp.zeros((*x.shape[:axis], n, *x.shape[axis + 1 :]), x.dtype) for n in ((k - 1) // 2, k // 2)]
     return jnp.concatenate([edges[0], x, edges[1]], axis)
 
 

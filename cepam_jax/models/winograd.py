@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cepam_jax.models.apart import apart
+
 _INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]], np.float32)  # B'
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)  # G
 _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, 1]], np.float32)  # A'
@@ -98,17 +100,26 @@ def _of_input_transposed(change, shape):
     return _interleaved([_sum(of_place, widened) for of_place in back], 1)
 
 
-def _forward(kernel, x):
-    v, u = _of_input(x), _of_kernel(kernel)
-    products = [[v[p][q] @ u[p][q] for q in range(4)] for p in range(4)]
+def _largest(products):
+    """(largest of each window, whether it is below, whether it is on the right), each [tiles, features].
+
+    Of 4 x 4 arrays [tiles, features].
+    """
     (a, b), (c, d) = _transformed(_OUTPUT, products)
     top, bottom = jnp.maximum(a, b), jnp.maximum(c, d)
     # Strictly: of equal values the first one is the largest, as in flax.linen.max_pool.
     below = bottom > top
     right = jnp.where(below, d > c, b > a)
-    found = jnp.maximum(top, bottom).reshape(x.shape[0], x.shape[1] // 2 - 1, x.shape[2] // 2 - 1, -1)
     # As numbers of the width of what they multiply: loops over arrays of several widths are slow.
-    return found, (v, u, below.astype(x.dtype), right.astype(x.dtype), x)
+    return jnp.maximum(top, bottom), below.astype(a.dtype), right.astype(a.dtype)
+
+
+def _forward(kernel, x):
+    v, u = _of_input(x), _of_kernel(kernel)
+    products = [[v[p][q] @ u[p][q] for q in range(4)] for p in range(4)]
+    found, below, right = apart(_largest, products)
+    found = found.reshape(x.shape[0], x.shape[1] // 2 - 1, x.shape[2] // 2 - 1, -1)
+    return found, (v, u, below, right, x)
 
 
 @jax.custom_vjp
