@@ -113,7 +113,7 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def _largest(z):
-    """(largest value of each window, its place from 0 to 3), each [rows, tiles, r] of [rows, 2, tiles, 2, r]."""
+    """Of each window in [rows, 2, tiles, 2, r] the largest value and its place, each [rows, tiles, r]."""
     (a, b), (c, d) = ((z[:, row, :, 0], z[:, row, :, 1]) for row in (0, 1))
     top, bottom = jnp.maximum(a, b), jnp.maximum(c, d)
     # Strictly: of equal values the first one is the largest.
