@@ -28,7 +28,6 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.models import winograd
-from cepam_jax.models.apart import apart
 
 _WIDTH = 48  # columns that keep a matrix product busy; from 48 to 128 the time hardly differs
 
@@ -112,40 +111,33 @@ def _product_backward(height, width, order, saved, change):
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _largest(z):
-    """Of each window in [rows, 2, tiles, 2, r] the largest value and its place, each [rows, tiles, r]."""
-    (a, b), (c, d) = ((z[:, row, :, 0], z[:, row, :, 1]) for row in (0, 1))
-    top, bottom = jnp.maximum(a, b), jnp.maximum(c, d)
-    # Strictly: of equal values the first one is the largest.
-    place = jnp.where(bottom > top, jnp.where(d > c, 3.0, 2.0), jnp.where(b > a, 1.0, 0.0))
-    return jnp.maximum(top, bottom), place
-
-
-def _at_place(arrays):
-    """[rows, 2, tiles, 2, r] with the change of each window [rows, tiles, r] at its place, else 0."""
-    change, place = arrays
-    corners = jax.lax.iota(jnp.float32, 4).reshape(2, 1, 2, 1)
-    here = place[:, None, :, None] == corners
-    return jnp.where(here, change[:, None, :, None], 0.0)
+def _windows(z):
+    """The four values of every window of [b, 2h, tiles, 2 * r], each [b, h, tiles, r]."""
+    batch, height, tiles, run = z.shape
+    z = z.reshape(batch, height // 2, 2, tiles, 2, run // 2)
+    return [z[:, :, row, :, column] for row in (0, 1) for column in (0, 1)]
 
 
 @jax.custom_vjp
 def _pool(z):
     """Largest value of every window: [b, 2h, tiles, 2 * r] -> [b, h, tiles, r]."""
-    return _pool_forward(z)[0]
+    return functools.reduce(jnp.maximum, _windows(z))
 
 
 def _pool_forward(z):
-    batch, height, tiles, run = z.shape
-    rows = z.reshape(batch * height // 2, 2, tiles, 2, run // 2)
-    found, place = apart(_largest, rows)
-    return found.reshape(batch, height // 2, tiles, run // 2), place
+    found = _pool(z)
+    return found, (z, found)
 
 
-def _pool_backward(place, change):
-    batch, height, tiles, run = change.shape
-    z = apart(_at_place, (change.reshape(place.shape), place))
-    return (z.reshape(batch, 2 * height, tiles, 2 * run),)
+def _pool_backward(saved, change):
+    z, found = saved
+    free, parts = jnp.ones(found.shape, bool), []
+    for window in _windows(z):
+        here = free & (window == found)
+        free &= ~here
+        parts.append(jnp.where(here, change, 0.0))
+    rows = [jnp.stack(pair, 3) for pair in (parts[:2], parts[2:])]
+    return (jnp.stack(rows, 2).reshape(z.shape),)
 
 
 _pool.defvjp(_pool_forward, _pool_backward)
