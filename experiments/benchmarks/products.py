@@ -3,7 +3,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 from jax.extend import core
 
 _SIDE = 1024  # of the square matrices that measure the device
@@ -41,7 +40,7 @@ def _of(jaxpr) -> int:
 
 
 def yardstick():
-    """Products of square matrices, one after another, as a call without arguments, and its multiplications."""
+    """Products of square matrices, one after another: a call without arguments, and its multiplications."""
     a = jax.random.normal(jax.random.key(0), (_SIDE, _SIDE)) / math.sqrt(_SIDE)  # lengths stay as they are
 
     @jax.jit
