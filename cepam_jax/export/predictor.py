@@ -92,8 +92,7 @@ def predictor(config, data, model: Model) -> Predictor:
 def _plain_convolution(call, arguments, options, context):
     """`models.convolution.Conv` as one convolution and one pooling, which every runtime knows.
 
-    While many clients train, it is a matrix product of tiles instead; the results differ by the order of
-    summation alone.
+    While many clients train, it is matrix products of tiles instead; the results differ by rounding alone.
     """
     module = context.module
     if not isinstance(module, Conv) or context.method_name != "__call__":

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from cepam_jax import settings
 from cepam_jax.errors import ConfigError, require
 from cepam_jax.models.convolution import Conv
+from cepam_jax.models.dropout import Dropout
 from cepam_jax.models.sequences import SEQUENCES
 from cepam_jax.registry import Registry
 
@@ -83,9 +84,8 @@ class Network(nn.Module):
                     f"{self.kernel}x{self.kernel} convolution and a pooling; use linear or mlp"
                 )
             # Behind the pooling, which it does not change: the same result, a quarter of the work.
-            x = self.activation(Conv(width, self.kernel, self.padding, pool=True)(x))
-            if self.dropout:
-                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Conv(width, self.kernel, self.padding, pool=True)(x)
+            x = Dropout(self.dropout, not train, self.activation)(x)
         x = x.reshape(x.shape[0], -1)
         for width in self.dense:
             x = self.activation(nn.Dense(width)(x))

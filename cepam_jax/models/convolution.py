@@ -16,7 +16,9 @@ Where 2x2 max pooling follows, a tile holds its even columns before its odd ones
 window are then four slices with long contiguous runs, forwards and backwards. The gradient of a window
 goes to its first largest value, found by comparison, as in `flax.linen.max_pool`.
 
-The results equal flax's up to the order of summation; parameters have flax's shapes and initial values.
+Convolutions of 3x3 with many channels, where pooling follows, go another way: `winograd`.
+
+The results equal flax's up to rounding; parameters have flax's shapes and initial values.
 """
 
 import functools
@@ -24,6 +26,8 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from cepam_jax.models import winograd
 
 _WIDTH = 48  # columns that keep a matrix product busy; from 48 to 128 the time hardly differs
 
@@ -167,10 +171,22 @@ def convolve_and_pool(kernel, x):
       f32[batch, (height - k + 1) // 2, (width - k + 1) // 2, features]; an odd last row or column is
       left out.
     """
+    if winograd.suits(kernel.shape):
+        return winograd.convolve_and_pool(kernel, x)
     height, width = (n // 2 * 2 for n in _outputs(kernel, x))
     t = _tile(width, kernel.shape[0], kernel.shape[3], even=True)
     z = _product(kernel, x, height, width, (*range(0, t, 2), *range(1, t, 2)))
     return _pool(z).reshape(x.shape[0], height // 2, width // 2, -1)
+
+
+def _bordered(x, axis: int, k: int):
+    """x with the zeros of "SAME" padding at both ends of an axis.
+
+    As a concatenation: `jnp.pad` would be merged with the loop before it, and its borders would make XLA go
+    through that loop element by element.
+    """
+    edges = [jnp.zeros((*x.shape[:axis], n, *x.shape[axis + 1 :]), x.dtype) for n in ((k - 1) // 2, k // 2)]
+    return jnp.concatenate([edges[0], x, edges[1]], axis)
 
 
 class Conv(nn.Module):
@@ -195,7 +211,6 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         if self.padding == "SAME":
-            edge = ((k - 1) // 2, k // 2)
-            x = jnp.pad(x, ((0, 0), edge, edge, (0, 0)))
+            x = _bordered(_bordered(x, 1, k), 2, k)
         # A bias commutes with the maximum, so it is added to a quarter of the values.
         return (convolve_and_pool if self.pool else convolve)(kernel, x) + bias

@@ -4,10 +4,14 @@
 
 Random images of MNIST's (CIFAR-10's for cnn3) shape, 30 clients, 15 local steps of batch 32, momentum .5:
 the work does not depend on what the images show. Every repetition times each entry once, in turn;
-medians. For one core on Linux: `taskset -c 0 python -m ...`.
+medians. For one core on Linux: `taskset -c 0 python -m ...`, and `--cpu_time` where others use it too.
+
+"Products" are what the matrix products and convolutions of a client's training would take by themselves at
+the speed at which this device multiplies two square matrices in the same turns.
 """
 
 import json
+import time
 from pathlib import Path
 
 import flax.linen as nn
@@ -17,6 +21,7 @@ from absl import flags
 from cepam_jax import models
 from cepam_jax.federated import make_local_update
 from experiments import cli
+from experiments.benchmarks.products import products, yardstick
 from experiments.benchmarks.workloads import (
     EXAMPLES,
     MECHANISMS,
@@ -49,12 +54,23 @@ class PlainNetwork(nn.Module):
 
 
 def client_call(module, model: str, steps: int):
-    """One client's local training as a call without arguments."""
+    """One client's local training as a call without arguments, and its multiplications."""
     task = task_of(module, model)
     start = task.initialize(jax.random.key(0))
     run = jax.jit(make_local_update(task, settings(steps)).run)
-    arrays = arrays_of(model, 1, steps, EXAMPLES)
-    return lambda: run(start, arrays, 0, jax.random.key(1), None, 0)
+    arguments = (start, arrays_of(model, 1, steps, EXAMPLES), 0, jax.random.key(1), None, 0)
+    return lambda: run(*arguments), products(run, *arguments)
+
+
+def local_training(model: str, steps: int, repeats: int, clock) -> dict:
+    """Seconds of one client's training, ours and with flax's convolutions, and of its products alone."""
+    networks = {"ours": models.build(model, 10)}
+    networks["flax"] = PlainNetwork(networks["ours"])
+    made = {name: client_call(module, model, steps) for name, module in networks.items()}
+    made["square"] = yardstick()
+    found = interleaved({name: call for name, (call, _) in made.items()}, repeats, clock)
+    each = found["square"] / made["square"][1]
+    return {"model": model, **found, **{f"{name}_products": each * made[name][1] for name in networks}}
 
 
 def define_flags():
@@ -65,6 +81,7 @@ def define_flags():
     flags.DEFINE_integer("steps", 15, "Local steps.")
     flags.DEFINE_integer("per_chunk", 1, "Clients under one vmap.")
     flags.DEFINE_integer("repeats", 5, "Repetitions; the median counts.")
+    flags.DEFINE_bool("cpu_time", False, "Count this process's time on the CPU in place of the clock's.")
     flags.DEFINE_string("output", "", "Also write the figures to this JSON file.")
 
 
@@ -82,7 +99,8 @@ def main():
         for name in names
         for counts in (True, False)
     }
-    found = interleaved(calls, f.repeats)
+    clock = time.process_time if f.cpu_time else time.perf_counter
+    found = interleaved(calls, f.repeats, clock)
     rows = []
     for model in f.models:
         for name in names:
@@ -103,17 +121,20 @@ def main():
         ],
     )
     print(f"{jax.devices()[0].device_kind}, {f.clients} clients, {f.steps} steps of batch 32\n\n{table}\n")
-    local = []
-    for model in f.convolutions:
-        ours = models.build(model, 10)
-        pair = {"ours": client_call(ours, model, f.steps)}
-        pair["flax"] = client_call(PlainNetwork(ours), model, f.steps)
-        local.append({"model": model, **interleaved(pair, f.repeats)})
+    local = [local_training(model, f.steps, f.repeats, clock) for model in f.convolutions]
     print(
         markdown(
-            ["local training of one client", "seconds", "with flax's convolutions", "ratio"],
             [
-                [r["model"], f"{r['ours']:.4f}", f"{r['flax']:.4f}", f"{r['flax'] / r['ours']:.1f}"]
+                *("local training of one client", "seconds", "products", "of it"),
+                *("with flax's convolutions", "over ours", "products", "of it"),
+            ],
+            [
+                [
+                    *(r["model"], f"{r['ours']:.4f}"),
+                    *(f"{r['ours_products']:.4f}", f"{r['ours_products'] / r['ours']:.0%}"),
+                    *(f"{r['flax']:.4f}", f"{r['flax'] / r['ours']:.1f}"),
+                    *(f"{r['flax_products']:.4f}", f"{r['flax_products'] / r['flax']:.0%}"),
+                ]
                 for r in local
             ],
         )

@@ -1,0 +1,50 @@
+"""Multiplications of a function's matrix products and convolutions, and how fast this device makes them."""
+
+import math
+
+import jax
+from jax.extend import core
+
+_SIDE = 1024  # of the square matrices that measure the device
+_TIMES = 16  # products of them
+
+
+def products(function, *arguments) -> int:
+    """Multiplications of all matrix products and convolutions of a function, before it is compiled.
+
+    A loop counts as often as it turns; one whose turns are not known before it runs counts once.
+
+    Args:
+      function: of arrays, jitted or not.
+      *arguments: arrays or their shapes.
+    """
+    return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _of(jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
+            total += math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            features = kernel[params["dimension_numbers"].rhs_spec[0]]
+            total += math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
+        else:
+            turns = params["length"] if name == "scan" else 1
+            total += turns * sum(_of(inner) for inner in core.jaxprs_in_params(params))
+    return total
+
+
+def yardstick():
+    """Products of square matrices, one after another: a call without arguments, and its multiplications."""
+    a = jax.random.normal(jax.random.key(0), (_SIDE, _SIDE)) / math.sqrt(_SIDE)  # lengths stay as they are
+
+    @jax.jit
+    def power(a):
+        return jax.lax.fori_loop(0, _TIMES, lambda _, x: x @ a, a)
+
+    return (lambda: power(a)), _TIMES * _SIDE**3
