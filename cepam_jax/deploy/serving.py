@@ -224,7 +224,9 @@ class Serving:
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             return None  # it has gone or says nothing, or this process ends
         client, refused = self._taken(data, challenge)
-        if refused is not None:  # who has not joined cannot be asked again; it may dial again
+        if refused is not None and refused.client is not None:  # a client's own words, and not recorded
+            self._log("refused", reason=refused.name, client=refused.client, detail=str(refused))
+        elif refused is not None:  # who has not joined cannot be asked again; it may dial again
             self._strangers.refused(refused.name, str(refused))
         if client is None:
             return None
@@ -258,7 +260,7 @@ class Serving:
                 self._log("left", client=client)
             writer.close()
 
-    def _taken(self, data: bytes, challenge: bytes = b"") -> tuple[int | None, Refused | None]:
+    def _taken(self, data: bytes, challenge: bytes | None = None) -> tuple[int | None, Refused | None]:
         """(whose message it is, why it is refused); what else goes wrong is the server's, and ends it."""
         try:
             return self._server.receive(data, challenge), None
