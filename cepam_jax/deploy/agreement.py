@@ -2,8 +2,8 @@
 
 It holds the configuration as it is carried out (calibrated to a privacy target), who takes part with how many
 examples and which public key, the server's public key, the shapes of an example, the constants that every
-batch is seen with, and the versions of what computes, this package's own sources among them. Its digest goes into all keys and messages: who holds
-another file understands nothing. Nothing in it is secret.
+batch is seen with, and the versions of what computes, this package's own sources among them. Its digest goes
+into all keys and messages: who holds another file understands nothing. Nothing in it is secret.
 """
 
 import functools
@@ -177,10 +177,8 @@ def _sources(folder: Path) -> str:
 def _check_versions(agreed: dict[str, str]) -> None:
     here = versions()
     for name in sorted(here.keys() | agreed.keys()):
-        agreed_to = (
-            f"{agreed[name]}, as was agreed to" if name in agreed else "named: the agreement names none"
-        )
-        why = f"{agreed_to}; another one may compute other bits of the same message"
+        whose = f"{agreed[name]}, as was agreed to" if name in agreed else "one, and the agreement names none"
+        why = f"{whose}; another one may compute other bits of the same message"
         same = agreed.get(name) == here.get(name)
         require(same, f"version of {name}", here.get(name, "not known here"), why)
 

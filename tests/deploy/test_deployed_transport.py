@@ -500,10 +500,25 @@ def test_a_round_trip_over_tls_with_what_is_logged(tmp_path):
 
     found = ends(work())
     assert sorted(server.asked) == [(r, k) for r in range(3) for k in range(2)]
-    assert found.carried == 3 * 2000 and all(count.received > 0 for count in found.traffic.values())
+    assert all(count.received > 0 for count in found.traffic.values())
+    assert found.sums["messages"] == found.carried == 3 * 2000
+    assert found.sums["received"] == sum(count.received for count in found.traffic.values())
     text = json.dumps([*log, *told])
     assert len(log.named("round")) == 3 and len(told.named("answered")) == 2 * (1 + 3)
     assert "bytes" not in text and "1234" not in text, "the length of one message is in no log"
+
+
+def test_what_is_logged_of_bytes_are_sums_over_clients_of_whom_two_have_answered():
+    """From those of one client that answered once follows how long its message was."""
+    server, told = Rounds(rounds=2), []
+    found = Serving(server, Log())
+    found._ended = {0: [frames.Traffic(5000, 700)], 1: [frames.Traffic(5000, 900), frames.Traffic(1, 1)]}
+    assert found.sums is None
+    for sizes in ({}, {0: 300}, {0: 400}, {1: 500}):
+        server.close_round = lambda sizes=sizes: {"round": 1, "late": (), "bytes": dict(sizes)}
+        found._close_round()
+        told.append(found.sums)
+    assert told == [None, None, None, {"sent": 10001, "received": 1601, "messages": 1200}]
 
 
 def test_without_tls_only_this_machine_is_dialled_unless_that_is_meant(capsys):
