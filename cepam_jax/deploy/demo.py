@@ -139,24 +139,25 @@ def run(
             running[name] = (stack.enter_context(process(said, *command)), said)
         seen = 0
         while server.poll() is None:
-            _check(running)
+            check(running)
             lines = events(log, "round") if show else []
             if len(lines) != seen:
                 print(f"round {lines[-1]['round']} of {found.rounds}", end="\r", flush=True)
             seen = len(lines)
             watch({name: started for name, (started, _) in running.items()})
-        _check(running)
+        check(running)
     return events(log, "finished")[-1]
 
 
 def _wait(look, running) -> Any:
     while not (found := look()):
-        _check(running)
+        check(running)
         time.sleep(0.05)
     return found
 
 
-def _check(running: dict[str, tuple[subprocess.Popen, Path]]) -> None:
+def check(running: dict[str, tuple[subprocess.Popen, Path]]) -> None:
+    """That no process, by name and with its log, has failed; RuntimeError if one has, and what it said."""
     for name, (started, log) in running.items():
         if started.poll() not in (None, 0):
             said = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
