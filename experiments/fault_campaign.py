@@ -4,12 +4,13 @@
 
 Each run starts a server and clients as processes and puts a proxy between them, which delays, duplicates and
 alters messages and cuts connections, all at random. Now and then a process is killed with SIGKILL, the server
-among them, and started again. Afterwards:
+among them, and started again. In every other run two of three clients are drawn for a round. Afterwards:
 
   model    the answers that clients sent are put, without any failure, into a server that begins with the same
            keys: it comes to the same model, to the bit;
   ledger   it has the same ledger: each round counted once;
   keys     whoever answered a round sent one sequence of bytes, however often it was asked or killed;
+  memory   nobody was refused as one that had forgotten something (rolledback, ahead, reenrolled);
   hung     no run takes longer than --limit seconds.
 """
 
@@ -27,10 +28,21 @@ import tempfile
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from cepam_jax.deploy import agreement, commands, enrol, envelope, frames, join, keys, serve, step, store
+from cepam_jax.deploy import (
+    agreement,
+    commands,
+    demo,
+    enrol,
+    envelope,
+    frames,
+    join,
+    keys,
+    serve,
+    step,
+    store,
+)
 from cepam_jax.deploy.server import Server
 from experiments.tables import markdown
 
@@ -38,6 +50,7 @@ CHANCES = {"delayed": 0.5, "duplicated": 0.15, "altered": 0.1, "cut": 0.03}
 LONGEST = 0.3  # seconds of a delay
 KILLS = 3  # of a run
 NAMES = ("client0", "client1", "client2")
+RIGHT = ("model", "ledger", "keys", "memory")
 PARTS = multiprocessing.get_context("forkserver")
 
 
@@ -125,11 +138,12 @@ def _started(folder: Path, who: str, port: int):
     return process
 
 
-def prepared(folder: Path, rounds: int) -> agreement.Agreement:
-    """Keys and agreement of a small federation."""
+def prepared(folder: Path, rounds: int, drawn: int = 0) -> agreement.Agreement:
+    """Keys and agreement of a small federation; 0 are drawn: all."""
     changes = {"model": "linear", "num_clients": len(NAMES), "rounds": rounds, "partition.kind": "iid"}
     config = commands.config_of("configs/hospitals.py", [])
-    config.update_from_flattened_dict(changes | {"evaluation.clients": "none", "local.steps": 2})
+    changes |= {"evaluation.clients": "none", "local.steps": 2, "clients_per_round": drawn}
+    config.update_from_flattened_dict(changes)
     server = enrol.make_key(folder / "server.key")
     clients = [enrol.make_key(folder / f"{name}.key") for name in NAMES]
     found = enrol.make_agreement(config, server, clients)
@@ -179,11 +193,10 @@ async def run(folder: Path, chance: random.Random, limit: float) -> tuple[Proxy,
 def replayed(folder: Path, found: agreement.Agreement, proxy: Proxy) -> Server:
     """A server that begins with the keys of a run, after the answers that the run's clients sent."""
     record, _ = store.load(folder / "server" / "server.state")
-    start = jax.tree.leaves(step.common(found).start)
     again = folder / "again"
     again.mkdir()
-    leaves = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(start)}
-    store.save(again / "server.state", record | {"round": 0, "ledger": "", "seen": {}}, leaves)
+    start = step.arrays_of(step.common(found).start)
+    store.save(again / "server.state", record | {"round": 0, "ledger": "", "seen": {}}, start)
     server = Server(again, found, keys.read_private(folder / "server.key"))
     while not server.finished:
         for client in server.drawn:
@@ -194,28 +207,30 @@ def replayed(folder: Path, found: agreement.Agreement, proxy: Proxy) -> Server:
 
 
 def judged(folder: Path, found: agreement.Agreement, proxy: Proxy) -> dict[str, bool]:
-    """Whether model, ledger and keys of a run are right."""
+    """Whether model, ledger and keys of a run are right, and nobody was refused as forgetful."""
     once = all(len(different) == 1 for different in proxy.answers.values())
     record, arrays = store.load(folder / "server" / "server.state")
     server = replayed(folder, found, proxy) if once else None
     if server is None:
-        return {"model": False, "ledger": False, "keys": False}
-    leaves = jax.tree.leaves(server.state)
-    model = all(np.array_equal(leaf, arrays[f"leaf{i}"]) for i, leaf in enumerate(leaves))
+        return dict.fromkeys(RIGHT, False)
+    leaves = step.arrays_of(server.state)
+    model = all(np.array_equal(leaf, arrays[name]) for name, leaf in leaves.items())
     counted = record["ledger"] == server.ledger.text() and server.ledger.rounds == found.rounds
     server.close()
-    return {"model": model, "ledger": counted, "keys": once}
+    refused = {event["reason"] for event in demo.events(folder / "server.log", "refused")}
+    memory = not refused & {"rolledback", "ahead", "reenrolled"}
+    return {"model": model, "ledger": counted, "keys": once, "memory": memory}
 
 
 def one(number: int, given: argparse.Namespace) -> collections.Counter[str]:
     """Carries out a run and prints a line; what happened in it, and what was right, by name."""
     with tempfile.TemporaryDirectory(prefix="cepam_jax_") as name:
         folder = Path(name)
-        found = prepared(folder, given.rounds)
+        found = prepared(folder, given.rounds, 2 * (number % 2))
         begun = time.monotonic()
         proxy, hung = asyncio.run(run(folder, random.Random(given.seed * 10**6 + number), given.limit))
         seconds = time.monotonic() - begun
-        right = dict.fromkeys(("model", "ledger", "keys"), False) if hung else judged(folder, found, proxy)
+        right = dict.fromkeys(RIGHT, False) if hung else judged(folder, found, proxy)
     said = [f"{what} {value}" for what, value in sorted(proxy.counts.items())]
     said += [f"{what} {'right' if value else 'WRONG'}" for what, value in right.items()]
     said += ["HUNG"] if hung else []
@@ -236,12 +251,10 @@ def main() -> None:
     totals: collections.Counter[str] = collections.Counter()
     for number in range(given.runs):
         totals += one(number, given)
-    names = ["runs", "messages", *CHANCES, "killed server", "killed client", "model right", "ledger right"]
-    names += ["keys right", "hung"]
+    names = ["runs", "messages", *CHANCES, "killed server", "killed client"]
+    names += [*(f"{what} right" for what in RIGHT), "hung"]
     print(markdown(["what", "number"], [[name, str(totals[name])] for name in names]))
-    if totals["hung"] or any(
-        totals[f"{what} right"] < totals["runs"] for what in ("model", "ledger", "keys")
-    ):
+    if totals["hung"] or any(totals[f"{what} right"] < totals["runs"] for what in RIGHT):
         sys.exit(1)
 
 

@@ -35,8 +35,19 @@ from cepam_jax.extras import need
 from experiments.counting import Relay
 from experiments.tables import markdown
 
+_ROWS = (
+    "bytes up, all",
+    "of these, pushed bodies",
+    "other bodies",
+    "heads of HTTP's requests",
+    "TLS",
+    "bytes down, all",
+    "requests",
+)
 ROOT, PROGRAMS = Path(__file__).resolve().parents[1], Path(sys.executable).parent
-_PATIENCE = 120.0  # seconds for a part of Flower to start
+_PATIENCE = 120.0  # seconds for a part of Flower to start, and for a command
+_ROUND = 60.0  # more seconds for each round
+Running = dict[str, tuple[subprocess.Popen, Path]]
 
 
 class Found(NamedTuple):
@@ -62,9 +73,22 @@ def _port() -> int:
         return free.getsockname()[1]
 
 
-def _wait(what: str, holds, log: Path) -> None:
+class Network(NamedTuple):
+    """What runs.
+
+    Attributes:
+      relays: before the SuperLink, one for each SuperNode.
+      running: name -> process and log.
+    """
+
+    relays: list[Relay]
+    running: Running
+
+
+def _wait(what: str, holds, log: Path, running: Running) -> None:
     end = time.monotonic() + _PATIENCE
     while not holds():
+        demo.check(running)
         if time.monotonic() > end:
             said = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.exists() else ""
             raise RuntimeError(f"{what} did not come in {_PATIENCE:.0f} s; {log.name} ends with\n{said}")
@@ -83,27 +107,38 @@ def _node_key(path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def flwr(*arguments: object, log: Path) -> None:
+def flwr(*arguments: object, log: Path, running: Running, seconds: float = _PATIENCE) -> None:
     """Flower's command.
 
+    Args:
+      arguments: of the command.
+      log: file of its output.
+      running: what it needs; it is ended where one of these has failed.
+      seconds: after which it is ended, too.
+
     Raises:
-      RuntimeError: it failed, and what it said.
+      RuntimeError: it failed, or one of the others, and what it said; or it took too long.
     """
-    command = [str(PROGRAMS / "flwr"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    log.write_text(done.stdout + done.stderr)
-    if done.returncode:
-        said = "\n".join((done.stdout + done.stderr).splitlines()[-5:])
-        raise RuntimeError(f"{' '.join(command)} ended with code {done.returncode}:\n{said}")
+    program, end = PROGRAMS / "flwr", time.monotonic() + seconds
+    with demo.process(log, *arguments, program=(str(program),)) as command:
+        while command.poll() is None:
+            demo.check(running)
+            if time.monotonic() > end:
+                raise RuntimeError(
+                    f"flwr {arguments[0]} did not end in {seconds:.0f} s; its log is {log.name}"
+                )
+            time.sleep(0.1)
+    demo.check({f"flwr {arguments[0]}": (command, log)})
 
 
 @contextlib.contextmanager
-def network(folder: Path, nodes: list[str]) -> Iterator[list[Relay]]:
-    """A SuperLink and its SuperNodes, each behind a relay; the relays.
+def network(folder: Path, nodes: list[str], others: Running) -> Iterator[Network]:
+    """A SuperLink and its SuperNodes, each behind a relay.
 
     Args:
       folder: has `tls`; Flower's own files and all logs go there too.
       nodes: what each SuperNode is configured with.
+      others: what runs already, and must not fail.
     """
     os.environ |= {"FLWR_HOME": str(folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
     # Flower's programs start each other, and the apps, which import this package.
@@ -118,39 +153,45 @@ def network(folder: Path, nodes: list[str]) -> Iterator[list[Relay]]:
         link += [f"--ssl-keyfile={tls / 'server.key'}", "--enable-supernode-auth", "--port", port]
         link += ["--disable-runtime-dependency-installation"]
         log, program = folder / "superlink.log", (str(PROGRAMS / "flower-superlink"),)
-        stack.enter_context(demo.process(log, *link, program=program))
-        _wait("the SuperLink", lambda: _listens(port), log)
-        relays = []
+        running = others | {
+            "the SuperLink": (stack.enter_context(demo.process(log, *link, program=program)), log)
+        }
+        _wait("the SuperLink", lambda: _listens(port), log, running)
+        relays: list[Relay] = []
         for number, config in enumerate(nodes):
             key, log = folder / f"node{number}", folder / f"supernode{number}.log"
             _node_key(key)
-            flwr("supernode", "register", f"{key}.pub", "here", log=folder / "register.log")
+            said = folder / "register.log"
+            flwr("supernode", "register", f"{key}.pub", "here", log=said, running=running)
             relays.append(stack.enter_context(Relay(port, tls)))
             node = [f"--root-certificates={tls / 'ca.pem'}", f"--auth-supernode-private-key={key}"]
             node += ["--superlink", f"127.0.0.1:{relays[-1].port}", "--port", _port()]
             node += ["--node-config", config]
-            stack.enter_context(demo.process(log, *node, program=(str(PROGRAMS / "flower-supernode"),)))
+            program = (str(PROGRAMS / "flower-supernode"),)
+            started = stack.enter_context(demo.process(log, *node, program=program))
+            running[f"SuperNode {number}"] = started, log
         for number, relay in enumerate(relays):
             log = folder / f"supernode{number}.log"
-            _wait("a SuperNode", lambda relay=relay: _calls(relay, "/activate-node"), log)
-        yield relays
+            _wait("a SuperNode", lambda relay=relay: _calls(relay, "/activate-node"), log, running)
+        yield Network(relays, running)
 
 
 def _calls(relay: Relay, name: str) -> int:
     return sum(count for path, count in relay.requests.number.items() if path.endswith(name))
 
 
-def counted(app: str, settings: dict[str, Any], relays: list[Relay], model: Path) -> dict[str, Any]:
+def counted(app: str, settings: dict[str, Any], net: Network, model: Path, rounds: int) -> dict[str, Any]:
     """Runs an app on the network, which leaves its model; the fields of `Found` but for the accuracy.
 
     Raises:
       RuntimeError: the run failed, or something could not be counted.
     """
-    log = model.with_name("run.log")
+    log, relays = model.with_name("run.log"), net.relays
     given = " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
     traffic, requests = [relay.traffic() for relay in relays], [relay.requests for relay in relays]
     begun = time.monotonic()
-    flwr("run", app, "here", "--stream", "--run-config", given, log=log)
+    arguments = "run", app, "here", "--stream", "--run-config", given
+    flwr(*arguments, log=log, running=net.running, seconds=_PATIENCE + _ROUND * rounds)
     seconds = time.monotonic() - begun
     if not model.exists():
         raise RuntimeError("the run left no model:\n" + "\n".join(log.read_text().splitlines()[-8:]))
@@ -172,20 +213,21 @@ def counted(app: str, settings: dict[str, Any], relays: list[Relay], model: Path
 def cepam(folder: Path, found: Agreement) -> Found:
     """The federation of examples/flower: this package's messages."""
     with contextlib.ExitStack() as stack:
-        nodes = []
+        nodes, running = [], {}
         for name in found.names:
             path = folder / name / "worker.sock"
             path.parent.mkdir(mode=0o700, exist_ok=True)
             log = folder / f"{name}.log"
             own = ["cepam_jax.deploy.worker", *demo.common_of(folder, name), f"--socket={path}"]
-            stack.enter_context(demo.process(log, *own))
-            _wait(f"the worker of {name}", path.exists, log)
+            running[f"the worker of {name}"] = stack.enter_context(demo.process(log, *own)), log
+            _wait(f"the worker of {name}", path.exists, log, running)
             nodes.append(f'worker="{path}"')
-        relays = stack.enter_context(network(folder, nodes))
+        net = stack.enter_context(network(folder, nodes, running))
         files = {"agreement": "agreement.json", "key": "server.key", "directory": "server"}
         settings = {name: str(folder / file) for name, file in files.items()}
         model = folder / "server" / "model.npz"
-        took = counted("examples/flower", settings, relays, model)
+        model.parent.mkdir(mode=0o700, exist_ok=True)
+        took = counted("examples/flower", settings, net, model, found.rounds)
     return Found(**took, accuracy=demo.judged(found, model)["accuracy"])
 
 
@@ -209,8 +251,8 @@ def fedavg(folder: Path, found: Agreement) -> Found:
         "batch": local.batch_size,
     }
     settings |= {"rate": float(local.learning_rate), "momentum": float(local.momentum)}
-    with network(folder, nodes) as relays:
-        took = counted("examples/flower_fedavg", settings, relays, folder / "fedavg.npz")
+    with network(folder, nodes, {}) as net:
+        took = counted("examples/flower_fedavg", settings, net, folder / "fedavg.npz", found.rounds)
     with np.load(folder / "fedavg.npz") as arrays:
         np.savez(folder / "model.npz", **{name: arrays[short(name)] for name, _ in named})
     return Found(**took, accuracy=demo.judged(found, folder / "model.npz")["accuracy"])
@@ -227,26 +269,30 @@ def short(name: str) -> str:
 
 
 def table(all_found: dict[str, Found], each: int) -> str:
-    """Two tables in Markdown: bytes of the sockets, and what went up by the path of its request.
+    """Two tables in Markdown: bytes of the sockets with their parts, and what went up by the request's path.
 
     Args:
-      all_found: name -> what it took.
+      all_found: name -> what it took; the first is compared with the second.
       each: rounds times clients.
     """
-    rows, parts = [], []
+    columns, parts = [], []
     for name, one in all_found.items():
         messages = sum(body for path, (*_, body) in one.requests.items() if _pushes(path))
         heads = sum(head for _, head, _ in one.requests.values())
         bodies = sum(body for *_, body in one.requests.values())
-        cells = [one.up, messages, bodies - messages, heads, one.up - heads - bodies, one.down]
-        rows.append([name, f"{one.accuracy:.4f}", *(f"{cell / each:,.0f}" for cell in cells)])
+        number = sum(count for count, *_ in one.requests.values())
+        cells = [one.up, messages, bodies - messages, heads, one.up - heads - bodies, one.down, number]
+        columns.append([cell / each for cell in cells])
         for path, (number, head, body) in sorted(one.requests.items()):
             values = f"{number / each:.2f}", f"{head / each:,.0f}", f"{body / each:,.0f}"
             parts.append([name, path.rpartition("/")[2], *values])
-    heads_of_rows = ["run", "test accuracy", "bytes up", "pushed bodies", "other bodies", "HTTP heads"]
-    heads_of_rows += ["TLS", "bytes down"]
+    rows = []
+    for what, less, more in zip(_ROWS, *columns, strict=True):
+        places = 1 if what == "requests" else 0
+        rows.append([what, f"{less:,.{places}f}", f"{more:,.{places}f}", f"{more / less:.1f}"])
+    rows.append(["test accuracy", *(f"{one.accuracy:.4f}" for one in all_found.values()), ""])
     detail = markdown(["run", "request", "number", "bytes of heads", "bytes of bodies"], parts)
-    return markdown(heads_of_rows, rows) + "\n\n" + detail
+    return markdown(["of a round and client", *all_found, "times less"], rows) + "\n\n" + detail
 
 
 def _pushes(path: str) -> bool:

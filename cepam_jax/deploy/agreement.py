@@ -2,10 +2,11 @@
 
 It holds the configuration as it is carried out (calibrated to a privacy target), who takes part with how many
 examples and which public key, the server's public key, the shapes of an example, the constants that every
-batch is seen with, and the versions of what computes. Its digest goes into all keys and messages: who holds
-another file understands nothing. Nothing in it is secret.
+batch is seen with, and the versions of what computes, this package's own sources among them. Its digest goes
+into all keys and messages: who holds another file understands nothing. Nothing in it is secret.
 """
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -27,7 +28,7 @@ from cepam_jax.run import allowed, build, guarantees, needs
 from cepam_jax.run.config import plain, validate
 from cepam_jax.tasks.base import Model, Task
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Agreement(NamedTuple):
@@ -159,15 +160,27 @@ def versions() -> dict[str, str]:
     Both ends compile the same functions and draw the same shared words; another compiler may round otherwise,
     and another generator draw otherwise. A message may then decode to something else than what was encoded.
     """
-    return {"cepam_jax": cepam_jax.__version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    packages = {"cepam_jax": cepam_jax.__version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    return packages | {"sources": _sources(Path(cepam_jax.__file__).parent)}
+
+
+@functools.cache
+def _sources(folder: Path) -> str:
+    """SHA-256 of a folder's modules: two commits are two versions, whatever number they bear."""
+    found = hashlib.sha256()
+    for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.py")):
+        text = path.read_bytes().replace(b"\r\n", b"\n")  # as some systems check it out
+        found.update(f"{name} {len(text)}\n".encode() + text)
+    return found.hexdigest()
 
 
 def _check_versions(agreed: dict[str, str]) -> None:
     here = versions()
     for name in sorted(here.keys() | agreed.keys()):
+        whose = f"{agreed[name]}, as was agreed to" if name in agreed else "one, and the agreement names none"
+        why = f"{whose}; another one may compute other bits of the same message"
         same = agreed.get(name) == here.get(name)
-        why = f"{agreed.get(name)}, as was agreed to: another one may compute other bits of the same message"
-        require(same, f"version of {name}", here.get(name), why)
+        require(same, f"version of {name}", here.get(name, "not known here"), why)
 
 
 def _check_parties(found: dict[str, Any], config) -> None:

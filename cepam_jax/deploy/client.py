@@ -1,7 +1,8 @@
 """One client: what it is asked, it answers once; the same question again has the same answer, to the bit.
 
 A round's answer is on the disk before it leaves. So a client that is killed afterwards answers with the same
-bytes, and one that was killed before had sent nothing: no key hides two updates, whatever fails.
+bytes, and one that was killed before had sent nothing: no key hides two updates, whatever fails. What it was
+asked last is on the disk before it trains on it: a server that was put back asks otherwise, and is refused.
 """
 
 import hashlib
@@ -30,6 +31,7 @@ class Client:
     Attributes:
       number: which client it is.
       answered: rounds that it has answered.
+      asked: messages of the server's own that have come since this process began, greetings not among them.
       diverged: rounds in which its training left no numbers, so that noise alone was sent, since this process
         began; nobody else is told.
       finished: whether the server has said that no more follow.
@@ -59,7 +61,7 @@ class Client:
           WorkdirInUseError: another process has it.
         """
         self.number, self.finished = number_of(agreement, keys.public_of(private)), False
-        self.diverged = 0
+        self.diverged, self.asked = 0, 0
         self._agreement, self._source = agreement, source or keys.fresh()
         self._secret = keys.agree(private, agreement.server)
         self._arrays = step.client_arrays(agreement, self.number, dict(examples))
@@ -68,7 +70,7 @@ class Client:
         Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = Lock(Path(directory))
         try:
-            self._run, self._nonce, self._answers, self.answered = self._restored()
+            self._run, self._nonce, self._answers, self.answered, self._last = self._restored()
         except BaseException:
             self.close()
             raise
@@ -77,8 +79,9 @@ class Client:
         found = store.load(self._path)
         if found is None:
             nonce = os.urandom(keys.NONCE)
-            self._save(None, nonce, {}, 0)  # before it is known to anybody
-            return None, nonce, {}, 0
+            last = (-1, "")
+            self._save(None, nonce, {}, 0, last)  # before it is known to anybody
+            return None, nonce, {}, 0, last
         record, arrays = found
         if record["agreement"] != self._agreement.digest.hex():
             raise CheckpointMismatchError(
@@ -89,9 +92,12 @@ class Client:
             number: (digest, arrays[f"answer{number}"].tobytes()) for number, digest in digests.items()
         }
         run = bytes.fromhex(record["run"]) or None
-        return run, bytes.fromhex(record["nonce"]), answers, record["answered"]
+        last = tuple(record["last"])
+        return run, bytes.fromhex(record["nonce"]), answers, record["answered"], last
 
-    def _save(self, run: bytes | None, nonce: bytes, answers: dict, answered: int) -> None:
+    def _save(
+        self, run: bytes | None, nonce: bytes, answers: dict, answered: int, last: tuple[int, str]
+    ) -> None:
         """Writes what is to hold from now on; only then may it hold here, or be known to anybody."""
         self._lock.check()
         record = {
@@ -99,6 +105,7 @@ class Client:
             "run": (run or b"").hex(),
             "nonce": nonce.hex(),
             "answered": answered,
+            "last": last,  # round and digest of the last request
             "answers": {number: digest for number, (digest, _) in answers.items()},
         }
         packed = {f"answer{n}": np.frombuffer(data, np.uint8) for n, (_, data) in answers.items()}
@@ -131,6 +138,7 @@ class Client:
             raise Refused("stranger", f"it is for client {asked.client}")
         derived = keys.derive(self._secret, self._run, self._nonce, self._agreement.digest, self.number)
         envelope.check(data, derived.down)
+        self.asked += 1
         if asked.kind == envelope.DONE:
             self.finished = True
             return b""
@@ -139,14 +147,14 @@ class Client:
         return self._reply(data, asked, derived)
 
     def _join(self, data: bytes, asked: Envelope) -> bytes:
-        """Joins a run. The first answer binds this client to it: another would spend its epsilon again.
+        """Joins a run. The first request binds this client to it: another would spend its epsilon again.
 
         A greeting alone binds to nothing, since all who know the agreement can write one.
         """
         envelope.check(data, self._agreement.digest)
         run, challenge = joining.read_greeting(asked.body)
-        if self.answered and run != self._run:
-            raise Refused("foreign", "this client has answered another run of the same agreement")
+        if self._last[0] >= 0 and run != self._run:
+            raise Refused("foreign", "this client was asked in another run of the same agreement")
         self._run = run
         key = keys.joining(self._secret, self._run, self._agreement.digest, self.number)
         body = joining.answer(self._nonce, challenge, max(self._answers, default=-1) + 1)
@@ -163,14 +171,19 @@ class Client:
             if before != digest:
                 raise Refused("twice", f"round {number}")
             return answer
-        if number < max(self._answers, default=-1):
+        if number < self._last[0]:
             raise Refused("stale", f"round {number}")
+        if number == self._last[0] and digest != self._last[1]:
+            raise Refused("twice", f"round {number}")
         if number >= self._agreement.rounds:
             raise Refused("finished", f"{self._agreement.rounds} rounds")
         try:
             state = step.state_of(self._common, asked.body, number)
         except ConfigError as error:
             raise Refused("malformed", str(error)) from None
+        if self._last != (number, digest):
+            self._save(self._run, self._nonce, self._answers, self.answered, (number, digest))
+            self._last = number, digest
         shared = self._source.shared(derived.master, number, self.number)
         (message, _, finite), mine = self._made(state, *self._source.private(number, self.number), shared)
         self.diverged += not bool(finite)
@@ -179,7 +192,7 @@ class Client:
         answer = envelope.seal(self._envelope(envelope.REPLY, number, body), derived.up)
         answers = {**self._answers, number: (digest, answer)}
         answers = {kept: answers[kept] for kept in sorted(answers)[-KEPT:]}
-        self._save(self._run, self._nonce, answers, self.answered + 1)
+        self._save(self._run, self._nonce, answers, self.answered + 1, self._last)
         self._answers, self.answered = answers, self.answered + 1
         return answer
 

@@ -3,8 +3,8 @@
   python -m cepam_jax.deploy.demo
   python -m cepam_jax.deploy.demo --config=configs/hospitals.py:split --set rounds=10
 
-Makes keys and certificates in a folder of its own, trains, and prints what came out: accuracy, bytes up and
-down as the kernel counts them on the sockets, and the epsilon of each client against each adversary. Ctrl-C
+Makes keys and certificates in a folder of its own, trains, and prints what came out: accuracy, the epsilon of
+each client against each adversary, and bytes up and down as the kernel counts them on all sockets. Ctrl-C
 ends all processes; with --folder the same command goes on from there.
 """
 
@@ -139,24 +139,25 @@ def run(
             running[name] = (stack.enter_context(process(said, *command)), said)
         seen = 0
         while server.poll() is None:
-            _check(running)
+            check(running)
             lines = events(log, "round") if show else []
             if len(lines) != seen:
                 print(f"round {lines[-1]['round']} of {found.rounds}", end="\r", flush=True)
             seen = len(lines)
             watch({name: started for name, (started, _) in running.items()})
-        _check(running)
+        check(running)
     return events(log, "finished")[-1]
 
 
 def _wait(look, running) -> Any:
     while not (found := look()):
-        _check(running)
+        check(running)
         time.sleep(0.05)
     return found
 
 
-def _check(running: dict[str, tuple[subprocess.Popen, Path]]) -> None:
+def check(running: dict[str, tuple[subprocess.Popen, Path]]) -> None:
+    """That no process, by name and with its log, has failed; RuntimeError if one has, and what it said."""
     for name, (started, log) in running.items():
         if started.poll() not in (None, 0):
             said = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
@@ -183,27 +184,24 @@ def judged(found: Agreement, model: Path) -> dict[str, float]:
 def table(found: Agreement, end: dict[str, Any], metrics: dict[str, float], seconds: float) -> str:
     """What came out, in lines of Markdown."""
     adversaries = list(end["epsilon"])
-    heads = ["client", "examples", "gamma", "bytes up", "bytes down", *(f"epsilon, {a}" for a in adversaries)]
+    heads = ["client", "examples", "gamma", *(f"epsilon, {a}" for a in adversaries)]
     gammas = found.config.mechanism.per_client.gamma or [found.config.mechanism.gamma] * len(found.names)
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
     for number, name in enumerate(found.names):
-        traffic = end["traffic"].get(str(number), {"received": 0, "sent": 0})
         cells = [name, str(found.counts[number]), f"{gammas[number]:g}"]
-        cells += [f"{traffic['received']:,}", f"{traffic['sent']:,}"]
         spent = [end["epsilon"][adversary][number] for adversary in adversaries]
         cells += ["no guarantee" if value is None else f"{value:.4g}" for value in spent]
         lines.append("| " + " | ".join(cells) + " |")
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    rounds = end["rounds"]
-    up = sum(traffic["received"] for traffic in end["traffic"].values())
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{rounds} rounds in {seconds:.1f} s; test {shown}",
-            f"up {up / rounds / len(found.names):.0f} bytes a round and client, TLS's handshake included",
-        ]
-    )
+    rounds, both = end["rounds"], end["bytes"]
+    lines += ["", f"{rounds} rounds in {seconds:.1f} s; test {shown}"]
+    if both is not None:  # else this process of the server has heard of one client at most
+        each = both["received"] / rounds / len(found.names)
+        lines.append(
+            f"up {each:.0f} bytes a round and client, TLS's handshake included; in all {both['received']:,} "
+            f"up, of which {both['messages']:,} of messages, and {both['sent']:,} down"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:

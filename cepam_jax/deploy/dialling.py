@@ -29,7 +29,8 @@ async def run(
       host, port: of the server.
       tls: of the client; None: in the clear, which is for tests on one machine alone.
       log: is told of events.
-      attempts: how often it dials in vain before it gives up; 0: it never does.
+      attempts: how often it dials in vain, which is without being asked anything then, before it gives up;
+        0: it never does.
 
     Raises:
       ConnectionError: it gave up.
@@ -44,13 +45,11 @@ async def run(
             raise
         except OSError as error:
             vain += 1
-            if attempts and vain >= attempts:
-                raise ConnectionError(f"{host}:{port} was dialled {vain} times in vain: {error}") from error
+            _check(host, port, vain, attempts, error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST)
             continue
-        pause, vain = _FIRST, 0
-        inbox = None
+        inbox, asked = None, client.asked
         try:
             with _io():
                 frames.prepare(writer)
@@ -59,13 +58,25 @@ async def run(
         except (Cut, Refused) as error:
             log("cut", why=str(error) if isinstance(error, Cut) else type(error).__name__)
             writer.transport.abort()  # what is still to be sent would keep it open
-            await asyncio.sleep(_FIRST)
+            # Who was asked has dialled well; a server that lets nobody in is not dialled all the time.
+            if client.asked > asked:
+                pause, vain = _FIRST, 0
+            else:
+                vain += 1
+                _check(host, port, vain, attempts, error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST)
         finally:
             if inbox is not None:
                 inbox.close()
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+def _check(host: str, port: int, vain: int, attempts: int, error: Exception) -> None:
+    if attempts and vain >= attempts:
+        raise ConnectionError(f"{host}:{port} was dialled {vain} times in vain: {error}") from error
 
 
 @contextlib.contextmanager
@@ -120,9 +131,15 @@ class _Inbox:
 
 async def _answer(client: Client, inbox: _Inbox, writer: asyncio.StreamWriter, log: Log) -> None:
     seconds: float | None = _GREETED
+    before, said = client.asked, False
     while not client.finished:
-        with _io():
-            data = await inbox.next(seconds)
+        try:
+            with _io():
+                data = await inbox.next(seconds)
+        except Cut as error:
+            if said and client.asked == before:  # as it does with who is refused, or dials a second time
+                raise Cut(f"the server closed after the join, and its log may say why ({error})") from error
+            raise
         seconds = None
         try:
             # In a thread: the connection stays alive while it computes. Its OSError is of the state on the
@@ -136,4 +153,5 @@ async def _answer(client: Client, inbox: _Inbox, writer: asyncio.StreamWriter, l
         if answer:
             with _io():
                 await frames.write(writer, answer)
+            said = True
             log("answered", rounds=client.answered)

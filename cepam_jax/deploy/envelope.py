@@ -42,21 +42,28 @@ REASONS = {
     "undrawn": "this client was not drawn in this round",
     "replay": "this client's answer is here already",
     "reenrolled": "this client has joined with another nonce: its state was lost, or somebody plays it",
-    "recorded": "it answers another greeting than the one on this connection",
-    "rolledback": "this client has answered more than it says: its directory was put back",
+    "recorded": "no greeting on this connection waits for it: it answers another one, or comes twice",
+    "rolledback": "this client has answered more than it says: it was put back, or it answers late",
     "ahead": "this client has answered more than was asked here: the server's directory was put back",
     "corrupt": "its body cannot be decoded",
-    "twice": "this round was answered already, to another request",
+    "twice": "this round was asked before, with another request: the server's directory was put back",
     "finished": "all rounds that were agreed to are answered",
 }
 
 
 class Refused(Exception):
-    """A message that changes nothing; `name` is one of `REASONS`."""
+    """A message that is not taken.
 
-    def __init__(self, name: str, detail: str = ""):
+    Attributes:
+      name: one of `REASONS`.
+      client: who has proved to have written it just now; None where nobody has.
+    """
+
+    def __init__(self, name: str, detail: str = "", client: int | None = None):
+        """Args: as the attributes, and what else there is to say."""
+        detail = detail if client is None else f"client {client}: {detail}"
         super().__init__(f"{name}: {REASONS[name]}" + (f" ({detail})" if detail else ""))
-        self.name = name
+        self.name, self.client = name, client
 
 
 class Envelope(NamedTuple):

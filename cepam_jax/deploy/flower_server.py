@@ -125,17 +125,21 @@ class Carrier:
             self._failed(node, client, "malformed", f"{BODY} is no bytes, or more than {limit}")
         elif refused:
             self._failed(node, client, "declined", body[:_SHOWN].decode(errors="replace"))
+            if client is not None and body == b"foreign":  # its worker is new, and wants to be greeted
+                self._nodes.pop(client, None)
         elif body:
             self._received(body, node, client)
 
     def _received(self, body: bytes, node: int, client: int | None) -> None:
         try:
-            challenge = self._challenges.pop(node, b"") if client is None else b""
+            # Without a greeting nothing fits, but nothing else is taken of who has not joined.
+            challenge = self._challenges.pop(node, b"") if client is None else None
             sender = self._server.receive(body, challenge)
         except Refused as error:
             if error.name != "stale":  # late for its round, but good for the next
                 self._due[node] = time.monotonic() + self._waiting.again
-            self._log("refused", reason=error.name, client=client, detail=str(error))
+            who = error.client if client is None else client
+            self._log("refused", reason=error.name, client=who, detail=str(error))
             return
         if client is None:
             self._nodes[sender] = node

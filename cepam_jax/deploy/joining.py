@@ -1,7 +1,7 @@
 """How a client joins: the server's greeting, the client's answer to it, and what neither may have forgotten.
 
   greeting   16 bytes run | 16 bytes challenge, new for each connection
-  answer     16 bytes nonce of the client | 16 bytes challenge | 4 bytes rounds that it has answered through
+  answer     16 bytes nonce of the client | 16 bytes challenge | 4 bytes: through which round it has answered
 
 The answer is authenticated (`keys.joining`), so it holds for this greeting alone: one that was recorded
 brings nobody in. "Through" is the number behind the last round that the client has answered, 0 before its
@@ -57,28 +57,32 @@ def answer(nonce: bytes, challenge: bytes, through: int) -> bytes:
 def read(body: bytes) -> Answer:
     """A client's answer; Refused (malformed) if it is of another length."""
     if len(body) != _ANSWER.size:
-        raise Refused("malformed", "no nonce, challenge and rounds")
+        raise Refused("malformed", "no nonce, challenge and round")
     return Answer(*_ANSWER.unpack(body))
 
 
-def check(found: Answer, challenge: bytes, nonce: bytes | None, seen: int, asked: int) -> None:
+def check(
+    client: int, found: Answer, challenge: bytes | None, nonce: bytes | None, seen: int, begun: int
+) -> None:
     """That an answer is to this greeting, and of a client that has forgotten nothing.
 
     Args:
+      client: whose tag the answer has.
       found: the answer.
-      challenge: of the greeting; b"" where none was sent.
+      challenge: of the greeting; None where none was sent.
       nonce: with which the client has joined before; None if it has not.
-      seen: the number behind its last round whose answer is here.
-      asked: how many rounds have begun.
+      seen: through which round it is known to have answered.
+      begun: how many rounds have begun.
 
     Raises:
-      Refused: recorded, reenrolled, rolledback or ahead.
+      Refused: recorded, reenrolled, rolledback or ahead; the last three are of this client, not recorded.
     """
     if found.challenge != challenge:
         raise Refused("recorded")
     if nonce is not None and found.nonce != nonce:
-        raise Refused("reenrolled")
+        raise Refused("reenrolled", "another nonce", client)
+    said = f"it says that it has answered through round {found.through}"
     if found.through < seen:
-        raise Refused("rolledback", f"it says {found.through} rounds, and answers to {seen} are here")
-    if found.through > asked:
-        raise Refused("ahead", f"it has answered through round {found.through}, and {asked} have begun here")
+        raise Refused("rolledback", f"{said}, and it has through round {seen}", client)
+    if found.through > begun:
+        raise Refused("ahead", f"{said}, and {begun} have begun here", client)

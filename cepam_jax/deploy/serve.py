@@ -41,13 +41,11 @@ async def serve(given: argparse.Namespace) -> None:
             name: [float(value) if math.isfinite(value) else None for value in values]
             for name, values in spent.epsilons(server).items()
         }
-        traffic = {client: bytes._asdict() for client, bytes in serving.traffic.items()}
         commands.log(
             "finished",
             rounds=server.round,
             epsilon=epsilons,
-            traffic=traffic,
-            message_bytes=serving.carried,
+            bytes=serving.sums,
             refused=server.refusals,
         )
     finally:

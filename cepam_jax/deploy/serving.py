@@ -60,8 +60,7 @@ class Serving:
 
     Attributes:
       traffic: client -> bytes on its connections, those that are closed and the last.
-      carried: bytes of all messages of the rounds that this process closed. What one message takes is in no
-        log: where lengths depend on the update, it says something of that.
+      carried: bytes of all messages of the rounds that this process closed.
     """
 
     def __init__(self, server: Server, log: Log, waiting: Waiting | None = None):
@@ -79,7 +78,7 @@ class Serving:
         self._told: set[int] = set()
         self._fault: Exception | None = None
         self._wake = asyncio.Event()
-        self.carried = 0
+        self.carried, self._heard = 0, set[int]()
         self._open()
 
     @property
@@ -89,6 +88,17 @@ class Serving:
             client: Traffic(*(sum(part) for part in zip(*ended, strict=True)))
             for client, ended in sorted(self._ended.items())
         }
+
+    @property
+    def sums(self) -> dict[str, int] | None:
+        """What may be logged of all that: sums over clients, of which two at least have answered; else None.
+
+        What one message takes is in no log: where lengths depend on the update, it says something of that.
+        """
+        if len(self._heard & self._ended.keys()) < 2:
+            return None
+        sent, received = (sum(part) for part in zip(*self.traffic.values(), strict=True))
+        return {"sent": sent, "received": received, "messages": self.carried}
 
     async def run(
         self, host: str, port: int, tls: ssl.SSLContext | None, ready: Callable = lambda port: None
@@ -154,7 +164,9 @@ class Serving:
     def _close_round(self) -> None:
         took = time.monotonic() - self._opened
         found = self._server.close_round()
-        self.carried += sum(found.pop("bytes").values())
+        sizes = found.pop("bytes")
+        self.carried += sum(sizes.values())
+        self._heard |= sizes.keys()
         self._log("round", **found, took=round(took, 4))
         self._open()
 
@@ -224,7 +236,9 @@ class Serving:
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             return None  # it has gone or says nothing, or this process ends
         client, refused = self._taken(data, challenge)
-        if refused is not None:  # who has not joined cannot be asked again; it may dial again
+        if refused is not None and refused.client is not None:  # a client's own words, and not recorded
+            self._log("refused", reason=refused.name, client=refused.client, detail=str(refused))
+        elif refused is not None:  # who has not joined cannot be asked again; it may dial again
             self._strangers.refused(refused.name, str(refused))
         if client is None:
             return None
@@ -258,7 +272,7 @@ class Serving:
                 self._log("left", client=client)
             writer.close()
 
-    def _taken(self, data: bytes, challenge: bytes = b"") -> tuple[int | None, Refused | None]:
+    def _taken(self, data: bytes, challenge: bytes | None = None) -> tuple[int | None, Refused | None]:
         """(whose message it is, why it is refused); what else goes wrong is the server's, and ends it."""
         try:
             return self._server.receive(data, challenge), None

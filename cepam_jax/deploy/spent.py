@@ -33,6 +33,7 @@ def _federation(server: Server) -> privacy.Federation:
     said = {*uncovered.IN_A_RUN, *uncovered.of_failures(whole.failures)}
     others = tuple(line for line in found.not_covered if line not in said)
     others += uncovered.of_failures(server.ledger.failures) + uncovered.IN_A_DEPLOYMENT
+    others += uncovered.of_ahead(server.members.ahead)
     others += uncovered.OPEN_ROUND if opened is not None else ()
     return found._replace(hidden=False, not_covered=others)
 

@@ -269,3 +269,14 @@ def state_of(found: Common, data: bytes, number: int) -> State:
         scale=scale,
         control=control_at(found, number),
     )
+
+
+def arrays_of(state: State) -> dict[str, np.ndarray]:
+    """A State for a file: name -> array."""
+    return {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def of_arrays(found: Common, arrays: dict[str, np.ndarray]) -> State:
+    """The State whose arrays these are."""
+    leaves, tree = jax.tree.flatten(found.start)
+    return jax.tree.unflatten(tree, [arrays[f"leaf{i}"] for i in range(len(leaves))])

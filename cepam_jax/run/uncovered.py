@@ -40,7 +40,9 @@ IN_A_DEPLOYMENT = (
     "a server that draws, asks or counts otherwise than agreed: honest draws are taken for granted. A client "
     "answers each round once, whatever it is asked",
     "a directory that is put back to an earlier state, by a backup or a copy: where the other side has seen "
-    "no more, rounds may then be answered twice, with one shared key, and what was spent be forgotten",
+    "no more, rounds may then be answered twice, with one shared key, and what was spent be forgotten. A "
+    "server's that is put back by one round is noticed only by the clients that it had asked in that round "
+    "or a later one: to the others two models of one round may go out, where one is counted",
     "the mean and deviation of all training pixels or features, by which inputs, if any, are normalized, "
     "computed without noise",
     f"other runs on the same data: {_SHARED}",
@@ -89,4 +91,13 @@ def of_votes(counted: float | None) -> tuple[str, ...]:
     return (
         "each client's vote, whether its update was within the clip: it reaches the server without noise, "
         "and the server's noise hides it from others alone, if the server adds it as it says",
+    )
+
+
+def of_ahead(ahead: dict[int, int]) -> tuple[str, ...]:
+    """What clients have proved of rounds that the server has forgotten: client -> through which round."""
+    return tuple(
+        f"rounds that this server does not know of: client {client} has answered through round {through}, "
+        "which had not begun here; the server's directory was put back, and the epsilon here may be too small"
+        for client, through in sorted(ahead.items())
     )

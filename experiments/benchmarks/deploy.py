@@ -123,16 +123,16 @@ def measure(clients: int) -> dict[str, Any]:
         end = demo.run(folder, found, show=False, clients=commands, watch=watch)
         stamps = [event["seconds"] for event in demo.events(folder / "server.log", "round")]
     each = found.rounds * clients
-    both = end["traffic"].values()
+    both = end["bytes"]
     return {
         "clients": clients,
         "processes": len(groups),
         "coordinates": demo.step.common(found).coordinates,
         "rounds": found.rounds,
         "seconds_of_a_round": period(stamps),
-        "bytes_up": sum(one["received"] for one in both) / each,
-        "message_bytes_up": end["message_bytes"] / each,
-        "bytes_down": sum(one["sent"] for one in both) / each,
+        "bytes_up": both["received"] / each,
+        "message_bytes_up": both["messages"] / each,
+        "bytes_down": both["sent"] / each,
         "server_cpu_s": watch.cpu_of_round(found.rounds),
         "server_peak_mb": watch.peaks["server"],
         "client_peak_mb": max(mb for name, mb in watch.peaks.items() if name != "server"),

@@ -1,5 +1,6 @@
 """What the two ends of a deployment refuse, by name, and that nothing changes by it."""
 
+import ast
 import contextlib
 import json
 import os
@@ -56,13 +57,17 @@ def ends(made):
         yield found
 
 
-def refused(end, data, name, *challenge):
-    """Whether an end refuses bytes by this name, and is what it was before."""
+def refused(end, data, name, *challenge, whose=None):
+    """Whether an end refuses bytes by this name, and is what it was before.
+
+    `whose`: which client is named, as it has just written them itself.
+    """
     before = getattr(end, "missing", None), getattr(end, "round", None), getattr(end, "joined", None)
     call = end.receive if hasattr(end, "receive") else end.answer
     with pytest.raises(Refused) as error:
         call(data, *challenge)
-    assert error.value.name == name
+    assert error.value.name == name and error.value.client == whose
+    assert whose is None or f"(client {whose}: " in str(error.value)
     assert before == (
         getattr(end, "missing", None),
         getattr(end, "round", None),
@@ -75,9 +80,11 @@ def changed(data, at, value):
 
 
 def test_every_reason_has_a_test():
-    text = open(__file__).read()
-    untested = {name for name in envelope.REASONS if f'"{name}"' not in text}
-    assert not untested
+    """A call of `refused` that names it; a reason that nothing raises any more would have none."""
+    calls = [node for node in ast.walk(ast.parse(open(__file__).read())) if isinstance(node, ast.Call)]
+    calls = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "refused"]
+    tested = {word.value for call in calls for word in call.args if isinstance(word, ast.Constant)}
+    assert tested >= envelope.REASONS.keys()
 
 
 def test_what_is_no_message_of_this_run_is_refused(ends):
@@ -141,16 +148,18 @@ def test_who_has_not_joined_is_a_stranger(made):
     refused(server, changed(joined, 3, bytes([envelope.REPLY])), "stranger")
     refused(server, changed(joined, 30, b"\0\0\0"), "forged")
     refused(server, joined, "recorded")  # as if no greeting had been sent
+    refused(server, joined, "recorded", b"")
     refused(server, joined, "recorded", joining.challenge())
     server.receive(joined, challenge)
     server.receive(*federation.joined(server, client))  # the same nonce again is no other
+    refused(server, joined, "recorded")  # twice on its own connection
     refused(server, joined, "recorded", joining.challenge())  # who recorded it does not come in with it
     refused(
         server, says(server, made, 0, joining.answer(b"n" * 16, challenge, 0)[:-1]), "malformed", challenge
     )
     other = made.client(0, "client_other")
     answer, challenge = federation.joined(server, other)
-    refused(server, answer, "reenrolled", challenge)
+    refused(server, answer, "reenrolled", challenge, whose=0)
 
 
 def says(server, made, client, body):
@@ -173,9 +182,13 @@ def test_directories_that_were_put_back_are_noticed(tmp_path):
         for k in range(2):
             server.receive(clients[k].answer(server.request(k)))
         # What a client has answered is known before the round is closed.
-        nonce = server._nonces[1]
-        refused(server, says(server, made, 1, joining.answer(nonce, fresh, number)), "rolledback", fresh)
-        refused(server, says(server, made, 1, joining.answer(nonce, fresh, number + 2)), "ahead", fresh)
+        nonce = server.members.nonces[1]
+        refused(
+            server, says(server, made, 1, joining.answer(nonce, fresh, number)), "rolledback", fresh, whose=1
+        )
+        if number < 2:
+            more = says(server, made, 1, joining.answer(nonce, fresh, number + 2))
+            refused(server, more, "ahead", fresh, whose=1)
         server.receive(says(server, made, 1, joining.answer(nonce, fresh, number + 1)), fresh)
         if number < 2:
             server.close_round()
@@ -188,17 +201,94 @@ def test_directories_that_were_put_back_are_noticed(tmp_path):
         states[1].write_bytes(copies[1][1])  # it has forgotten that it answered the second
         with contextlib.closing(made.client(1)) as client:
             answer, challenge = federation.joined(server, client)
-            refused(server, answer, "rolledback", challenge)
+            refused(server, answer, "rolledback", challenge, whose=1)
         states[1].write_bytes(copies[2][1])  # as if it had been killed before the third
         with contextlib.closing(made.client(1)) as client:
             federation.join(server, [client])
     states[0].write_bytes(copies[0][0])  # the server has forgotten two rounds, and what was spent in them
     with contextlib.closing(made.server()) as server:
-        assert server.round == 0
+        assert server.round == 0 and "does not know of" not in spent.report(server)
         answer, challenge = federation.joined(server, clients[0])
-        refused(server, answer, "ahead", challenge)
+        refused(server, answer, "ahead", challenge, whose=0)
         refused(clients[0], server.request(0), "stale")  # nor would it answer
     clients[0].close()
+    with contextlib.closing(made.server()) as server:  # that too much was forgotten is not forgotten
+        text = spent.report(server)
+        assert "client 0 has answered through round 3" in text and "may be too small" in text
+
+
+def test_who_has_not_joined_here_is_heard_with_nothing_but_a_join(made):
+    """A recorded answer of the open round, as the first thing said, is not its writer."""
+    with Ends(made, "recorded") as ends:
+        for challenge in (joining.challenge(), b""):  # over a socket, and of a node that was not greeted
+            refused(ends.server, ends.answers[ends.drawn[0]], "unexpected", challenge)
+        assert ends.server.missing == ends.drawn
+
+
+def test_a_server_that_was_put_back_by_one_round_is_noticed_by_all_whom_it_asked(tmp_path):
+    """With a quorum a round closes with others to another model: two releases, where one is counted."""
+    fields = {"partition.kind": "iid", "evaluation.clients": "none", "num_clients": 3}
+    fields |= {"links.name": "ethernet10g", "links.ends": "quorum", "links.quorum": 0.6}
+    made = federation.made(tmp_path, federation.small(**fields))
+    server, clients, state = made.server(), made.clients(), tmp_path / "server" / "server.state"
+    federation.join(server, clients)
+    before = state.read_bytes()
+    first = [client.answer(server.request(client.number)) for client in clients]
+    for answer in first[:2]:
+        server.receive(answer)
+    server.close_round()
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    requests = [server.request(k) for k in range(3)]
+    clients[0].answer(requests[0])
+    asked = clients[1]
+    asked._made = killed  # while it trains, before it has answered
+    with pytest.raises(KeyboardInterrupt):
+        asked.answer(requests[1])
+    asked.close()
+    server.close()
+    state.write_bytes(before)
+    with contextlib.closing(made.server()) as server, contextlib.closing(made.client(1)) as asked:
+        assert server.round == 0 and asked.answered == 1
+        for answer in first[1:]:
+            server.receive(answer)
+        server.close_round()
+        others = [server.request(k) for k in range(3)]
+        assert all(one != other for one, other in zip(requests, others, strict=True))
+        refused(clients[0], others[0], "twice")
+        refused(asked, others[1], "twice")  # it was asked only
+        assert asked.answer(requests[1]) and asked.answered == 2
+        clients[2].answer(others[2])  # it was not asked in between, and knows nothing
+    for client in (clients[0], clients[2]):
+        client.close()
+
+
+def test_an_answer_that_came_too_late_is_remembered(tmp_path):
+    """What a client has answered is known by its late answers too, and by what it said when it joined."""
+    fields = {"partition.kind": "iid", "evaluation.clients": "none", "num_clients": 3}
+    fields |= {"links.name": "ethernet10g", "links.ends": "quorum", "links.quorum": 0.6}
+    made = federation.made(tmp_path, federation.small(**fields))
+    server, clients = made.server(), made.clients()
+    federation.join(server, clients)
+    fresh = joining.challenge()
+    late = clients[2].answer(server.request(2))
+    for k in (0, 1):
+        server.receive(clients[k].answer(server.request(k)))
+    server.close_round()
+    refused(server, late, "stale")
+    clients[1].answer(server.request(1))  # which is lost on its way
+    server.receive(*federation.joined(server, clients[1]))
+    server.close()
+    with contextlib.closing(made.server()) as server:  # it is on the disk
+        for k, through in ((2, 1), (1, 2)):
+            nonce = server.members.nonces[k]
+            less = says(server, made, k, joining.answer(nonce, fresh, through - 1))
+            refused(server, less, "rolledback", fresh, whose=k)
+            server.receive(says(server, made, k, joining.answer(nonce, fresh, through)), fresh)
+    for client in clients:
+        client.close()
 
 
 def test_a_client_answers_each_round_once(made):
@@ -343,7 +433,7 @@ def test_an_agreement_that_was_tampered_with_is_refused(made, change, text):
         agreement.read(json.dumps(found | change))
 
 
-@pytest.mark.parametrize("name", ["cepam_jax", "jax", "jaxlib"])
+@pytest.mark.parametrize("name", ["cepam_jax", "jax", "jaxlib", "sources"])
 def test_other_versions_than_were_agreed_to_are_refused_by_name(made, name):
     """Others may compute other bits, and what is decoded would be another message."""
     found = json.loads(made.agreement.text)
@@ -352,10 +442,29 @@ def test_other_versions_than_were_agreed_to_are_refused_by_name(made, name):
     with pytest.raises(ConfigError, match=rf"^version of {name} is .* 0\.0\.1, as was agreed to"):
         agreement.read(json.dumps(found | other))
     none = {"versions": {key: value for key, value in found["versions"].items() if key != name}}
-    with pytest.raises(ConfigError, match=f"^version of {name} is .* None, as was agreed to"):
+    with pytest.raises(ConfigError, match=f"^version of {name} is .* the agreement names none") as error:
         agreement.read(json.dumps(found | none))
-    with pytest.raises(ConfigError, match=r"^schema of the agreement is 1"):
-        agreement.read(json.dumps(found | {"schema": 1}))
+    assert "None" not in str(error.value)
+    more = {"versions": found["versions"] | {"numpy": "1"}}
+    with pytest.raises(ConfigError, match=r"^version of numpy is .*not known here.* 1, as was agreed to"):
+        agreement.read(json.dumps(found | more))
+    for schema in (1, 2):
+        with pytest.raises(ConfigError, match=rf"^schema of the agreement is {schema}"):
+            agreement.read(json.dumps(found | {"schema": schema}))
+
+
+def test_two_commits_are_two_versions(tmp_path):
+    """Whatever in the sources differs, their names or where one ends; not how a system ends lines."""
+    cases = [{"a.py": b"1\n"}, {"a.py": b"2\n"}, {"b.py": b"1\n"}, {"a.py": b"1\n", "x/b.py": b""}]
+    cases += [{"a.py": b"", "x/b.py": b"1\n"}, {"a.py": b"1\r\n", "note.txt": b"", "a.pyc": b"3"}]
+    digests = []
+    for number, files in enumerate(cases):
+        for name, text in files.items():
+            path = tmp_path / str(number) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text)
+        digests.append(agreement._sources(tmp_path / str(number)))
+    assert len(set(digests)) == 5 and digests[5] == digests[0]
 
 
 def test_nothing_is_counted_on_draws(ends):

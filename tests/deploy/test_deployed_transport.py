@@ -69,12 +69,14 @@ class Rounds:
     def done(self, client):
         return b"done"
 
-    def receive(self, data, challenge=b""):
+    def receive(self, data, challenge=None):
         if self.fails is not None:
             raise self.fails
         kind, client, *answered = data.split(b" ") if b" " in data else (b"", b"")
         if kind not in (b"JOIN", b"REPLY"):
             raise Refused("forged")
+        if kind != b"JOIN" and challenge is not None:
+            raise Refused("unexpected")
         if kind == b"JOIN" and (not challenge or answered != [challenge.hex().encode()]):
             raise Refused("recorded")
         (self.joined if kind == b"JOIN" else self.arrived).add(int(client))
@@ -97,10 +99,10 @@ class Answers:
     def answer(self, data):
         if data.startswith(b"hello "):
             return b"JOIN %d %s" % (self.number, data.removeprefix(b"hello "))
+        self.asked += 1
         if data == b"done":
             self.finished = True
             return b""
-        self.asked += 1
         if self.fails is not None:
             raise self.fails
         self.answered += 1
@@ -256,6 +258,29 @@ def test_a_stranger_may_send_what_a_client_joins_with_and_no_more():
     assert len(log.named("refused")) <= 4, "one line a second"
 
 
+def test_a_recorded_answer_as_the_first_message_brings_nobody_in():
+    """It would take the place of the client that wrote it, and be sent that client's requests."""
+    server, log = Rounds(), Log()
+
+    async def work():
+        async with served(server, log=log) as (_, _, port):
+            held, own = await joined(port, 0)
+            await frames.read(held, 100)  # its request
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            await frames.read(reader, 100)
+            await frames.write(writer, b"REPLY 0")
+            assert not await asyncio.wait_for(reader.read(), 5.0), "it is ended, and told nothing"
+            writer.close()
+            await frames.write(own, b"REPLY 0")  # its own connection stands
+            while 0 in server.missing:
+                await asyncio.sleep(0.01)
+            own.close()
+
+    with contextlib.suppress(ConnectionError):
+        ends(work())
+    assert log.named("refused")[0]["reason"] == "unexpected" and len(log.named("joined")) == 1
+
+
 def test_the_lines_about_strangers_are_counted(monkeypatch):
     now, log = [100.0], Log()
     monkeypatch.setattr(serving.time, "monotonic", lambda: now[0])
@@ -331,6 +356,66 @@ def test_a_client_that_is_not_greeted_dials_again(monkeypatch):
 
     ends(work())
     assert len(dials) == 2 and log.named("cut") == [{"why": "TimeoutError"}]
+
+
+def test_a_client_that_is_refused_dials_more_and_more_seldom_and_gives_up(monkeypatch):
+    """It dialled ten times a second for ever, since each connection began the count anew."""
+    client, log, slept = Answers(), Log(), []
+    monkeypatch.setattr(dialling, "_FIRST", 0.01)
+    monkeypatch.setattr(dialling, "_LONGEST", 0.04)
+    sleep = asyncio.sleep
+
+    async def noted(seconds):
+        slept.append(seconds)
+        await sleep(seconds)
+
+    async def connected(reader, writer):
+        await frames.write(writer, b"hello there")
+        await frames.read(reader, 100)
+        if len(slept) == 4:  # once it is asked, and the count begins anew
+            await frames.write(writer, b"request")
+            await frames.read(reader, 100)
+        writer.close()
+
+    async def work():
+        listener = await asyncio.start_server(connected, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        monkeypatch.setattr(dialling.asyncio, "sleep", noted)
+        try:
+            await dialling.run(client, "127.0.0.1", port, None, log, attempts=6)
+        finally:
+            listener.close()
+
+    with pytest.raises(ConnectionError, match="6 times in vain: the server closed after the join"):
+        ends(work())
+    assert slept == [0.01, 0.02, 0.04, 0.04, 0.01, 0.02, 0.04, 0.04, 0.04, 0.04]
+    said = ["closed after the join" in line["why"] for line in log.named("cut")]
+    assert said == [True] * 4 + [False] + [True] * 6
+
+
+def test_what_a_client_itself_is_refused_for_is_logged_whatever_strangers_do():
+    server, log = Rounds(), Log()
+
+    def receive(data, challenge=None):
+        if data.startswith(b"REPLY"):
+            raise Refused("forged")
+        raise Refused("rolledback", "it says that", client=1)
+
+    server.receive = receive
+
+    async def work():
+        async with served(server, log=log) as (_, _, port):
+            for data in [b"REPLY 0", b"REPLY 0", b"JOIN 1", b"JOIN 1"]:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                await frames.read(reader, 100)
+                await frames.write(writer, data)
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+                writer.close()
+
+    ends(work())
+    found = [(line["reason"], line["client"]) for line in log.named("refused")]
+    assert found == [("forged", None), ("rolledback", 1), ("rolledback", 1)]
 
 
 def test_a_client_reads_on_while_it_computes():
@@ -415,10 +500,25 @@ def test_a_round_trip_over_tls_with_what_is_logged(tmp_path):
 
     found = ends(work())
     assert sorted(server.asked) == [(r, k) for r in range(3) for k in range(2)]
-    assert found.carried == 3 * 2000 and all(count.received > 0 for count in found.traffic.values())
+    assert all(count.received > 0 for count in found.traffic.values())
+    assert found.sums["messages"] == found.carried == 3 * 2000
+    assert found.sums["received"] == sum(count.received for count in found.traffic.values())
     text = json.dumps([*log, *told])
     assert len(log.named("round")) == 3 and len(told.named("answered")) == 2 * (1 + 3)
     assert "bytes" not in text and "1234" not in text, "the length of one message is in no log"
+
+
+def test_what_is_logged_of_bytes_are_sums_over_clients_of_whom_two_have_answered():
+    """From those of one client that answered once follows how long its message was."""
+    server, told = Rounds(rounds=2), []
+    found = Serving(server, Log())
+    found._ended = {0: [frames.Traffic(5000, 700)], 1: [frames.Traffic(5000, 900), frames.Traffic(1, 1)]}
+    assert found.sums is None
+    for sizes in ({}, {0: 300}, {0: 400}, {1: 500}):
+        server.close_round = lambda sizes=sizes: {"round": 1, "late": (), "bytes": dict(sizes)}
+        found._close_round()
+        told.append(found.sums)
+    assert told == [None, None, None, {"sent": 10001, "received": 1601, "messages": 1200}]
 
 
 def test_without_tls_only_this_machine_is_dialled_unless_that_is_meant(capsys):
@@ -583,6 +683,35 @@ def test_a_node_that_answers_nonsense_is_logged_and_left_alone_for_a_while(name,
     (event,) = {event for event, values in log if values.get("node") == 11}
     assert event == {"error": "failed", "declined": "declined"}.get(name, "malformed")
     assert "bytes" not in log.named("round")[0]
+
+
+def test_flowers_node_that_was_never_greeted_gives_no_answer_of_a_round(flower):
+    """A recorded answer of the open round is not its writer's node."""
+    module, _, clock = flower
+    server, log = Rounds(clients=2), Log()
+    nodes = {10: honest(0), 11: honest(1), 12: lambda body: {"body": b"REPLY 1", "refused": False}}
+    carrier = module.Carrier(server, Grid(clock, nodes), log, Waiting(again=60.0, patience=900.0))
+    carrier.run()
+    assert server.finished and carrier._nodes == {0: 10, 1: 11}
+    assert [line["reason"] for line in log.named("refused")] == ["unexpected"]
+
+
+def test_flowers_client_whose_worker_was_started_again_is_greeted_again(flower):
+    """Before its first request is on its disk, a client knows of no run."""
+    module, _, clock = flower
+    server, log, worker, greeted = Rounds(clients=1), Log(), honest(0), []
+
+    def node(body):
+        if body.startswith(b"hello "):
+            greeted.append(clock.now)
+        if len(greeted) == 1 and body == b"request":  # started again behind the first greeting
+            return {"body": b"foreign", "refused": True}
+        return worker(body)
+
+    grid = Grid(clock, {10: node})
+    module.Carrier(server, grid, log, Waiting(again=60.0, patience=900.0)).run()
+    assert server.finished and len(greeted) == 2 and greeted[1] >= 60
+    assert log.named("declined") == [{"node": 10, "client": 0, "reason": "foreign"}]
 
 
 def test_flowers_deadline_begins_when_somebody_is_asked(flower):

@@ -44,11 +44,58 @@ def test_a_watch_sees_the_memory_and_the_time_of_a_process(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code]) as busy:
         try:
             watch = deploy.Watch(tmp_path / "none")
-            while len(watch.cpu) < 2 or watch.cpu[-1][1] < 0.2:
+            for _ in range(3000):  # a minute at least
                 watch({"server": busy})
+                if len(watch.cpu) >= 2 and watch.cpu[-1][1] >= 0.2:
+                    break
         finally:
             busy.kill()
-    assert watch.cpu[-1][0] == 0 and 64 < watch.peaks["server"] < 300
+    assert watch.cpu[-1][0] == 0 and watch.cpu[-1][1] >= 0.2 and 64 < watch.peaks["server"] < 300
+
+
+def test_the_table_of_flowers_bytes_compares_the_two_runs():
+    one = flower_bytes.Found(1000, 50, {"/a/push-message": (2, 100, 300), "/a/pull": (4, 200, 100)}, 1.0, 0.5)
+    other = flower_bytes.Found(
+        4000, 150, {"/a/push-message": (9, 900, 1500), "/a/pull": (9, 1100, 50)}, 1.0, 1.0
+    )
+    lines = flower_bytes.table({"CEPAM": one, "FedAvg": other}, 2).splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert rows[0] == ["of a round and client", "CEPAM", "FedAvg", "times less"]
+    assert rows[2:10] == [
+        ["bytes up, all", "500", "2,000", "4.0"],
+        ["of these, pushed bodies", "150", "750", "5.0"],
+        ["other bodies", "50", "25", "0.5"],
+        ["heads of HTTP's requests", "150", "1,000", "6.7"],
+        ["TLS", "150", "225", "1.5"],
+        ["bytes down, all", "25", "75", "3.0"],
+        ["requests", "3.0", "9.0", "3.0"],
+        ["test accuracy", "0.5000", "1.0000", ""],
+    ]
+    assert ["CEPAM", "push-message", "1.00", "50", "150"] in rows
+
+
+@pytest.mark.parametrize("fails", ["the command", "a process", "time"])
+def test_flowers_command_is_not_waited_for_when_it_cannot_end(fails, tmp_path, monkeypatch):
+    monkeypatch.setattr(flower_bytes, "PROGRAMS", tmp_path)
+    program, log = tmp_path / "flwr", tmp_path / "log"
+    program.write_text("#!/bin/sh\n" + ("echo no; exit 3\n" if fails == "the command" else "exec sleep 60\n"))
+    program.chmod(0o700)
+    log.write_text("")
+    code = "exit(4)" if fails == "a process" else "import time; time.sleep(60)"
+    said = {
+        "the command": "^flwr run ended with code 3:\nno$",
+        "a process": "^the SuperLink ended with code 4",
+        "time": "^flwr run did not end in 0 s",
+    }
+    with subprocess.Popen([sys.executable, "-c", code]) as other:
+        if fails == "a process":
+            other.wait(20)
+        running, seconds = {"the SuperLink": (other, log)}, 0.3 if fails == "time" else 20.0
+        try:
+            with pytest.raises(RuntimeError, match=said[fails]):
+                flower_bytes.flwr("run", log=tmp_path / "run.log", running=running, seconds=seconds)
+        finally:
+            other.kill()
 
 
 def test_requests_are_counted_by_path_wherever_the_stream_is_cut():
