@@ -122,7 +122,7 @@ def plot(rows: list[dict]) -> Figure:
         axes.set(xscale="log", xlabel="bits", ylabel="points lost to floats", title=f"{key[0]}, {key[1]}")
         axes.set_yscale("symlog", linthresh=1)
         axes.set_yticks([-1, -0.5, 0, 0.5, 1, 2, 5, 10], ["-1", "-0.5", "0", "0.5", "1", "2", "5", "10"])
-        axes.set_ylim(-1, 10)
+        axes.set_ylim(-1, max(10, axes.get_ylim()[1]))
         axes.set_xticks(ticks, map(str, ticks))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
