@@ -87,8 +87,8 @@ def packed_size(run: Finished, rate: float) -> tuple[int, float]:
       rate: bits for each weight, as `--rate`.
     """
     whole = make_predictor(run.config, run.data, run.model)
-    setting = Setting(rate=rate)
-    size = len(formats.export(formats.exporter(whole), setting, "packed"))
-    values = {name: w.values for name, w in quantize(whole.leaves, setting).items()}
+    weights = quantize(whole.leaves, Setting(rate=rate))
+    size = len(formats.FORMATS["packed"](formats.exporter(whole), weights))
+    values = {name: w.values for name, w in weights.items()}
     rounded = metrics(run, whole, trained(whole._replace(leaves=values)))
     return size, metrics(run, whole, trained(whole))[run.task.headline] - rounded[run.task.headline]

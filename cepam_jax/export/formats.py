@@ -8,7 +8,7 @@ import numpy as np
 from cepam_jax.export import artifact, loader, packed, translate
 from cepam_jax.export.predictor import Predictor
 from cepam_jax.export.quantize import Setting, quantize
-from cepam_jax.export.refine import can_be_refined, refine
+from cepam_jax.export.refine import refine
 from cepam_jax.extras import need
 
 
@@ -83,8 +83,6 @@ def export(model: Exporter, setting: Setting, name: str) -> bytes:
       ConfigError: a setting that is not allowed; a weight that is NaN or infinite; a model that writes
         nothing by which it could be refined.
     """
-    if setting.refine:
-        can_be_refined(model.predictor)
     weights = quantize(model.predictor.leaves, setting)
     if setting.refine:
         weights = refine(model.predictor, weights, setting.refine, setting.prune)

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from cepam_jax.errors import ConfigError
-from cepam_jax.export.loader import Weight, quantized, steps
+from cepam_jax.export.loader import Weight, quantized
 from cepam_jax.export.predictor import Predictor
 from cepam_jax.export.quantize import pruned
 
@@ -26,14 +26,6 @@ WINDOWS, BATCH = 1024, 32
 # Of Adam, whose steps are about as long, whatever the gradient is: chosen on one Transformer, whose weights
 # are rounded to steps of .02 to .2.
 RATE = 3e-4
-
-
-def can_be_refined(predictor: Predictor) -> None:
-    """ConfigError where the model has no inputs of its own making."""
-    if predictor.head.samples is None:
-        raise ConfigError(
-            "--refine trains on what the model writes itself; a model of text does, this one writes nothing"
-        )
 
 
 def refine(
@@ -56,11 +48,14 @@ def refine(
     Raises:
       ConfigError: the model has no inputs of its own making; its answers to them are not finite.
     """
-    can_be_refined(predictor)
+    if predictor.head.samples is None:
+        raise ConfigError(
+            "--refine trains on what the model writes itself; a model of text does, this one writes nothing"
+        )
     trained = {name: jnp.asarray(predictor.leaves[name], jnp.float32) for name in weights}
     grids = {name: _grid(w, predictor.leaves[name], prune) for name, w in weights.items()}
     key, order = jax.random.split(jax.random.key(seed))
-    inputs = predictor.head.samples(predictor.model, key, WINDOWS)  # type: ignore[misc]  # it was looked for
+    inputs = predictor.head.samples(predictor.model, key, WINDOWS)
     answer = jax.jit(predictor.function)
     wanted = jnp.concatenate([answer(trained, part) for part in jnp.split(inputs, WINDOWS // BATCH)])
     if not bool(jnp.isfinite(wanted).all()):
@@ -90,10 +85,7 @@ def _divergence(wanted, logits) -> jax.Array:
 def _grid(w: Weight, values: np.ndarray, prune: float) -> tuple[np.ndarray, float, np.ndarray]:
     """(step of each weight f32[...], largest code, whether it may be other than zero bool[...])."""
     assert w.codes is not None and w.numbers is not None, f"{w.name} is not quantized"
-    shape = [1] * w.codes.ndim
-    if w.axis is not None:
-        shape[w.axis] = -1
-    step = np.broadcast_to(steps(w.numbers).reshape(shape), w.codes.shape)
+    step = quantized(w.name, np.ones_like(w.codes), w.numbers, w.axis, w.bits).values
     left = pruned(values, prune) != 0 if prune and values.ndim > 1 else np.ones(values.shape, bool)
     return step, float(2 ** (w.bits - 1) - 1), (step > 0) & left
 

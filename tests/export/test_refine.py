@@ -99,7 +99,7 @@ def test_windows_follow_the_models_own_law(writer):
 
 
 def test_what_cannot_be_refined_is_refused():
-    """Also before anything is rounded, and a number of steps that is none."""
+    """A model that writes nothing, and a number of steps that is none."""
     config = digits.get_config("fedavg")
     config.model = "linear"
     images = formats.exporter(untrained(config), graph=False)
