@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from cepam_jax.data import sources
 from cepam_jax.data.examples import number_of
+from cepam_jax.data.partition import Partition
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import ATTACKS, Attack, aggregation, initial_state, local, make_round
 from cepam_jax.federated.byzantine import with_false_labels
@@ -160,7 +161,13 @@ def _counted(report, d: int) -> dict:
     }
 
 
-def train_all(configs: dict, seeds: int, path: str | Path, progress: bool = True) -> dict:
+def train_all(
+    configs: dict,
+    seeds: int,
+    path: str | Path,
+    progress: bool = True,
+    split_of: Callable[[Any, Any], Partition] = build.split_of,
+) -> dict:
     """Trains every configuration with every seed.
 
     Args:
@@ -168,6 +175,7 @@ def train_all(configs: dict, seeds: int, path: str | Path, progress: bool = True
       seeds: runs of each.
       path: JSON lines of what is known already; new results are added.
       progress: show a progress bar.
+      split_of: (configuration, examples) -> which client holds which of them.
 
     Returns:
       {label: [{"accuracy", "rounds" done, and of a round in the mean "bits" a coordinate of honest messages,
@@ -191,7 +199,7 @@ def train_all(configs: dict, seeds: int, path: str | Path, progress: bool = True
     total = sum(map(len, groups.values()))
     with tqdm(total=total, disable=not progress) as bar, jax.enable_x64(False):
         for group in groups.values():
-            for name, line in _trained(list(group.values()), bar):
+            for name, line in _trained(list(group.values()), split_of, bar):
                 known[name] = line
                 _add(path, name, line)
     results: dict = {label: [] for label in configs}
@@ -200,7 +208,7 @@ def train_all(configs: dict, seeds: int, path: str | Path, progress: bool = True
     return results
 
 
-def _trained(configs, bar):
+def _trained(configs, split_of, bar):
     """(name, result) of the runs of one program."""
     first = configs[0]
     names = tuple(dict.fromkeys(config.byzantine.attack for config in configs))
@@ -215,7 +223,7 @@ def _trained(configs, bar):
         rules.append(aggregation.of_config(example))
     data = sources.load_examples(first.data.name, first.data.dir, sources.options_of(first))
     program, task = _program(first, data.specification, names, rules)
-    records = [_Asked(config, build.split_of(config, data)) for config in configs]
+    records = [_Asked(config, split_of(config, data)) for config in configs]
     arrays = stacking.client_arrays(records)
     if attacked:  # where nobody lies, it does not matter how
         nobody = {"liars": np.zeros(first.num_clients, bool), "strength": np.float32(1)}

@@ -28,6 +28,9 @@ from cepam_jax.mechanisms.lattices import acceptance as acceptance_probability
 LISTED_BITS = 64
 # Of `tensor_bits`: how many tensors are counted alone, and how long they are at least.
 _APART, _LARGE = 8, 2048
+# From more axes than these on, what all axes share is calculated before them, and their law compiled once:
+# fused into each axis both would be there eight times on E8, in the program and in its time.
+_MANY_AXES = 3
 _LOG_2 = np.float32(np.log(2))
 
 
@@ -173,7 +176,7 @@ def block_bits(
             index,
             acceptance_probability(lat, layer),
         )
-    integers, error = zero_at(lat, stream, index, ids)
+    integers, error = zero_at(lat, stream, index, ids, apart=True)
     same, other = _predict(setting, error, deviation)
     symbols, sent = _rows(jnp.asarray(message.symbols), len(ids), n)
     listed = (sent & (symbols == blocks.INVALID)).any(0)
@@ -189,7 +192,7 @@ def block_bits(
 
 
 def zero_at(
-    lat: Lattice, stream: counter.Words, proposal: Array | np.uint32, ids: jax.Array
+    lat: Lattice, stream: counter.Words, proposal: Array | np.uint32, ids: jax.Array, apart: bool = False
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """What a proposal would do to blocks of zeros.
 
@@ -198,6 +201,7 @@ def zero_at(
       stream: stream of the dithers, from `counter.stream`.
       proposal: uint32[] or uint32[k], number of the proposal.
       ids: uint32[k], numbers of the blocks.
+      apart: whether the axes are read one by one; then what they share is calculated before them.
 
     Returns:
       The integers that name the nearest lattice point, and the error of zero in units of the lattice's scale:
@@ -205,7 +209,12 @@ def zero_at(
     """
     origin = [jnp.zeros(ids.shape, jnp.float32)] * lat.dimension
     dither = lat.point(origin, blocks.boxes(lat, stream, proposal, ids))
-    integers = lat.nearest([-v for v in dither])
+    if lat.dimension > _MANY_AXES and apart:
+        dither = list(blocks.settled(dither))
+        choice = blocks.in_memory(lat.choose([-v for v in dither]))
+        integers = list(blocks.settled(lat.round([-v for v in dither], choice)))
+    else:
+        integers = lat.nearest([-v for v in dither])
     point = lat.point(integers, [jnp.float32(0)] * lat.dimension)
     return integers, [p + v for p, v in zip(point, dither, strict=True)]
 
@@ -239,7 +248,7 @@ def _deviation_nats(
     integers: list[jax.Array],
     error: list[jax.Array],
     scales: jax.Array,
-) -> tuple[jax.Array | float, jax.Array | float, jax.Array | bool]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cost of the deviations from the points that zero would have got, axis by axis.
 
     Args:
@@ -254,20 +263,31 @@ def _deviation_nats(
       f32[blocks] cost in nats, f32[blocks] probability that no axis deviates, bool[blocks] whether none does.
     """
     lat = setting.lat
-    nats: jax.Array | float = 0.0
-    stays: jax.Array | float = 1.0
-    at_zero: jax.Array | bool = True
-    before: dict[int, jax.Array] = {}
+    centers: dict[int, jax.Array] = {}
+    deviations: dict[int, jax.Array] = {}
     for axis in lat.order:
         # Deviations in int32: f32 would lose the parity of large ones; the sums of few small ones are exact.
         k = jnp.where(sent[axis], symbols[axis] - integers[axis].astype(jnp.int32), 0).astype(jnp.float32)
-        spacing = np.float32(lat.spacing[axis])
-        first, start = lat.residue(axis, error[axis], before)
-        center = start + spacing * jnp.round((k - first) / lat.modulus[axis])
-        cost = code_length.cell_nats(center, spacing, scales[axis], setting.family)
-        nats += jnp.where(sent[axis], cost, 0.0)
-        nearest = code_length.cell_nats(error[axis], spacing, scales[axis], setting.family)
-        stays *= jnp.where(sent[axis], jnp.exp(-nearest), 1.0)
-        at_zero &= k == 0
-        before[axis] = k
-    return nats, stays, at_zero
+        first, start = lat.residue(axis, error[axis], deviations)
+        moved = jnp.round((k - first) / lat.modulus[axis])
+        centers[axis] = start + np.float32(lat.spacing[axis]) * moved
+        deviations[axis] = k
+    totals = (jnp.zeros(scales.shape[1:]), jnp.ones(scales.shape[1:]))
+    add = functools.partial(_add_axis, setting.family)
+    ordered = [centers[axis] for axis in range(lat.dimension)]
+    spacing = np.array(lat.spacing, np.float32)
+    if lat.dimension > _MANY_AXES:
+        places = blocks.settled([*ordered, *error]).reshape(2, *scales.shape)
+        totals, _ = jax.lax.scan(add, totals, (*places, spacing, scales, sent))
+    else:
+        for axis, center in enumerate(ordered):
+            totals, _ = add(totals, (center, error[axis], spacing[axis], scales[axis], sent[axis]))
+    return *totals, functools.reduce(jnp.logical_and, [k == 0 for k in deviations.values()])
+
+
+def _add_axis(family: str, totals: tuple, one: tuple) -> tuple[tuple, None]:
+    """What an axis adds to the cost f32[blocks] and to the probability f32[blocks] of `_deviation_nats`."""
+    (nats, stays), (center, error, spacing, scale, sent) = totals, one
+    cost = code_length.cell_nats(center, spacing, scale, family)
+    nearest = code_length.cell_nats(error, spacing, scale, family)
+    return (nats + jnp.where(sent, cost, 0.0), stays * jnp.where(sent, jnp.exp(-nearest), 1.0)), None

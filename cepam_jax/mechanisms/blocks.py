@@ -112,9 +112,17 @@ def boxes(
     """
     n = lat.dimension
     pairs = (n + 1) // 2  # calls for two words that one proposal of one block takes
-    words: list[jax.Array] = []
-    for pair in range(pairs):
-        words += counter.words(stream, proposal * np.uint32(pairs) + np.uint32(pair), blocks)
+
+    def call(number):
+        return counter.words(stream, proposal * np.uint32(pairs) + number, blocks)
+
+    if pairs == 1:
+        words = call(np.uint32(0))
+    else:
+        # A loop, which is compiled once and fused into nothing. Unrolled, every axis that is read would get
+        # a generator of its own: seconds of compilation, and both words of a call drawn twice.
+        drawn = jax.lax.map(call, jnp.arange(pairs, dtype=jnp.uint32))
+        words = [word for pair in zip(*drawn, strict=True) for word in pair]
     return [counter.centered(word) for word in words[:n]]
 
 

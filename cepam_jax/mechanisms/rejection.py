@@ -125,6 +125,8 @@ def _by_levels(
     """
     fresh = jnp.full(blocks.shape, start_value)
     done, value = _solve(tests, blocks, data, (jnp.zeros(blocks.shape, bool), fresh), 0)
+    if blocks.shape[0] <= _SMALLEST:
+        return done, value  # one level, which ended when all were done
     # A block without room anywhere starts over here: what rejected it once rejects it again.
     return _until_all_done(tests, blocks, data, (done, jnp.where(done, value, fresh)), 0)
 

@@ -2,12 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from cepam_jax.data import sources
+from cepam_jax.data.examples import number_of
 from cepam_jax.errors import ConfigError
+from cepam_jax.federated import byzantine
 from cepam_jax.run import training
 from configs import digits
-from experiments import lies
+from experiments import byzantine_tables, lies
 
 ROUNDS = 3
 
@@ -75,7 +79,7 @@ def test_results_are_kept_and_half_a_line_is_not(together, monkeypatch, tmp_path
     assert lies.train_all(CONFIGS, 1, copy, progress=False) == results
     copy.write_text(path.read_text()[:-10])
     asked = []
-    monkeypatch.setattr(lies, "_trained", lambda configs, bar: asked.extend(configs) or ())
+    monkeypatch.setattr(lies, "_trained", lambda configs, split_of, bar: asked.extend(configs) or ())
     with pytest.raises(KeyError):
         lies.train_all(CONFIGS, 1, copy, progress=False)
     assert len(asked) == 1
@@ -86,3 +90,16 @@ def test_what_it_cannot_train_is_refused(tmp_path):
     for fields in ({"mechanism.error_feedback": True}, {"byzantine.clients": 3}):
         with pytest.raises(ConfigError):
             lies.train_all({"x": config_of(**fields)}, 1, tmp_path / "runs.jsonl", progress=False)
+
+
+def test_liars_of_the_published_setting_hold_copies():
+    """As in arXiv 2006.09365 the honest workers share out all examples."""
+    config = config_of(**{"num_clients": 8, "byzantine.attack": "sign_flip", "byzantine.clients": 3})
+    data = sources.load_examples("digits")
+    split = byzantine_tables.over_honest(config, data)
+    lies_there = byzantine.drawn(8, 3, config.seeds.partition)
+    held = np.concatenate([split.client(k) for k in np.flatnonzero(~lies_there)])
+    assert sorted(held.tolist()) == list(range(number_of(data.train)))
+    owners = {frozenset(split.client(k).tolist()) for k in np.flatnonzero(~lies_there)}
+    copies = [frozenset(split.client(k).tolist()) for k in np.flatnonzero(lies_there)]
+    assert len(set(copies)) == 3 and owners.issuperset(copies)
