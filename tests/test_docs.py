@@ -217,7 +217,11 @@ SHORT = {
     "experiments.benchmarks.deploy": ["--clients=3", "--rounds=3", "--processes=2"],
     "experiments.benchmarks.rejection": ["--size=20000", "--repeats=1"],
     "experiments.benchmarks.peers": ["--models=mlp", "--clients=2", "--rounds=1", "--turns=1"],
-    "experiments.benchmarks.scale": ["--clients=2", "--models=mlp", "--mechanisms=fedavg", "--chunks=2"],
+    "experiments.benchmarks.scale": [
+        "--tables=clients,federation,models",
+        *("--clients=2", "--populations=40", "--drawn=2", "--per_round=2"),
+        *("--models=mlp", "--mechanisms=fedavg", "--chunks=2"),
+    ],
     "experiments.benchmarks.sweeps": ["--runs=2", "--rounds=1", "--repeats=1", "--model=linear"],
     "experiments.benchmarks.startup": ["--models=mlp", "--mechanisms=fedavg", "--repeats=1"],
     "experiments.benchmarks.profile": ["--clients=2", "--rounds=1"],

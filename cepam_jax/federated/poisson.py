@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from cepam_jax import settings
 from cepam_jax.errors import ConfigError
@@ -27,10 +27,14 @@ _WORDS = 2**32
 @functools.lru_cache
 def places(clients: int, expected: int) -> int:
     """Places of a round for an expected number of participants: the fewest that `OVERFLOW` allows."""
-    found = int(stats.binom.isf(OVERFLOW, clients, expected / clients))
-    while overflow_of(found, clients, expected) > OVERFLOW:
-        found += 1
-    return min(found, clients)
+    within, beyond = expected - 1, clients  # the tail at `beyond` is small enough, and at `within` is not
+    while beyond - within > 1:
+        middle = (within + beyond) // 2
+        if overflow_of(middle, clients, expected) > OVERFLOW:
+            within = middle
+        else:
+            beyond = middle
+    return beyond
 
 
 def overflow(clients: int, expected: int) -> float:
@@ -40,7 +44,9 @@ def overflow(clients: int, expected: int) -> float:
 
 def overflow_of(number: int, clients: int, expected: int) -> float:
     """Probability that more than this number of clients come."""
-    return float(stats.binom.sf(number, clients, expected / clients))
+    if number >= clients:
+        return 0.0
+    return float(special.bdtrc(number, clients, expected / clients))
 
 
 def choose(key: jax.Array, clients: int, expected: int, number: int):

@@ -6,7 +6,7 @@ Sources: Ling and Li: Vector Quantization with Error Uniformly Distributed over 
 """
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 
 def mutual_information(ratio: float) -> float:
@@ -40,13 +40,13 @@ def layered_limit(ratio: float, layers: int = 4000) -> float:
     """
     probability = (np.arange(layers) + 0.5) / layers
     # Half widths of the layers in units of s; chi with 3 degrees of freedom has a light tail near zero.
-    halves = stats.chi(3).ppf(probability) / ratio
+    halves = np.sqrt(special.chdtri(3, 1 - probability)) / ratio
     bits = []
     for a in halves:
         # Density of x + U; it is flat up to the edge a, where it falls over a few s.
         edge = np.linspace(max(a - 9, 0.0), a + 9, 2001)
         z = edge if a <= 9 else np.concatenate([[0.0], edge])
-        density = (stats.norm.cdf(z + a) - stats.norm.cdf(z - a)) / (2 * a)
+        density = (special.ndtr(z + a) - special.ndtr(z - a)) / (2 * a)
         terms = -density * np.log2(np.maximum(density, 1e-300))
         entropy = 2 * np.trapezoid(terms, z)
         bits.append(entropy - np.log2(2 * a))
@@ -74,11 +74,11 @@ def ball_limit(ratio: float, dimension: int, layers: int = 200) -> float:
     """
     n = dimension
     bits = []
-    for w in stats.chi(n + 2).ppf((np.arange(layers) + 0.5) / layers):
+    for w in np.sqrt(special.chdtri(n + 2, 1 - (np.arange(layers) + 0.5) / layers)):
         # The density falls around w over a few `ratio`; far below it is flat.
         edge = np.linspace(max(w - 9 * ratio, 0.0), w + (9 + np.sqrt(n)) * ratio, 401)
         r = edge if edge[0] == 0 else np.concatenate([np.linspace(0, edge[0], 101)[:-1], edge])
-        inside = stats.ncx2.cdf((w / ratio) ** 2, n, np.maximum(r / ratio, 1e-6) ** 2)
+        inside = special.chndtr((w / ratio) ** 2, n, np.maximum(r / ratio, 1e-6) ** 2)
         shell = n / w * (r / w) ** (n - 1)  # surface of the sphere of radius r over the ball's volume
         terms = -shell * inside * np.log2(np.maximum(inside, 1e-300))
         # Entropy of the sum less that of the ball: the ball's volume cancels.

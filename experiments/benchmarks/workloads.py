@@ -4,6 +4,7 @@ Random images of MNIST's (CIFAR-10's for cnn3) shape, or random characters for t
 the work does not depend on what they show.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,11 @@ from cepam_jax.federated import (
 )
 from cepam_jax.federated.aggregation import RULES
 from cepam_jax.federated.plan import CLIENTS
+from cepam_jax.models.convolution import Conv
+from cepam_jax.models.dropout import Dropout
+from cepam_jax.models.transformer import Transformer
 from cepam_jax.run import devices
+from cepam_jax.tasks.classification import cross_entropy
 from cepam_jax.tasks.images import normalized
 from experiments import cli
 
@@ -35,9 +40,12 @@ SHAPES = {
     "cnn3": (32, 32, 3),
     "dense1M": (28, 28, 1),
     "dense25M": (28, 28, 1),
+    "pfl_cifar10": (32, 32, 3),
 }
 TRANSFORMER = "transformer"  # models.sequences.transformer_tiny
 _CONTEXT, _VOCABULARY = 64, 65
+LARGE = "transformer124M"  # the size of the smallest GPT-2, on windows of 64 tokens
+_TOKENS = 50257
 _DENSE = {"dense1M": (1024, 256), "dense25M": (4096, 4096, 1024)}  # ResNet-18 has 11 million parameters
 EXAMPLES = 2000  # clients may share them, as only the shapes matter
 _OWN = 480  # examples of one client: as many as it trains on in a round
@@ -60,8 +68,21 @@ MECHANISMS = {
 }
 
 
+class PflNetwork(nn.Module):
+    """That of pfl-research's benchmark on CIFAR-10 (Granqvist and others: pfl-research, arXiv 2404.06430)."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.relu(Conv(32, 3, "VALID")(x))
+        x = Dropout(0.25, not train, nn.relu)(Conv(64, 3, "VALID", pool=True)(x))
+        x = Dropout(0.5, not train, nn.relu)(nn.Dense(128)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(10)(x)
+
+
 def build(model: str):
     """The flax module of a workload with images."""
+    if model == "pfl_cifar10":
+        return PflNetwork()
     if model in _DENSE:
         return models.Network(10, dense=_DENSE[model])
     return models.build(model, 10)
@@ -70,6 +91,9 @@ def build(model: str):
 def examples_of(model: str):
     """Random examples of a workload, and the constants that their pixels are normalized by."""
     random = np.random.default_rng(0)
+    if model == LARGE:
+        tokens = random.integers(0, _TOKENS, (EXAMPLES, _CONTEXT + 1), dtype=np.int32)
+        return {"tokens": jnp.asarray(tokens)}, {}
     if model == TRANSFORMER:
         windows = random.integers(0, _VOCABULARY, (EXAMPLES, _CONTEXT + 1), dtype=np.uint8)
         lengths = jnp.full(EXAMPLES, _CONTEXT + 1, jnp.int32)
@@ -98,13 +122,35 @@ def characters() -> tasks.Task:
     return tasks.TASKS.get_or_raise("next_character")(config, specification)
 
 
+def next_token() -> tasks.Task:
+    """The next of random tokens, by a Transformer of 124 million parameters."""
+    net = tasks.network(Transformer(_TOKENS, 1024, layers=12, width=768, heads=12), np.zeros(64, np.int32))
+
+    def loss(model, batch, constants, key):
+        logits, statistics = net.apply(model, batch["tokens"][:, :-1], key)
+        return jnp.mean(cross_entropy(logits, batch["tokens"][:, 1:])), statistics
+
+    def evaluate(model, batch, constants):
+        raise NotImplementedError  # rounds are timed, and nobody asks what random tokens teach
+
+    return tasks.Task(net.initialize, loss, evaluate, lambda sums, number: sums)
+
+
+def named_task(model: str) -> tasks.Task:
+    """The task of a workload."""
+    if model == LARGE:
+        return next_token()
+    return characters() if model == TRANSFORMER else task_of(build(model), model)
+
+
 def arrays_of(model: str, clients: int, steps: int, own: int) -> ClientArrays:
-    """A federation in which every client has the same `own` examples."""
+    """A federation in which client k has `own` examples from number k own on, around all that there are."""
     examples, constants = examples_of(model)
+    rows = (np.arange(clients)[:, None] * own + np.arange(own)) % EXAMPLES
     return ClientArrays(
         examples=examples,
         constants=constants,
-        rows=jnp.tile(jnp.arange(own, dtype=jnp.int32), (clients, 1)),
+        rows=jnp.asarray(rows, jnp.int32),
         counts=jnp.full(clients, own, jnp.int32),
         steps=jnp.full(clients, steps, jnp.int32),
         knobs=mechanisms.Knobs(sigma=jnp.full(clients, 0.01), clip=jnp.ones(clients)),
@@ -113,8 +159,8 @@ def arrays_of(model: str, clients: int, steps: int, own: int) -> ClientArrays:
     )
 
 
-def settings(steps: int) -> LocalTraining:
-    return LocalTraining(steps=steps, batch_size=32, learning_rate=0.01, momentum=0.5)
+def settings(steps: int, batch: int = 32, momentum: float = 0.5) -> LocalTraining:
+    return LocalTraining(steps=steps, batch_size=batch, learning_rate=0.01, momentum=momentum)
 
 
 def rule_of(name: str, clients: int) -> Aggregator:
@@ -131,14 +177,29 @@ def one_round(
     aggregator: str = "mean",
     device_count: int = 1,
     counts: bool = True,
+    population: int = 0,
+    own: int = _OWN,
+    batch: int = 32,
+    momentum: float = 0.5,
 ):
-    """One round: (function, its arguments, coordinates of an update); `counts` the lengths of messages."""
+    """One round: (function, its arguments, coordinates of an update).
+
+    Args:
+      model, mechanism, clients, steps, per_chunk: what is trained, by so many clients and steps, how.
+      aggregator: the server's rule.
+      device_count: devices.
+      counts: whether the lengths of messages are counted.
+      population: clients of which those of the round are drawn; 0: they are all.
+      own: examples of a client.
+      batch: examples of a step.
+      momentum: of the local steps.
+    """
     mesh = devices.Layout(CLIENTS, device_count).mesh
-    task = characters() if model == TRANSFORMER else task_of(build(model), model)
+    task = named_task(model)
     start = task.initialize(jax.random.key(0))
     segments = tuple(leaf.size for leaf in jax.tree.leaves(start.params))
     plan = Plan(
-        make_local_update(task, settings(steps)),
+        make_local_update(task, settings(steps, batch, momentum)),
         mechanism(segments),
         rule_of(aggregator, clients),
         optax.sgd(1.0),
@@ -148,8 +209,9 @@ def one_round(
         mesh=mesh,
         counts=counts,
     )
-    arrays = arrays_of(model, clients, steps, _OWN)
-    state = initial_state(plan, start, arrays.knobs, clients, remembers=False, clip_bound=jnp.float32(1))
+    everybody = max(clients, population)
+    arrays = arrays_of(model, everybody, steps, own)
+    state = initial_state(plan, start, arrays.knobs, everybody, remembers=False, clip_bound=jnp.float32(1))
     arguments = (state, arrays) if mesh is None else devices.put((state, arrays), mesh)
     return make_round(plan), arguments, sum(segments)
 
@@ -163,21 +225,26 @@ def round_call(*what, **options):
 
 def define_flags(mechanism: str) -> None:
     """Flags of a program that looks at one workload; `mechanism` is the default."""
-    flags.DEFINE_string("model", "mlp", f"One of {', '.join([*SHAPES, TRANSFORMER])}.")
+    flags.DEFINE_string("model", "mlp", f"One of {', '.join([*SHAPES, TRANSFORMER, LARGE])}.")
     flags.DEFINE_string("mechanism", mechanism, f"One of {', '.join(MECHANISMS)}.")
     flags.DEFINE_integer("clients", 30, "Clients of a round.")
     flags.DEFINE_integer("steps", 15, "Local steps.")
     flags.DEFINE_integer("per_chunk", 0, "Clients under one vmap; 0: one on a CPU, all elsewhere.")
     flags.DEFINE_string("aggregator", "mean", "The server's rule; a robust one bears a tenth of the clients.")
     flags.DEFINE_integer("devices", 1, "Devices over which the clients are spread.")
+    flags.DEFINE_integer("population", 0, "Clients of which those of a round are drawn; 0: they are all.")
+    flags.DEFINE_integer("own", _OWN, "Examples of a client.", lower_bound=1)
+    flags.DEFINE_integer("batch", 32, "Examples of a local step.", lower_bound=1)
+    flags.DEFINE_float("momentum", 0.5, "Of the local steps.", lower_bound=0.0)
 
 
 def of_flags():
     """`one_round` as the flags say, and how many clients are under one vmap."""
     f = flags.FLAGS
-    cli.choice("model", [*SHAPES, TRANSFORMER])
+    cli.choice("model", [*SHAPES, TRANSFORMER, LARGE])
     cli.choice("mechanism", MECHANISMS)
     cli.choice("aggregator", ("mean", *RULES))
     per_chunk = f.per_chunk or (1 if jax.default_backend() == "cpu" else f.clients)
     chosen = (f.model, MECHANISMS[f.mechanism], f.clients, f.steps, per_chunk)
-    return *one_round(*chosen, f.aggregator, devices.count(f.devices)), per_chunk
+    more = {"population": f.population, "own": f.own, "batch": f.batch, "momentum": f.momentum}
+    return *one_round(*chosen, f.aggregator, devices.count(f.devices), **more), per_chunk

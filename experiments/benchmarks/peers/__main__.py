@@ -1,9 +1,10 @@
-"""Seconds of the same round in other libraries: FedAvg on W1 (mlp), W2 (cnn2), a Transformer, on one core.
+"""Seconds of the same round in other libraries: FedAvg on W1, W2, a Transformer, pfl's CIFAR-10, on one core.
 
   python -m experiments.benchmarks.peers --torch=v1/bin/python --fedjax=v2/bin/python --pfl=v1/bin/python
 
 The Transformer (`transformer_tiny`, windows of 64 characters) has 10 clients, as if 10 of 100 speakers were
-drawn; the other workloads have as many as --clients says.
+drawn; pfl-research's own benchmark of CIFAR-10 (arXiv 2404.06430) has 50 of its 1,000 users, each with 50
+images for one pass of batches of 10; the other workloads have as many clients as --clients says.
 
 Each peer needs an interpreter with its packages, as its file says (their versions exclude each other). Every
 turn starts one process per peer, one after another on the same core; the median over all rounds of all turns
@@ -22,8 +23,10 @@ from experiments.benchmarks.processes import measured, ours
 from experiments.tables import markdown
 
 _HERE = Path(__file__).parent
-WORKLOADS = ("mlp", "cnn2", "transformer")
-SPEAKERS = 10  # clients of the Transformer's round
+WORKLOADS = ("mlp", "cnn2", "transformer", "pfl_cifar10")
+# Clients of the rounds that have a number of their own, and what else tells these workloads apart.
+OWN_CLIENTS = {"transformer": 10, "pfl_cifar10": 50}
+OWN_SETTINGS = {"pfl_cifar10": ("--steps=5", "--batch=10", "--own=50", "--momentum=0")}
 PEERS = {"torch": "torch_eager.py", "pfl": "pfl_fedavg.py", "fedjax": "fedjax_fedavg.py"}
 
 
@@ -44,6 +47,7 @@ def compare(model: str, clients: int) -> list[dict]:
     core = None if f.core < 0 else f.core
     rounds = max(1, min(f.rounds, 3000 // clients))
     settings = [f"--model={model}", f"--clients={clients}", f"--rounds={rounds}"]
+    settings += OWN_SETTINGS.get(model, ())
     runs = {name: [] for name in ("cepam_jax", "cepam_jax Z1", *PEERS)}
     for _ in range(f.turns):
         runs["cepam_jax"].append(ours(*settings, core=core))
@@ -76,7 +80,9 @@ def main():
     sizes = cli.numbers("clients", int)
     pairs = []
     for model in flags.FLAGS.models:
-        own = [SPEAKERS] if model == "transformer" else [n for n in sizes if n <= 30 or model == "mlp"]
+        own = (
+            [OWN_CLIENTS[model]] if model in OWN_CLIENTS else [n for n in sizes if n <= 30 or model == "mlp"]
+        )
         pairs += [(model, n) for n in own]
     lines = [line for model, clients in pairs for line in compare(model, clients)]
     baseline = {

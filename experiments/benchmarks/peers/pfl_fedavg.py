@@ -4,7 +4,6 @@ python -m venv v && v/bin/pip install pfl==0.6.0 torch==2.13.0
 v/bin/python experiments/benchmarks/peers/pfl_fedavg.py --model=mlp --clients=30
 """
 
-import argparse
 import itertools
 import json
 import resource
@@ -52,25 +51,21 @@ class Clock(TrainingProcessCallback):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="mlp", choices=["mlp", "cnn2", "transformer"])
-    parser.add_argument("--clients", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+    args = torch_eager.parsed()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    own = torch_eager.STEPS * torch_eager.BATCH
-    pool, labels = (part.split(own) for part in torch_eager.examples(args.model, 125 * own))
+    own, users = args.steps * args.batch, torch_eager.POOL
+    pool, labels = (part.split(own) for part in torch_eager.examples(args.model, users * own))
 
     def user(number):
-        return Dataset(raw_data=[pool[number % 125], labels[number % 125]], user_id=str(number))
+        return Dataset(raw_data=[pool[number % users], labels[number % users]], user_id=str(number))
 
     turn = itertools.cycle(range(args.clients))
     data = FederatedDataset(user, lambda: next(turn))
     net, clock = Net(args.model), Clock()
     model = PyTorchModel(
         net,
-        lambda params, lr: torch.optim.SGD(params, lr=lr, momentum=0.5),
+        lambda params, lr: torch.optim.SGD(params, lr=lr, momentum=args.momentum),
         torch.optim.SGD(net.parameters(), lr=1.0),
     )
     FederatedAveraging().run(
@@ -83,7 +78,7 @@ def main():
         backend=SimulatedBackend(training_data=data, val_data=data),
         model=model,
         model_train_params=NNTrainHyperParams(
-            local_num_epochs=1, local_learning_rate=0.01, local_batch_size=torch_eager.BATCH
+            local_num_epochs=1, local_learning_rate=0.01, local_batch_size=args.batch
         ),
         model_eval_params=NNEvalHyperParams(local_batch_size=None),
         callbacks=[clock],

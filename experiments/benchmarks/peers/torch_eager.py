@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-STEPS, BATCH = 15, 32
+MODELS = ("mlp", "cnn2", "transformer", "pfl_cifar10")
+POOL = 125  # clients with examples of their own; more share them
 
 
 class Block(nn.Module):
@@ -56,6 +57,10 @@ class Transformer(nn.Module):
 def network(model):
     if model == "transformer":
         return Transformer()
+    if model == "pfl_cifar10":  # of pfl-research's benchmark, arXiv 2404.06430
+        first = [nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)]
+        head = [nn.Linear(12544, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10)]
+        return nn.Sequential(*first, nn.Dropout(0.25), nn.Flatten(), *head)
     if model == "mlp":
         widths = (784, 32, 16, 10)
         layers = [part for i in range(3) for part in (nn.Linear(*widths[i : i + 2]), nn.ReLU())]
@@ -73,14 +78,28 @@ def examples(model, number):
 
 
 def images(model, number):
-    return torch.rand(number, 784) if model == "mlp" else torch.rand(number, 28, 28)
+    shapes = {"mlp": (784,), "cnn2": (28, 28), "pfl_cifar10": (3, 32, 32)}
+    return torch.rand(number, *shapes[model])
 
 
-def one_round(net, start, batches, labels):
+def parsed(model="mlp"):
+    """The command line of a peer."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default=model, choices=MODELS)
+    parser.add_argument("--clients", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--own", type=int, default=0, help="examples of a client; 0: of its steps")
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--momentum", type=float, default=0.5)
+    return parser.parse_args()
+
+
+def one_round(net, start, batches, labels, momentum=0.5):
     total = {name: torch.zeros_like(value) for name, value in start.items()}
     for of_client, labels_of_client in zip(batches, labels):  # noqa: B905  for older Python too
         net.load_state_dict(start)
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.5)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=momentum)
         for x, y in zip(of_client, labels_of_client):  # noqa: B905
             optimizer.zero_grad()
             functional.cross_entropy(net(x), y).backward()
@@ -91,22 +110,19 @@ def one_round(net, start, batches, labels):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="mlp", choices=["mlp", "cnn2", "transformer"])
-    parser.add_argument("--clients", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+    args = parsed()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = network(args.model)
-    pool, marks = examples(args.model, 125 * STEPS * BATCH)
-    batches = [pool.reshape(125, STEPS, BATCH, *pool.shape[1:])[k % 125] for k in range(args.clients)]
-    labels = [marks.reshape(125, STEPS, BATCH, *marks.shape[1:])[k % 125] for k in range(args.clients)]
+    each = (POOL, args.steps, args.batch)
+    pool, marks = examples(args.model, POOL * args.steps * args.batch)
+    batches = [pool.reshape(*each, *pool.shape[1:])[k % POOL] for k in range(args.clients)]
+    labels = [marks.reshape(*each, *marks.shape[1:])[k % POOL] for k in range(args.clients)]
     state = {name: value.clone() for name, value in net.state_dict().items()}
     seconds = []
     for _ in range(args.rounds + 1):
         start = time.perf_counter()
-        state = one_round(net, state, batches, labels)
+        state = one_round(net, state, batches, labels, args.momentum)
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     found = {"peer": "PyTorch eager", "version": f"torch {torch.__version__}", "peak_mb": peak}
