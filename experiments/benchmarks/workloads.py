@@ -41,6 +41,7 @@ SHAPES = {
     "dense1M": (28, 28, 1),
     "dense25M": (28, 28, 1),
     "pfl_cifar10": (32, 32, 3),
+    "blazefl_cifar10": (32, 32, 3),
 }
 TRANSFORMER = "transformer"  # models.sequences.transformer_tiny
 _CONTEXT, _VOCABULARY = 64, 65
@@ -83,6 +84,8 @@ def build(model: str):
     """The flax module of a workload with images."""
     if model == "pfl_cifar10":
         return PflNetwork()
+    if model == "blazefl_cifar10":  # the network of PyTorch's tutorial on CIFAR-10
+        return models.Network(10, channels=(6, 16), dense=(120, 84), kernel=5, padding="VALID")
     if model in _DENSE:
         return models.Network(10, dense=_DENSE[model])
     return models.build(model, 10)

@@ -4,7 +4,8 @@
 
 The Transformer (`transformer_tiny`, windows of 64 characters) has 10 clients, as if 10 of 100 speakers were
 drawn; pfl-research's own benchmark of CIFAR-10 (arXiv 2404.06430) has 50 of its 1,000 users, each with 50
-images for one pass of batches of 10; the other workloads have as many clients as --clients says.
+images for one pass of batches of 10; BlazeFL's has 100 clients with 500 images for five passes of batches of
+50, and a small network; the other workloads have as many clients as --clients says.
 
 Each peer needs an interpreter with its packages, as its file says (their versions exclude each other). Every
 turn starts one process per peer, one after another on the same core; the median over all rounds of all turns
@@ -23,11 +24,19 @@ from experiments.benchmarks.processes import measured, ours
 from experiments.tables import markdown
 
 _HERE = Path(__file__).parent
-WORKLOADS = ("mlp", "cnn2", "transformer", "pfl_cifar10")
+WORKLOADS = ("mlp", "cnn2", "transformer", "pfl_cifar10", "blazefl_cifar10")
 # Clients of the rounds that have a number of their own, and what else tells these workloads apart.
-OWN_CLIENTS = {"transformer": 10, "pfl_cifar10": 50}
-OWN_SETTINGS = {"pfl_cifar10": ("--steps=5", "--batch=10", "--own=50", "--momentum=0")}
-PEERS = {"torch": "torch_eager.py", "pfl": "pfl_fedavg.py", "fedjax": "fedjax_fedavg.py"}
+OWN_CLIENTS = {"transformer": 10, "pfl_cifar10": 50, "blazefl_cifar10": 100}
+OWN_SETTINGS = {
+    "pfl_cifar10": ("--steps=5", "--batch=10", "--own=50", "--momentum=0"),
+    "blazefl_cifar10": ("--steps=50", "--batch=50", "--own=500", "--momentum=0", "--rounds=1"),
+}
+PEERS = {
+    "torch": "torch_eager.py",
+    "pfl": "pfl_fedavg.py",
+    "fedjax": "fedjax_fedavg.py",
+    "blazefl": "blazefl_fedavg.py",
+}
 
 
 def define_flags():

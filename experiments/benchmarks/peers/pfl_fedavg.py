@@ -54,7 +54,7 @@ def main():
     args = torch_eager.parsed()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    own, users = args.steps * args.batch, torch_eager.POOL
+    own, users = args.own, torch_eager.POOL
     pool, labels = (part.split(own) for part in torch_eager.examples(args.model, users * own))
 
     def user(number):
@@ -78,7 +78,9 @@ def main():
         backend=SimulatedBackend(training_data=data, val_data=data),
         model=model,
         model_train_params=NNTrainHyperParams(
-            local_num_epochs=1, local_learning_rate=0.01, local_batch_size=args.batch
+            local_num_epochs=args.steps * args.batch // own,
+            local_learning_rate=0.01,
+            local_batch_size=args.batch,
         ),
         model_eval_params=NNEvalHyperParams(local_batch_size=None),
         callbacks=[clock],

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-MODELS = ("mlp", "cnn2", "transformer", "pfl_cifar10")
+MODELS = ("mlp", "cnn2", "transformer", "pfl_cifar10", "blazefl_cifar10")
 POOL = 125  # clients with examples of their own; more share them
 
 
@@ -61,6 +61,17 @@ def network(model):
         first = [nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)]
         head = [nn.Linear(12544, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10)]
         return nn.Sequential(*first, nn.Dropout(0.25), nn.Flatten(), *head)
+    if model == "blazefl_cifar10":  # the network of PyTorch's tutorial on CIFAR-10
+        first = [
+            nn.Conv2d(3, 6, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+        head = [nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)]
+        return nn.Sequential(*first, nn.Flatten(), *head)
     if model == "mlp":
         widths = (784, 32, 16, 10)
         layers = [part for i in range(3) for part in (nn.Linear(*widths[i : i + 2]), nn.ReLU())]
@@ -78,8 +89,8 @@ def examples(model, number):
 
 
 def images(model, number):
-    shapes = {"mlp": (784,), "cnn2": (28, 28), "pfl_cifar10": (3, 32, 32)}
-    return torch.rand(number, *shapes[model])
+    shapes = {"mlp": (784,), "cnn2": (28, 28)}
+    return torch.rand(number, *shapes.get(model, (3, 32, 32)))
 
 
 def parsed(model="mlp"):
@@ -88,11 +99,13 @@ def parsed(model="mlp"):
     parser.add_argument("--model", default=model, choices=MODELS)
     parser.add_argument("--clients", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--own", type=int, default=0, help="examples of a client; 0: of its steps")
+    parser.add_argument("--own", type=int, default=0, help="examples of a client; 0: all new")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--momentum", type=float, default=0.5)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.own = args.own or args.steps * args.batch
+    return args
 
 
 def one_round(net, start, batches, labels, momentum=0.5):
@@ -114,10 +127,12 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = network(args.model)
-    each = (POOL, args.steps, args.batch)
-    pool, marks = examples(args.model, POOL * args.steps * args.batch)
-    batches = [pool.reshape(*each, *pool.shape[1:])[k % POOL] for k in range(args.clients)]
-    labels = [marks.reshape(*each, *marks.shape[1:])[k % POOL] for k in range(args.clients)]
+    each = (POOL, args.own // args.batch, args.batch)
+    pool, marks = examples(args.model, POOL * args.own)
+    pool, marks = pool.reshape(*each, *pool.shape[1:]), marks.reshape(*each, *marks.shape[1:])
+    turns = [step % each[1] for step in range(args.steps)]  # in passes over a client's examples
+    batches = [[pool[k % POOL][turn] for turn in turns] for k in range(args.clients)]
+    labels = [[marks[k % POOL][turn] for turn in turns] for k in range(args.clients)]
     state = {name: value.clone() for name, value in net.state_dict().items()}
     seconds = []
     for _ in range(args.rounds + 1):
