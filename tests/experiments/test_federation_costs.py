@@ -20,7 +20,7 @@ from cepam_jax.data import sources
 from cepam_jax.deploy import certificates
 from cepam_jax.run import build
 from configs import hospitals
-from experiments import flower_bytes
+from experiments import flower_bytes, flower_network
 from experiments.benchmarks import deploy
 from experiments.counting import Relay, Requests
 
@@ -76,7 +76,7 @@ def test_the_table_of_flowers_bytes_compares_the_two_runs():
 
 @pytest.mark.parametrize("fails", ["the command", "a process", "time"])
 def test_flowers_command_is_not_waited_for_when_it_cannot_end(fails, tmp_path, monkeypatch):
-    monkeypatch.setattr(flower_bytes, "PROGRAMS", tmp_path)
+    monkeypatch.setattr(flower_network, "PROGRAMS", tmp_path)
     program, log = tmp_path / "flwr", tmp_path / "log"
     program.write_text("#!/bin/sh\n" + ("echo no; exit 3\n" if fails == "the command" else "exec sleep 60\n"))
     program.chmod(0o700)
@@ -93,7 +93,7 @@ def test_flowers_command_is_not_waited_for_when_it_cannot_end(fails, tmp_path, m
         running, seconds = {"the SuperLink": (other, log)}, 0.3 if fails == "time" else 20.0
         try:
             with pytest.raises(RuntimeError, match=said[fails]):
-                flower_bytes.flwr("run", log=tmp_path / "run.log", running=running, seconds=seconds)
+                flower_network.flwr("run", log=tmp_path / "run.log", running=running, seconds=seconds)
         finally:
             other.kill()
 
