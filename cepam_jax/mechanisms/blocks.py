@@ -97,7 +97,11 @@ def per_coordinate(values: Array | np.uint32, n: int, d: int) -> jax.Array:
 
 
 def boxes(
-    lat: Lattice, stream: counter.Words, proposal: Array | np.uint32, blocks: jax.Array
+    lat: Lattice,
+    stream: counter.Words,
+    proposal: Array | np.uint32,
+    blocks: jax.Array,
+    unrolled: bool = False,
 ) -> list[jax.Array]:
     """The dithers of a proposal, as points of the box that `Lattice.point` explains.
 
@@ -106,6 +110,7 @@ def boxes(
       stream: stream of the dithers, from `counter.stream`.
       proposal: uint32[] or uint32[k], number of the proposal (of each block).
       blocks: uint32[k], numbers of the blocks.
+      unrolled: for one reader of all axes together; faster there, longer to compile, and works for numpy too.
 
     Returns:
       n arrays f32[k] in [-1/2, 1/2].
@@ -116,13 +121,13 @@ def boxes(
     def call(number):
         return counter.words(stream, proposal * np.uint32(pairs) + number, blocks)
 
-    if pairs == 1:
-        words = call(np.uint32(0))
+    if unrolled or pairs == 1:
+        drawn = [call(np.uint32(number)) for number in range(pairs)]
     else:
         # A loop, which is compiled once and fused into nothing. Unrolled, every axis that is read would get
         # a generator of its own: seconds of compilation, and both words of a call drawn twice.
-        drawn = jax.lax.map(call, jnp.arange(pairs, dtype=jnp.uint32))
-        words = [word for pair in zip(*drawn, strict=True) for word in pair]
+        drawn = list(zip(*jax.lax.map(call, jnp.arange(pairs, dtype=jnp.uint32)), strict=True))
+    words = [word for pair in drawn for word in pair]
     return [counter.centered(word) for word in words[:n]]
 
 
