@@ -11,7 +11,7 @@ which 5 lie, one gradient of 32 examples an iteration, worker momentum .9, rate 
 share the digits out among them, sorted by label. What differs here: the model is `--model`, not their
 convolutional network of 1.2 million parameters; liars hold copies of what honest workers hold; sign flips and
 mimics are those of this project (theirs flips its own gradient, without momentum, and mimics whom it chooses
-by variance).
+by variance). Where nobody lies, all 25 share the digits out, and the rules bear 5 all the same.
 """
 
 from pathlib import Path

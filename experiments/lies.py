@@ -175,7 +175,7 @@ def train_all(
       seeds: runs of each.
       path: JSON lines of what is known already; new results are added.
       progress: show a progress bar.
-      split_of: (configuration, examples) -> which client holds which of them.
+      split_of: (configuration, examples) -> which client holds which of them; a function by its name.
 
     Returns:
       {label: [{"accuracy", "rounds" done, and of a round in the mean "bits" a coordinate of honest messages,
@@ -186,6 +186,7 @@ def train_all(
       ConfigError: an invalid configuration, or one of error feedback.
     """
     asked = [(label, seed, plain(seeded(configs[label], seed))) for label in configs for seed in range(seeds)]
+    kind = "" if split_of is build.split_of else f"{split_of.__module__}.{split_of.__qualname__} "
     for _, _, config in asked:
         validate(config)
         if config.mechanism.error_feedback or config.privacy.target_epsilon or config.init:
@@ -194,17 +195,17 @@ def train_all(
     known = _read(path)
     groups: dict = {}
     for _, _, config in asked:
-        if _name(config) not in known:
+        if kind + _name(config) not in known:
             groups.setdefault(_place(config, VARIES), {})[_name(config)] = config
     total = sum(map(len, groups.values()))
     with tqdm(total=total, disable=not progress) as bar, jax.enable_x64(False):
         for group in groups.values():
             for name, line in _trained(list(group.values()), split_of, bar):
-                known[name] = line
-                _add(path, name, line)
+                known[kind + name] = line
+                _add(path, kind + name, line)
     results: dict = {label: [] for label in configs}
     for label, _, config in asked:
-        results[label].append(known[_name(config)])
+        results[label].append(known[kind + _name(config)])
     return results
 
 

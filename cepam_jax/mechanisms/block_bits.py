@@ -28,8 +28,8 @@ from cepam_jax.mechanisms.lattices import acceptance as acceptance_probability
 LISTED_BITS = 64
 # Of `tensor_bits`: how many tensors are counted alone, and how long they are at least.
 _APART, _LARGE = 8, 2048
-# From more axes than these on, what all axes share is calculated before them, and their law compiled once:
-# fused into each axis both would be there eight times on E8, in the program and in its time.
+# With more axes than these, on D4 and E8, what all axes share is calculated before them, and their law is
+# compiled once: fused into each axis both would be there eight times on E8, in the program and in its time.
 _MANY_AXES = 3
 _LOG_2 = np.float32(np.log(2))
 
@@ -201,7 +201,8 @@ def zero_at(
       stream: stream of the dithers, from `counter.stream`.
       proposal: uint32[] or uint32[k], number of the proposal.
       ids: uint32[k], numbers of the blocks.
-      apart: whether the axes are read one by one; then what they share is calculated before them.
+      apart: whether each axis goes into arrays of its own; then what they share is calculated before them.
+        Where all go into one sum, as in `cell_bits`, that only takes time.
 
     Returns:
       The integers that name the nearest lattice point, and the error of zero in units of the lattice's scale:
@@ -272,7 +273,7 @@ def _deviation_nats(
         moved = jnp.round((k - first) / lat.modulus[axis])
         centers[axis] = start + np.float32(lat.spacing[axis]) * moved
         deviations[axis] = k
-    totals = (jnp.zeros(scales.shape[1:]), jnp.ones(scales.shape[1:]))
+    totals = (jnp.zeros(scales.shape[1:], jnp.float32), jnp.ones(scales.shape[1:], jnp.float32))
     add = functools.partial(_add_axis, setting.family)
     ordered = [centers[axis] for axis in range(lat.dimension)]
     spacing = np.array(lat.spacing, np.float32)

@@ -58,8 +58,8 @@ def main():
         "compile_s": compile_seconds,
         "import_s": _IMPORTED,
         "peak_mb": peak_mb(),
-        # Arguments, and what XLA allots beside them and results.
         "arguments_mb": memory.argument_size_in_bytes / 1e6 if memory else None,
+        # What XLA allots beside arguments and results.
         "buffers_mb": memory.temp_size_in_bytes / 1e6 if memory else None,
         "version": f"jax {jax.__version__}",
         "device": jax.devices()[0].device_kind,

@@ -1,7 +1,7 @@
 """The rounds that the benchmarks time: W1 is `mlp`, W2 `cnn2`, 30 clients, 15 local steps of batch 32.
 
-Random images of MNIST's (CIFAR-10's for cnn3) shape, or random characters for the transformer, momentum .5:
-the work does not depend on what they show.
+Random images of MNIST's or CIFAR-10's shape, or random characters and tokens for the Transformers, momentum
+.5 unless said otherwise: the work does not depend on what they show.
 """
 
 import flax.linen as nn

@@ -78,6 +78,25 @@ def test_messages_of_large_updates_take_the_memory_of_one_client():
     assert copies("cepam Z1", 4) - copies("fedavg", 4) < 12
 
 
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [("pfl_cifar10", 1_626_442), ("blazefl_cifar10", 62_006), (w.LARGE, 124_439_808)],
+)
+def test_workloads_of_others_have_their_networks(model, parameters):
+    start = jax.eval_shape(w.named_task(model).initialize, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(start.params)) == parameters
+
+
+def test_the_next_token_is_learned_from_windows():
+    arrays = w.arrays_of(w.LARGE, 3, 1, 2)
+    assert arrays.rows.tolist() == [[0, 1], [2, 3], [4, 5]]  # everyone has examples of its own
+    batch = {name: values[:2] for name, values in arrays.examples.items()}
+    task = w.named_task(w.LARGE)
+    start = jax.eval_shape(task.initialize, jax.random.key(0))
+    loss, _ = jax.eval_shape(task.loss, start, batch, {}, jax.random.key(1))
+    assert loss.shape == ()
+
+
 def test_own_times_of_nested_events():
     def event(name, start, duration):
         return SimpleNamespace(name=name, start_ns=start, duration_ns=duration)

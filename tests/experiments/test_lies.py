@@ -103,3 +103,22 @@ def test_liars_of_the_published_setting_hold_copies():
     owners = {frozenset(split.client(k).tolist()) for k in np.flatnonzero(~lies_there)}
     copies = [frozenset(split.client(k).tolist()) for k in np.flatnonzero(lies_there)]
     assert len(set(copies)) == 3 and owners.issuperset(copies)
+
+
+def test_results_of_another_split_are_not_taken(together, tmp_path, monkeypatch):
+    """A file of results tells runs apart by how examples were shared out too."""
+    path, results = together
+    copy = tmp_path / "runs.jsonl"
+    copy.write_bytes(path.read_bytes())
+    asked = []
+
+    def trained(configs, split_of, bar):
+        for config in configs:
+            asked.append(split_of)
+            yield lies._name(config), {"accuracy": 0.5}
+
+    monkeypatch.setattr(lies, "_trained", trained)
+    found = lies.train_all(CONFIGS, 1, copy, False, byzantine_tables.over_honest)
+    assert asked == [byzantine_tables.over_honest] * len(CONFIGS)
+    assert all(run == {"accuracy": 0.5} for (run,) in found.values())
+    assert lies.train_all(CONFIGS, 1, copy, False) == results

@@ -141,3 +141,18 @@ def test_scales_are_fitted_per_segment():
     values = code_length.scale_per_coordinate(scales, (100, 300, 50))
     np.testing.assert_allclose(values[:400], np.abs(x[:400]), rtol=1e-6)
     assert values.shape == (450,) and np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("name", sorted(mechanisms.REGISTRY))
+def test_lengths_and_floats_are_single_where_doubles_are_the_default(name):
+    """By shapes alone, which compiles nothing; `JAX_ENABLE_X64=1` makes float64 the default."""
+    mechanism = mechanisms.make(name)
+    knobs = {"sigma": 0.1, "clip": 1, "step": 0.1, "bits": 3, "levels": 4, "fraction": 0.5}
+    knobs = mechanisms.Knobs(**{knob: np.float32(value) for knob, value in knobs.items()})
+    x = np.zeros(100, np.float32)
+    with jax.enable_x64(True):
+        keys = mechanisms.Keys(jax.random.key(1), jax.random.key(2))
+        message = jax.eval_shape(mechanism.encode, keys, x, knobs)
+        decoded = jax.eval_shape(mechanism.decode, keys.shared, message, knobs)
+        bits = jax.eval_shape(mechanism.bits, keys.shared, message, knobs)
+    assert (decoded.dtype, bits.dtype) == (np.float32, np.float32)

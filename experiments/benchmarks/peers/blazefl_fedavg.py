@@ -1,6 +1,6 @@
 """BlazeFL's federated averaging, one client after another in its own trainer. Prints one JSON line.
 
-python3.12 -m venv v3 && v3/bin/pip install blazefl==2.0.3 torch tqdm numpy
+python3.12 -m venv v3 && v3/bin/pip install blazefl==2.0.3 torch==2.14.1 tqdm numpy
 v3/bin/python experiments/benchmarks/peers/blazefl_fedavg.py --model=blazefl_cifar10 --clients=100
 """
 
@@ -23,15 +23,16 @@ class Selector:
 
 
 class Examples:
-    """Random examples of every client; `POOL` of them have their own."""
+    """Random examples of every client; some have their own."""
 
     def __init__(self, model, own):
-        pool, labels = torch_eager.examples(model, torch_eager.POOL * own)
+        self._users = torch_eager.users_of(own)
+        pool, labels = torch_eager.examples(model, self._users * own)
         parts = zip(pool.split(own), labels.split(own), strict=True)
         self._parts = [TensorDataset(*part) for part in parts]
 
     def get_dataloader(self, type_, cid, batch_size=None, generator=None):
-        part = self._parts[cid % torch_eager.POOL]
+        part = self._parts[cid % self._users]
         return DataLoader(part, batch_size=batch_size, shuffle=True, generator=generator)
 
 

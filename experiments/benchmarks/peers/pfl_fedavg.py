@@ -54,7 +54,7 @@ def main():
     args = torch_eager.parsed()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    own, users = args.own, torch_eager.POOL
+    own, users = args.own, torch_eager.users_of(args.own)
     pool, labels = (part.split(own) for part in torch_eager.examples(args.model, users * own))
 
     def user(number):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 MODELS = ("mlp", "cnn2", "transformer", "pfl_cifar10", "blazefl_cifar10")
-POOL = 125  # clients with examples of their own; more share them
+EXAMPLES = 2000  # at least one client's; clients share them
 
 
 class Block(nn.Module):
@@ -93,6 +93,11 @@ def images(model, number):
     return torch.rand(number, *shapes.get(model, (3, 32, 32)))
 
 
+def users_of(own):
+    """Clients with examples of their own; more clients share these."""
+    return max(EXAMPLES // own, 1)
+
+
 def parsed(model="mlp"):
     """The command line of a peer."""
     parser = argparse.ArgumentParser()
@@ -127,12 +132,13 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = network(args.model)
-    each = (POOL, args.own // args.batch, args.batch)
-    pool, marks = examples(args.model, POOL * args.own)
+    users = users_of(args.own)
+    each = (users, args.own // args.batch, args.batch)
+    pool, marks = examples(args.model, users * args.own)
     pool, marks = pool.reshape(*each, *pool.shape[1:]), marks.reshape(*each, *marks.shape[1:])
     turns = [step % each[1] for step in range(args.steps)]  # in passes over a client's examples
-    batches = [[pool[k % POOL][turn] for turn in turns] for k in range(args.clients)]
-    labels = [[marks[k % POOL][turn] for turn in turns] for k in range(args.clients)]
+    batches = [[pool[k % users][turn] for turn in turns] for k in range(args.clients)]
+    labels = [[marks[k % users][turn] for turn in turns] for k in range(args.clients)]
     state = {name: value.clone() for name, value in net.state_dict().items()}
     seconds = []
     for _ in range(args.rounds + 1):
