@@ -111,7 +111,10 @@ def plot(rows):
     label = "epsilon against the released model"
     left.set(xscale="log", xlabel=label, ylabel="test accuracy")
     right.set(xscale="log", xlabel=label, ylabel="bits per coordinate", ylim=(0, None))
+    targets = sorted({row["epsilon"] for row in rows})
     for axes in (left, right):
+        axes.set_xticks(targets, [f"{target:g}" for target in targets])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
     return figure
