@@ -186,7 +186,6 @@ def train_all(
       ConfigError: an invalid configuration, or one of error feedback.
     """
     asked = [(label, seed, plain(seeded(configs[label], seed))) for label in configs for seed in range(seeds)]
-    kind = "" if split_of is build.split_of else f"{split_of.__module__}.{split_of.__qualname__} "
     for _, _, config in asked:
         validate(config)
         if config.mechanism.error_feedback or config.privacy.target_epsilon or config.init:
@@ -195,17 +194,17 @@ def train_all(
     known = _read(path)
     groups: dict = {}
     for _, _, config in asked:
-        if kind + _name(config) not in known:
-            groups.setdefault(_place(config, VARIES), {})[_name(config)] = config
+        if (name := _name(config, split_of)) not in known:
+            groups.setdefault(_place(config, VARIES), {})[name] = config
     total = sum(map(len, groups.values()))
     with tqdm(total=total, disable=not progress) as bar, jax.enable_x64(False):
         for group in groups.values():
             for name, line in _trained(list(group.values()), split_of, bar):
-                known[kind + name] = line
-                _add(path, kind + name, line)
+                known[name] = line
+                _add(path, name, line)
     results: dict = {label: [] for label in configs}
     for label, _, config in asked:
-        results[label].append(known[kind + _name(config)])
+        results[label].append(known[_name(config, split_of)])
     return results
 
 
@@ -254,11 +253,15 @@ def _trained(configs, split_of, bar):
             found = {name: float(value[place]) for name, value in means.items()}
             line = {"accuracy": float(metrics["accuracy"]), "rounds": int(rounds[place]), **found}
             bar.update()
-            yield _name(config), line
+            yield _name(config, split_of), line
 
 
-def _name(config) -> str:
-    return hashlib.sha256(json.dumps(json.loads(config.to_json()), sort_keys=True).encode()).hexdigest()[:24]
+def _name(config, split_of=build.split_of) -> str:
+    kind = "" if split_of is build.split_of else f"{split_of.__module__}.{split_of.__qualname__} "
+    return (
+        kind
+        + hashlib.sha256(json.dumps(json.loads(config.to_json()), sort_keys=True).encode()).hexdigest()[:24]
+    )
 
 
 def _read(path: Path) -> dict:

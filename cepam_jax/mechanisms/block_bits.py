@@ -212,8 +212,7 @@ def zero_at(
     dither = lat.point(origin, blocks.boxes(lat, stream, proposal, ids))
     if lat.dimension > _MANY_AXES and apart:
         dither = list(blocks.settled(dither))
-        choice = blocks.in_memory(lat.choose([-v for v in dither]))
-        integers = list(blocks.settled(lat.round([-v for v in dither], choice)))
+        integers = list(blocks.settled(blocks.nearest(lat, [-v for v in dither])))
     else:
         integers = lat.nearest([-v for v in dither])
     point = lat.point(integers, [jnp.float32(0)] * lat.dimension)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cepam_jax.mechanisms import counter
+from cepam_jax.mechanisms import counter, nearest_points
 from cepam_jax.mechanisms.arrays import Array
 from cepam_jax.mechanisms.base import RANGE
 from cepam_jax.mechanisms.lattices import Lattice
@@ -78,6 +78,16 @@ def settled(axes: Sequence[jax.Array]) -> jax.Array:
 def in_memory(values: jax.Array) -> jax.Array:
     """One array [k], `settled`: a gather or concatenation in a loop keeps XLA from wide instructions."""
     return settled([values])[0]
+
+
+def nearest(lat: Lattice, y: Sequence[jax.Array]) -> list[jax.Array]:
+    """The integers of the nearest lattice point, for readers of single axes: n arrays f32[k] for those of y.
+
+    What is chosen for a block is calculated once, and not again for each axis of the point.
+    """
+    if lat.choose is nearest_points.no_choice:
+        return lat.nearest(list(y))
+    return lat.round(list(y), in_memory(lat.choose(list(y))))
 
 
 def symbols_sent(lat: Lattice, d: int, mixed: bool = False) -> int:

@@ -199,8 +199,7 @@ def _encode(
     index = inscribed.first_inside(inscribed.Search(lat, stream, turned.points_of, room), known.ball)
     dithers = _dithers(setting, keys.shared, index)
     moved = list(blocks.settled([y - v for y, v in zip(turned.points(), dithers, strict=True)]))
-    (choice,) = blocks.settled([lat.choose(moved)])
-    symbols = [blocks.integers(m) for m in lat.round(moved, choice)]
+    symbols = [blocks.integers(m) for m in blocks.nearest(lat, moved)]
     return Message(blocks.join(symbols, blocks.symbols_sent(lat, d, mixed=True)), index, side, d)
 
 

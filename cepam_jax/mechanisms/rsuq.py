@@ -170,8 +170,7 @@ def propose(
     zero = [jnp.float32(0)] * lat.dimension
     dither = lat.point(zero, blocks.boxes(lat, stream, proposal, ids))
     moved = [y - v for y, v in zip(points, dither, strict=True)]
-    # The choice is made once for each block, and not again for each axis of the point.
-    integers = lat.round(moved, blocks.in_memory(lat.choose(moved)))
+    integers = blocks.nearest(lat, moved)
     nearest = lat.point(integers, zero)
     errors = [q - y for q, y in zip(nearest, moved, strict=True)]
     if target == "gaussian":

@@ -127,7 +127,9 @@ def characters() -> tasks.Task:
 
 def next_token() -> tasks.Task:
     """The next of random tokens, by a Transformer of 124 million parameters."""
-    net = tasks.network(Transformer(_TOKENS, 1024, layers=12, width=768, heads=12), np.zeros(64, np.int32))
+    net = tasks.network(
+        Transformer(_TOKENS, 1024, layers=12, width=768, heads=12), np.zeros(_CONTEXT, np.int32)
+    )
 
     def loss(model, batch, constants, key):
         logits, statistics = net.apply(model, batch["tokens"][:, :-1], key)

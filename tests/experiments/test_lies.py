@@ -115,7 +115,7 @@ def test_results_of_another_split_are_not_taken(together, tmp_path, monkeypatch)
     def trained(configs, split_of, bar):
         for config in configs:
             asked.append(split_of)
-            yield lies._name(config), {"accuracy": 0.5}
+            yield lies._name(config, split_of), {"accuracy": 0.5}
 
     monkeypatch.setattr(lies, "_trained", trained)
     found = lies.train_all(CONFIGS, 1, copy, False, byzantine_tables.over_honest)
