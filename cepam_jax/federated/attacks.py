@@ -32,6 +32,9 @@ class Seen(NamedTuple):
         does not look.
       norm: f32[d] -> f32[], the norm that it looks at.
       aggregate: f32[n, d] -> f32[d], what the server would make of such updates, its checks included.
+      cover: f32[n, d], noise that liars add to what they craft, lest two of them are too near to each other
+        (`pairs.cover`); None: the server does not look.
+      alone: f32[d], where it looks, what the server makes of the honest updates without any lies; else None.
     """
 
     updates: jax.Array
@@ -40,6 +43,8 @@ class Seen(NamedTuple):
     limits: Limits
     norm: Callable[[jax.Array], jax.Array]
     aggregate: Callable[[jax.Array], jax.Array]
+    cover: jax.Array | None = None
+    alone: jax.Array | None = None
 
 
 class Attack(NamedTuple):
@@ -70,6 +75,8 @@ def lied(attack: Attack, seen: Seen, strength) -> jax.Array:
 def _sent(seen: Seen, crafted) -> jax.Array:
     """f32[n, d]: all updates, with what is crafted f32[d] or f32[n, d] in place of the liars'."""
     crafted = jnp.broadcast_to(crafted, seen.updates.shape)
+    if seen.cover is not None:
+        crafted = crafted + seen.cover
     return jnp.where(seen.lies[:, None], _hidden(seen, crafted), seen.updates)
 
 
@@ -164,7 +171,22 @@ def dither_abuse(seen: Seen, strength) -> jax.Array:
     towards = _direction(seen)
     whole = jnp.maximum(seen.norm(towards), 1e-30)
     reach = jnp.where(jnp.isfinite(seen.limits.most), 0.999 * seen.limits.most / whole, usual)
+    if seen.cover is not None:
+        reach = jax.vmap(lambda most, cover: _reach(seen, towards, most, cover))(reach, seen.cover)
     return -reach[:, None] * towards
+
+
+def _reach(seen: Seen, towards, most, cover):
+    """f32[], how far a liar gets with the noise that covers it, of `most` without."""
+
+    def halve(ends, _):
+        low, high = ends
+        middle = (low + high) / 2
+        passes = seen.norm(cover - middle * towards) <= most * seen.norm(towards)
+        return (jnp.where(passes, middle, low), jnp.where(passes, high, middle)), None
+
+    (reach, _), _ = jax.lax.scan(halve, (jnp.float32(0), most), length=_HALVINGS)
+    return reach
 
 
 def not_finite(seen: Seen, strength) -> jax.Array:
@@ -181,15 +203,17 @@ def optimal(craft: Callable[[Seen, jax.Array], jax.Array]) -> Callable[[Seen, ja
     """An attack with the strength that carries the aggregate farthest from the honest mean.
 
     The line search of ByzFL (arXiv 2505.24802; Shejwalkar, Houmansadr: Manipulating the Byzantine, NDSS
-    2021): steps that double while they help, and then shrink.
+    2021): steps that double while they help, and then shrink. Where the server checks pairs, it is the
+    distance from what it would make of the honest updates alone: rules that are left with few updates are far
+    from the honest mean by themselves, which would reward lies that are refused.
     """
 
     def crafted(seen: Seen, strength) -> jax.Array:
         del strength
-        mean = honest_mean(seen)
+        usual = honest_mean(seen) if seen.alone is None else seen.alone
 
         def distance(x):
-            return jnp.linalg.norm(seen.aggregate(_sent(seen, craft(seen, x))) - mean)
+            return jnp.linalg.norm(seen.aggregate(_sent(seen, craft(seen, x))) - usual)
 
         def step(carry, _):
             best, most, delta, grows = carry

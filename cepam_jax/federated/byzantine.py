@@ -23,9 +23,12 @@ settings.declare(
         "check": settings.boolean(
             False, "Whether the server refuses decoded updates whose norm no honest client's would have."
         ),
+        "pairs": settings.boolean(
+            False, "Whether it also refuses updates that are nearer to each other than two noises ever are."
+        ),
         "false_alarm": settings.number(
             1e-9,
-            "Probability with which an honest message of the largest norm is refused, at most.",
+            "Probability with which an honest message is refused, at most.",
             lambda v: 0 < v < 1,
             "a number above 0 and below 1",
         ),
@@ -50,6 +53,11 @@ def _rules(fields):
         "local.normalize",
         "False where clients lie or are checked: lies have no number of steps to divide by",
     )
+    yield (
+        fields["byzantine.check"] or not fields["byzantine.pairs"],
+        "byzantine.pairs",
+        "False unless config.byzantine.check is True: a lie that is long enough is near to nobody",
+    )
     yield liars < clients, "byzantine.clients", f"below config.num_clients = {clients}: somebody is honest"
 
 
@@ -62,12 +70,15 @@ class Byzantine(NamedTuple):
       strength: of the attack; 0: its usual one.
       false_alarm: probability with which the server refuses an honest message of the largest norm, at most;
         None: it checks none.
+      pairs: whether it also refuses updates that are nearer to each other than two noises ever are; norms and
+        pairs share the false alarm.
     """
 
     attack: Attack | str | None = None
     liars: tuple[int, ...] = ()
     strength: float = 0.0
     false_alarm: float | None = None
+    pairs: bool = False
 
 
 def checked(byzantine: Byzantine | None, clients: int) -> tuple[Attack | None, Any, Any]:
@@ -96,6 +107,10 @@ def checked(byzantine: Byzantine | None, clients: int) -> tuple[Attack | None, A
         require(isinstance(value, (int, float)) and not isinstance(value, bool), name, value, "a number")
     require(0 <= strength < np.inf, "strength", strength, "a positive number, or 0: the attack's usual one")
     require(alarm is None or 0 < alarm < 1, "false_alarm", alarm, "None, or between 0 and 1")
+    flag = isinstance(byzantine.pairs, (bool, np.bool_))
+    require(flag, "pairs", byzantine.pairs, "True or False")
+    alone = byzantine.pairs and alarm is None
+    require(not alone, "pairs", True, "False unless norms are checked (false_alarm), too")
     if attack is None:
         return None, None, None
     return attack, np.isin(np.arange(clients), liars), np.float32(strength or attack.strength)

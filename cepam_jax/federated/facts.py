@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.errors import ConfigError
-from cepam_jax.federated import admission, central, counting
+from cepam_jax.federated import admission, central, counting, pairs
 from cepam_jax.federated.aggregation.base import Aggregator, Public
 from cepam_jax.federated.plan import Plan
 from cepam_jax.mechanisms import About, Knobs
@@ -45,6 +45,8 @@ def check(plan: Plan) -> None:
         )
     if plan.false_alarm is not None:
         admission.check(about)
+    if plan.pairs:
+        _check_pairs(plan)
     if rule.needs_law and (about.outsiders is None or about.law != about.outsiders.law):
         raise ConfigError(
             "the aggregator uses the law of each update's whole error (config.byzantine.noise=known), and "
@@ -60,6 +62,22 @@ def check(plan: Plan) -> None:
             "the spread of the clients' updates, which nothing public limits then; give the spread "
             "(config.precision.tau; in Python aggregator=federated.precision(tau=...)), or clip updates"
         )
+
+
+def _check_pairs(plan: Plan) -> None:
+    """Checks that updates can be compared in pairs.
+
+    Raises:
+      ConfigError: they cannot, and why.
+    """
+    if plan.false_alarm is None:
+        raise ConfigError(
+            "a check of pairs (config.byzantine.pairs) goes with the check of norms "
+            "(config.byzantine.check): a lie that is long enough is near to nobody"
+        )
+    if plan.aggregator.streams:
+        raise ConfigError("an aggregator that streams sees no two updates together: see aggregation.guarded")
+    pairs.check(plan.mechanism.about)
 
 
 def _check_late(plan: Plan) -> None:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from cepam_jax.federated import admission, round_keys
+from cepam_jax.federated import admission, pairs, round_keys
 from cepam_jax.federated.aggregation.base import Aggregator, Facts
 from cepam_jax.federated.aggregation.distances import gram
 from cepam_jax.federated.attacks import Seen, lied
@@ -50,18 +50,18 @@ def gather(
     participants' values of a share of the coordinates on each device; another rule, and one that is lied to,
     all updates on each.
     """
-    rule, last = plan.aggregator, state.aggregator
+    rule, last, apart = plan.aggregator, state.aggregator, apart_of(plan)
     if plan.attack is not None and plan.attack.craft is not None:
         updates, taken = _lied(plan, state, arrays, knobs, in_order(plan, decoded), facts)
         if taken is not None:
             facts = facts._replace(taken=taken)
             report = report._replace(admitted=taken.astype(jnp.float32))
-        return *combined(rule, last, updates, facts), report
+        return _of_all(rule, last, updates, facts, report, apart)
     if not rule.coordinatewise:
-        return *combined(rule, last, in_order(plan, decoded), facts), report
+        return _of_all(rule, last, in_order(plan, decoded), facts, report, apart)
     d = decoded.shape[-1]
     if plan.mesh is None:
-        return *combined(rule, last, decoded.reshape(-1, d)[: plan.per_round], facts), report
+        return _of_all(rule, last, decoded.reshape(-1, d)[: plan.per_round], facts, report, apart)
     # Each device is given all participants' values of its share of the coordinates, and no more.
     share = -(-d // plan.devices)
     padded = jnp.pad(decoded, ((0, 0), (0, 0), (0, share * plan.devices - d)))
@@ -70,13 +70,42 @@ def gather(
     if rule.from_last:
         whole = jnp.pad(last, (0, share * plan.devices - d))
         last = jax.lax.dynamic_slice(whole, (jax.lax.axis_index(CLIENTS) * share,), (share,))
-    part, _ = combined(rule, last, mine, facts, CLIENTS)
+    part, _, left = combined(rule, last, mine, facts, CLIENTS, apart)
     aggregate = jax.lax.all_gather(part, CLIENTS, tiled=True)[:d]
-    return aggregate, aggregate if rule.from_last else state.aggregator, report
+    last = aggregate if rule.from_last else state.aggregator
+    return aggregate, last, _told(report, left, apart)
 
 
-def combined(rule: Aggregator, last, updates, facts: Facts, axis: str | None = None):
-    """(aggregate f32[c], state) of a rule on some or all coordinates of all updates, f32[participants, c].
+def apart_of(plan: Plan) -> float | None:
+    """How near two honest updates of a round come, as part of their noises' mean squared distance.
+
+    None: the server does not look.
+    """
+    if not plan.pairs:
+        return None
+    assert plan.norm_alarm is not None
+    return pairs.least(plan.mechanism.about, sum(plan.segments), plan.per_round, plan.norm_alarm)
+
+
+def _of_all(rule: Aggregator, last, updates, facts: Facts, report: Report, apart):
+    """(aggregate, state of the rule, Report) of all updates, whole."""
+    aggregate, last, left = combined(rule, last, updates, facts, apart=apart)
+    return aggregate, last, _told(report, left, apart)
+
+
+def _told(report: Report, left, apart: float | None) -> Report:
+    """The Report, which says whom a check of pairs refused."""
+    if apart is None:
+        return report
+    assert report.admitted is not None  # norms are checked, too
+    late = 0.0 if report.late is None else report.late  # who is late is not refused
+    return report._replace(admitted=report.admitted * jnp.maximum(left, late))
+
+
+def combined(
+    rule: Aggregator, last, updates, facts: Facts, axis: str | None = None, apart: float | None = None
+):
+    """(aggregate f32[c], state, who is left bool[participants] or None) of a rule on some or all coordinates.
 
     Args:
       rule: that gathers.
@@ -84,12 +113,11 @@ def combined(rule: Aggregator, last, updates, facts: Facts, axis: str | None = N
       updates: f32[participants, c].
       facts: of the participants.
       axis: of the devices that hold the other coordinates; None: these are all.
+      apart: how near two honest updates come (`pairs.least`); None: the server does not look.
     """
     assert rule.combine is not None
-    if not rule.coordinatewise:
-        return rule.combine(last, updates, facts)
-    mixing = None
-    if rule.mix is not None:
+    mixing, n = None, len(updates)
+    if rule.mix is not None or apart is not None:
         # What is not finite, or too large for its square, is left out: it may not hide all distances.
         usable = _usable(updates, axis)
         updates = jnp.where(usable[:, None], updates, 0.0)
@@ -97,9 +125,20 @@ def combined(rule: Aggregator, last, updates, facts: Facts, axis: str | None = N
         if rule.from_last:
             updates = jnp.concatenate([updates, last[None]])
         products = _summed(updates)
-        mixing, facts = rule.mix(products if axis is None else jax.lax.psum(products, axis), facts)
+        products = products if axis is None else jax.lax.psum(products, axis)
+        if apart is not None:
+            assert facts.noise is not None
+            left = pairs.kept(products[:n, :n], facts.noise, facts.taken, apart)
+            facts, rows = facts._replace(taken=left), jnp.ones(len(updates), bool).at[:n].set(left)
+            updates = jnp.where(rows[:, None], updates, 0.0)
+            products = jnp.where(rows[:, None] & rows[None, :], products, 0.0)
+    taken = facts.taken
+    if not rule.coordinatewise:
+        return *rule.combine(last, updates, facts), taken
+    if rule.mix is not None:
+        mixing, facts = rule.mix(products, facts)
     aggregate = _by_coordinates(rule, mixing, updates, facts)
-    return aggregate, aggregate if rule.from_last else last
+    return aggregate, aggregate if rule.from_last else last, taken
 
 
 def _usable(updates, axis):
@@ -152,12 +191,13 @@ def _by_coordinates(rule, mixing, updates, facts):
 
 def _lied(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, updates, facts: Facts):
     """(updates f32[participants, d] with those of liars, zeros for what the server refuses; who is taken)."""
-    about, alarm, clients = plan.mechanism.about, plan.false_alarm, facts.client
+    about, alarm, clients = plan.mechanism.about, plan.norm_alarm, facts.client
+    apart, d = apart_of(plan), updates.shape[1]
     assert plan.attack is not None and arrays.liars is not None
     limits = admission.Limits(jnp.zeros(len(clients)), jnp.full(len(clients), jnp.inf))
     if alarm is not None:
         mine = jax.tree.map(lambda knob: knob[clients], knobs)
-        limits = admission.limits(about, mine, updates.shape[1], alarm)
+        limits = admission.limits(about, mine, d, alarm)
 
     def take(sent):
         if alarm is None:
@@ -168,15 +208,21 @@ def _lied(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, updates,
 
     def aggregate(sent):
         sent, taken = take(sent)
-        return combined(plan.aggregator, state.aggregator, sent, facts._replace(taken=taken))[0]
+        return combined(plan.aggregator, state.aggregator, sent, facts._replace(taken=taken), apart=apart)[0]
 
     lies = arrays.liars[clients]
+    key = round_keys.of_round(arrays.training_key, state.round, round_keys.LIARS)
     seen = Seen(
         updates=updates,
         lies=lies,
-        key=round_keys.of_round(arrays.training_key, state.round, round_keys.LIARS),
+        key=key,
         limits=limits,
         norm=lambda one: admission.norm(about, one),
         aggregate=aggregate,
     )
+    if apart is not None:
+        seen = seen._replace(
+            cover=pairs.cover(key, lies, facts.noise, apart, d),
+            alone=aggregate(jnp.where(lies[:, None], jnp.nan, updates)),
+        )
     return take(lied(plan.attack, seen, arrays.strength))

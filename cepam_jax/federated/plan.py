@@ -37,6 +37,8 @@ class Plan(NamedTuple):
       attack: what the clients do that lie (`ClientArrays.liars`); None: nobody lies.
       false_alarm: probability with which the server refuses an honest message of the largest norm, at most;
         it checks norms then. None: it does not.
+      pairs: whether it also refuses updates that are nearer to each other than their noises are (`pairs`);
+        norms and pairs share the false alarm then.
       ends: what ends a round, one of `links.ENDS`; who is later is left out.
       mesh: devices over which the participants are spread, one axis `CLIENTS`; None: one device.
       server_noise: law of the noise that the server adds to the sum, "gaussian" or "laplace" (`central`);
@@ -61,11 +63,17 @@ class Plan(NamedTuple):
     wire: bool = False
     attack: Attack | None = None
     false_alarm: float | None = None
+    pairs: bool = False
     ends: str = "slowest"
     mesh: Mesh | None = None
     server_noise: str | None = None
     poisson: int = 0
     counts: bool = True
+
+    @property
+    def norm_alarm(self) -> float | None:
+        """The share of the false alarm that the check of norms has; None: there is none."""
+        return self.false_alarm / 2 if self.false_alarm is not None and self.pairs else self.false_alarm
 
     @property
     def devices(self) -> int:

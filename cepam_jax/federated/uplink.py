@@ -151,8 +151,8 @@ def send(
     if crafts:  # what liars would have sent is never used; all are checked when the lies are known
         assert arrays.liars is not None
         code = jnp.where(arrays.liars[client], VALID, code)
-    if plan.false_alarm is not None and not crafts:
-        limits = admission.limits(mechanism.about, knobs, decoded.shape[0], plan.false_alarm)
+    if plan.norm_alarm is not None and not crafts:
+        limits = admission.limits(mechanism.about, knobs, decoded.shape[0], plan.norm_alarm)
         decoded, taken = admission.admitted(mechanism.about, decoded, limits)
     # An aggregator by errors needs one float per tensor of each client, a count one bit.
     extra_bits = 32 * len(plan.segments) if plan.aggregator.per_tensor else 0

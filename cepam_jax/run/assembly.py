@@ -119,11 +119,12 @@ def assemble(
     asked = parts.count("together", together, 2**31 - 1)
     attack, liars, strength = checked(byzantine, clients.number)
     alarm = byzantine.false_alarm if byzantine else None
+    paired = bool(byzantine and byzantine.pairs)
     rule = parts.aggregator_of(aggregator, clients.split.counts)
     known = None if links is None else checked_links(links, clients.number, per_round)
     ends = "slowest" if links is None else links.ends
     if attack is not None or alarm is not None or ends != "slowest":
-        gathered = (attack is not None and attack.craft is not None) or ends == "quorum"
+        gathered = (attack is not None and attack.craft is not None) or paired or ends == "quorum"
         rule = guarded(rule, gathered, alarm is not None or ends != "slowest")
         allowed = "False where clients lie, are checked or may be late"
         require(not settings.normalize, "normalize", True, allowed)
@@ -147,6 +148,7 @@ def assemble(
         wire=bool(wire),
         attack=attack,
         false_alarm=alarm,
+        pairs=paired,
         ends=ends,
         mesh=devices.Layout(CLIENTS, present).mesh,
         server_noise=server_noise,

@@ -171,6 +171,7 @@ def plan_of(config, task: Task, model: Model, mesh, backend: str) -> federated.P
         wire=config.wire,
         attack=attack,
         false_alarm=config.byzantine.false_alarm if config.byzantine.check else None,
+        pairs=config.byzantine.pairs,
         ends=config.links.ends,
         mesh=mesh,
         server_noise=config.mechanism.target if config.server.noise else None,

@@ -293,12 +293,17 @@ def tables_of(by_panel) -> str:
     return markdown(header, whole) + "\n\n" + markdown(names, short)
 
 
+def check_choices():
+    """Checks names of rules and attacks."""
+    for rule in flags.FLAGS.rules:
+        require_choice("--rules", rule, ("mean", *RULES))
+    for attack in flags.FLAGS.attacks:
+        require_choice("--attacks", attack, tuple(ATTACKS))
+
+
 def main():
     f = flags.FLAGS
-    for rule in f.rules:
-        require_choice("--rules", rule, ("mean", *RULES))
-    for attack in f.attacks:
-        require_choice("--attacks", attack, tuple(ATTACKS))
+    check_choices()
     liars = [int(number) for number in cli.numbers("liars")]
     require(
         0 in liars and "mean" in f.rules, "--liars and --rules", (liars, f.rules), "with 0, and with mean"

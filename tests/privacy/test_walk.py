@@ -62,6 +62,8 @@ def draw(random):
     return one, random.choice([10, 10, 40], CLIENTS)
 
 
+CHECKS = ({}, {"byzantine.check": True}, {"byzantine.check": True, "byzantine.pairs": True})
+
 # What came after the first release: {part: (fields that it draws, its law against the accountant's facts)}.
 NEWER = {
     "robust": lambda random: {
@@ -73,11 +75,11 @@ NEWER = {
         "aggregator": str(random.choice(["mean", "examples", "median", "trimmed_mean", "centered_clipping"])),
         "byzantine.attack": str(random.choice(CRAFTED)),
         "byzantine.clients": 1,
-        "byzantine.check": bool(random.choice([False, True])),
+        **CHECKS[random.choice(3)],
     },
     "check": lambda random: {
         "aggregator": str(random.choice(["mean", "examples", *RULES])),
-        "byzantine.check": True,
+        **CHECKS[1 + random.choice(2)],
         "byzantine.false_alarm": float(random.choice([1e-9, 0.3])),
     },
     "momentum": lambda random: {"local.worker_momentum": float(random.choice([0.5, 0.9]))},

@@ -31,6 +31,8 @@ def epsilons(config):
     [
         *({"aggregator": rule, "byzantine.tolerated": 1} for rule in RULES),
         *({"aggregator": rule, "byzantine.check": True} for rule in ("mean", "examples")),
+        {"byzantine.check": True, "byzantine.pairs": True},
+        {"aggregator": "multi_krum", "byzantine.check": True, "byzantine.pairs": True},
         {"byzantine.attack": "mimic", "byzantine.clients": 1},
         {"byzantine.attack": "label_flip", "byzantine.clients": 1},
         {"aggregator": "krum", "byzantine.noise": "known", "byzantine.before": "mixing"},
@@ -87,6 +89,7 @@ def test_momentum_at_the_workers_betrays_earlier_draws():
         ({"byzantine.clients": 1}, "0 where it is 'none'"),
         ({"byzantine.attack": "mimic", "byzantine.clients": 10}, "somebody is honest"),
         ({"local.worker_momentum": 0.5, "local.normalize": True}, "worker_momentum"),
+        ({"byzantine.pairs": True}, "False unless config.byzantine.check is True"),
     ],
 )
 def test_what_cannot_be_borne_is_refused_before_anything_is_compiled(fields, text):
@@ -109,6 +112,12 @@ def test_a_check_that_has_no_limit_is_refused(fields, text, tmp_path):
         training.train(config_of(**{"byzantine.check": True, **fields}), tmp_path, progress=False)
 
 
+def test_a_check_of_pairs_without_noise_is_refused(tmp_path):
+    fields = {"mechanism.name": "identity", "byzantine.check": True, "byzantine.pairs": True}
+    with pytest.raises(ConfigError, match="nothing keeps two honest updates apart"):
+        training.train(config_of(**fields), tmp_path, progress=False)
+
+
 def test_a_run_with_lies_is_resumed_to_the_bit_and_swept(tmp_path):
     """The last aggregate and the clients' momentum are in the checkpoint; liars differ by seed."""
     fields = {
@@ -116,6 +125,7 @@ def test_a_run_with_lies_is_resumed_to_the_bit_and_swept(tmp_path):
         "byzantine.attack": "dither_abuse",
         "byzantine.clients": 2,
         "byzantine.check": True,
+        "byzantine.pairs": True,
         "local.worker_momentum": 0.9,
     }
     configs = [config_of(**fields, **{"seeds.partition": seed}) for seed in range(2)]

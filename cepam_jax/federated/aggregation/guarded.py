@@ -20,8 +20,8 @@ def guarded(rule: Aggregator, attacked: bool, checked: bool = False) -> Aggregat
 
     Args:
       rule: the aggregator.
-      attacked: whether all decoded updates are gathered: liars who craft updates look at them, and a quorum
-        is known when all have sent.
+      attacked: whether all decoded updates are gathered: liars who craft updates look at them, a check of
+        pairs compares them, and a quorum is known when all have sent.
       checked: whether the server leaves out updates that it refuses, or that are late.
 
     Raises:
@@ -71,4 +71,5 @@ def of_config(config) -> Aggregator:
     if name == "none" and not config.byzantine.check and ends == "slowest":
         return rule
     crafted = name != "none" and ATTACKS.get_or_raise(name).craft is not None
-    return guarded(rule, crafted or ends == "quorum", config.byzantine.check or ends != "slowest")
+    gathers = crafted or config.byzantine.pairs or ends == "quorum"
+    return guarded(rule, gathers, config.byzantine.check or ends != "slowest")

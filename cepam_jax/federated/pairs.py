@@ -1,0 +1,129 @@
+"""Two honest updates are never near each other, for their noises are not: what the server does with others.
+
+Decoded updates of two honest clients are x_j + n_j and x_k + n_k with independent noises of a known law. The
+squared distance has the mean |x_j - x_k|^2 + d (sigma_j^2 + sigma_k^2), and the more coordinates there are,
+the nearer to it it lies. Whatever x_j and x_k are, it is at least c d (sigma_j^2 + sigma_k^2) but with a
+stated probability exp(-t):
+
+* Gaussian noise: it is (sigma_j^2 + sigma_k^2) times a noncentral chi-squared variable of d degrees of
+  freedom, which is at least as large, in law, as a central one. c d is that one's quantile.
+* Laplace noise: with y = n_j - n_k, symmetric and unimodal in each coordinate, (x_j - x_k + y)_i^2 is at
+  least as large, in law, as y_i^2 (T. W. Anderson: The Integral of a Symmetric Unimodal Function over a
+  Symmetric Convex Set, Proc. AMS 6, 1955). For sums of squares that cannot be negative the lower tail is
+  Gaussian: at least d E y^2 - sqrt(2 d t E y^4) (Maurer: A Bound on the Deviation Probability for Sums of
+  Non-Negative Random Variables, JIPAM 4, 2003, theorem 1), and E y^4 <= 6 (E y^2)^2, so that
+  c = 1 - sqrt(12 t / d).
+
+Liars who all send the same, or nearly so, are nearer. Of each pair that is too near at least one lies, and
+the server does without both: while there are such pairs among those that are left, the nearest one goes. So
+no more honest updates go than lies do, no pair that is left is too near, and clients that lie cannot have
+honest ones thrown out by being near to many of them at once.
+
+What that leaves to liars: for f lies v_k, |sum v_k|^2 = f sum |v_k|^2 - sum over pairs |v_j - v_k|^2. With
+norms that pass the other check, |v_k|^2 <= C^2 + (1 + a) d sigma^2, their mean is at most
+sqrt(C^2 + d sigma^2 (1 / f + a + (1 - c)(f - 1) / f)) long: near sqrt(d / f) sigma, as the mean of f honest
+noises is, instead of sqrt(d) sigma.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from scipy import stats
+
+from cepam_jax.errors import ConfigError
+from cepam_jax.mechanisms import About
+
+_ROUNDING = 1e-5  # of two squared norms: what their distance from inner products may err by
+
+
+def check(about: About) -> None:
+    """Checks that a mechanism's noise keeps honest updates apart; `admission.check` has passed.
+
+    Raises:
+      ConfigError: it adds none.
+    """
+    if about.outsiders is None:
+        raise ConfigError(
+            "the server is to check pairs (config.byzantine.pairs), but the mechanism "
+            f"{about.name} adds no noise: nothing keeps two honest updates apart"
+        )
+
+
+def least(about: About, d: int, participants: int, false_alarm: float) -> float:
+    """c of the module's text: how near two honest updates come, as part of the distance of their noises.
+
+    Args:
+      about: of the mechanism; `check` has passed.
+      d: coordinates.
+      participants: of a round.
+      false_alarm: probability with which an honest message is nearer to any other honest one of its round, at
+        most.
+
+    Returns:
+      At least 0 and below 1; 0 where so few coordinates say nothing.
+    """
+    assert about.outsiders is not None
+    each = false_alarm / max(1, participants - 1)
+    if about.outsiders.law == "laplace":
+        return max(0.0, 1 - math.sqrt(-12 * math.log(each) / d))
+    return float(stats.chi2.ppf(each, d)) / d
+
+
+def kept(products, noise, taken, part: float) -> jax.Array:
+    """bool[n], which updates are left when none of them is too near to another.
+
+    Args:
+      products: f32[n, n], inner products of the decoded updates; finite.
+      noise: f32[n], d sigma_k^2 of each.
+      taken: bool[n], which there are; None: all.
+      part: c, by `least`.
+    """
+    n = len(products)
+    square = jnp.diagonal(products)
+    apart = square[:, None] + square[None, :] - 2 * products
+    apart = apart + _ROUNDING * (square[:, None] + square[None, :])
+    allowed = part * (noise[:, None] + noise[None, :])
+    # How near, of what is allowed; a pair that is not too near never counts.
+    near = jnp.where(
+        (apart < allowed) & ~jnp.eye(n, dtype=bool), apart / jnp.maximum(allowed, 1e-30), jnp.inf
+    )
+
+    def nearest(left):
+        among = jnp.where(left[:, None] & left[None, :], near, jnp.inf)
+        place = jnp.argmin(among)
+        return jnp.stack([place // n, place % n]), jnp.isfinite(among.ravel()[place])
+
+    def go(carry):
+        left, (pair, _) = carry
+        left = left.at[pair].set(False)
+        return left, nearest(left)
+
+    start = jnp.ones(n, bool) if taken is None else taken
+    left, _ = jax.lax.while_loop(lambda carry: carry[1][1], go, (start, nearest(start)))
+    return left
+
+
+def cover(key, lies, noise, part: float, d: int) -> jax.Array:
+    """f32[n, d], noise that liars agree upon, such that lies which are alike pass: as short as it may be.
+
+    It adds up to nothing over the liars, so it costs them nothing in a mean; of a single one it is zero.
+
+    Args:
+      key: of the liars.
+      lies: bool[n].
+      noise: f32[n], d sigma_k^2 that the server believes to be in each update.
+      part: c.
+      d: coordinates.
+    """
+    n = len(lies)
+    drawn = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(key, n + k), (d,)))(jnp.arange(n))
+    drawn = jnp.where(lies[:, None], drawn * jnp.sqrt(part * noise / d)[:, None], 0.0)
+    drawn = jnp.where(lies[:, None], drawn - drawn.sum(0) / jnp.maximum(lies.sum(), 1), 0.0)
+    products = jnp.matmul(drawn, drawn.T, precision=jax.lax.Precision.HIGHEST)
+    square = jnp.diagonal(products)
+    pair = lies[:, None] & lies[None, :] & ~jnp.eye(n, dtype=bool)
+    allowed = part * (noise[:, None] + noise[None, :])
+    apart = square[:, None] + square[None, :] - 2 * products
+    enough = jnp.where(pair, apart / jnp.maximum(allowed, 1e-30), jnp.inf).min()
+    return drawn * jnp.sqrt(jnp.where(jnp.isfinite(enough), 1.001 / jnp.maximum(enough, 1e-30), 0.0))
