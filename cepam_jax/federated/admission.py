@@ -15,6 +15,7 @@ Inequalities, 2013, section 2.4).
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,8 +35,13 @@ def check(about: About) -> None:
       ConfigError: it has not, and why.
     """
     stated = about.law == (about.outsiders.law if about.outsiders else "none")
-    if about.clip is None or not stated:
-        cause = "does not clip updates" if about.clip is None else "states no law of its whole error"
+    bounded = about.clip is not None and (about.outsiders is None or about.sensitivity is not None)
+    if not bounded or not stated:
+        cause = "states no law of its whole error"
+        if not bounded:
+            cause = (
+                "does not clip updates" if about.clip is None else "clips no update before the noise comes in"
+            )
         raise ConfigError(
             f"the server is to check norms (config.byzantine.check), but the mechanism {about.name} {cause}: "
             "nothing says how large an honest update may be decoded"
@@ -82,10 +88,15 @@ def limits(about: About, knobs: Knobs, d: int, false_alarm: float) -> Limits:
     return Limits(jnp.maximum(least, 0.0) * (1 - _ROUNDING), most * (1 + _ROUNDING))
 
 
-def norm(about: About, decoded) -> jax.Array:
-    """f32[], the norm of a decoded update f32[d] that has a limit."""
+def norm_of(about: About) -> Callable[[jax.Array], jax.Array]:
+    """f32[d] -> f32[], the norm of a decoded update that has a limit."""
     laplace = about.outsiders is not None and about.outsiders.law == "laplace"
-    return (l1_norm if laplace else l2_norm)(decoded)
+    return l1_norm if laplace else l2_norm
+
+
+def norm(about: About, decoded) -> jax.Array:
+    """f32[], that norm of a decoded update f32[d]."""
+    return norm_of(about)(decoded)
 
 
 def admitted(about: About, decoded, limits: Limits) -> tuple[jax.Array, jax.Array]:

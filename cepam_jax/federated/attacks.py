@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.federated.admission import Limits
+from cepam_jax.mechanisms.transforms import l2_norm
 from cepam_jax.registry import Registry
 
 _HALVINGS = 24  # of the search for how much noise a lie needs
@@ -72,35 +73,72 @@ def lied(attack: Attack, seen: Seen, strength) -> jax.Array:
     return _sent(seen, attack.craft(seen, strength))
 
 
-def _sent(seen: Seen, crafted) -> jax.Array:
-    """f32[n, d]: all updates, with what is crafted f32[d] or f32[n, d] in place of the liars'."""
+def _sent(seen: Seen, crafted, noise=None) -> jax.Array:
+    """f32[n, d]: all updates, with what is crafted f32[d] or f32[n, d] in place of the liars'.
+
+    Args:
+      seen: what liars know.
+      crafted: their lies.
+      noise: `_noise`, where it is drawn already.
+    """
     crafted = jnp.broadcast_to(crafted, seen.updates.shape)
-    if seen.cover is not None:
-        crafted = crafted + seen.cover
-    return jnp.where(seen.lies[:, None], _hidden(seen, crafted), seen.updates)
+    hidden = _hidden(seen, crafted, _noise(seen) if noise is None else noise)
+    return jnp.where(seen.lies[:, None], hidden, seen.updates)
 
 
-def _hidden(seen: Seen, crafted) -> jax.Array:
+def _noise(seen: Seen) -> jax.Array:
+    """f32[n, d], what liars would add to lies that are too short: Gaussian, each liar's own."""
+    n, d = seen.updates.shape
+    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(seen.key, k), (d,)))(jnp.arange(n))
+
+
+def _hidden(seen: Seen, crafted, noise) -> jax.Array:
     """What is crafted, with noise where the server would miss it: a lie that is too short has none.
 
-    The noise is Gaussian, each liar's own, and scaled such that the whole has the least norm.
+    The noise is scaled such that the whole has the least norm.
     """
 
-    def one(lie, number, least):
-        noise = jax.random.normal(jax.random.fold_in(seen.key, number), lie.shape)
+    def one(lie, noise, least):
         goal = 1.0005 * least
-
-        def halve(ends, _):
-            low, high = ends
-            middle = (low + high) / 2
-            enough = seen.norm(lie + middle * noise) >= goal
-            return (jnp.where(enough, low, middle), jnp.where(enough, middle, high)), None
-
-        most = (goal + seen.norm(lie)) / seen.norm(noise)  # is enough, by the triangle inequality
-        (_, scale), _ = jax.lax.scan(halve, (jnp.float32(0), most), length=_HALVINGS)
+        if seen.norm is l2_norm:
+            scale = _to_length(lie, noise, goal)
+        else:
+            scale = _search(lambda x: seen.norm(lie + x * noise) >= goal, _enough(seen, lie, noise, goal))
         return jnp.where(seen.norm(lie) < least, lie + scale * noise, lie)
 
-    return jax.vmap(one)(crafted, jnp.arange(len(crafted)), seen.limits.least)
+    return jax.vmap(one)(crafted, noise, seen.limits.least)
+
+
+def _to_length(lie, noise, length):
+    """f32[], the scale of noise that brings a lie to an L2 length, which it has not."""
+    along, square = jnp.vdot(lie, noise), jnp.vdot(noise, noise)
+    missing = jnp.maximum(jnp.square(length) - jnp.vdot(lie, lie), 0.0)
+    root = jnp.sqrt(jnp.square(along) + square * missing)
+    # Of the two forms that which does not subtract.
+    return jnp.where(along > 0, missing / (along + root), (root - along) / square)
+
+
+def _enough(seen: Seen, lie, noise, goal):
+    """f32[], a scale that is enough, by the triangle inequality."""
+    return (goal + seen.norm(lie)) / seen.norm(noise)
+
+
+def _search(enough, most):
+    """f32[], the least scale up to `most`, which is enough, by halving."""
+
+    def halve(ends, _):
+        low, high = ends
+        middle = (low + high) / 2
+        done = enough(middle)
+        return (jnp.where(done, low, middle), jnp.where(done, middle, high)), None
+
+    (_, scale), _ = jax.lax.scan(halve, (jnp.float32(0), most), length=_HALVINGS)
+    return scale
+
+
+def _covered(seen: Seen, crafted) -> jax.Array:
+    """What is crafted f32[d] or f32[n, d], with noise that keeps it apart where the server checks pairs."""
+    return crafted if seen.cover is None else crafted + seen.cover
 
 
 def honest_mean(seen: Seen) -> jax.Array:
@@ -119,7 +157,7 @@ def honest_deviation(seen: Seen) -> jax.Array:
 
 def sign_flip(seen: Seen, strength) -> jax.Array:
     """Minus the honest mean."""
-    return -strength * honest_mean(seen)
+    return _covered(seen, -strength * honest_mean(seen))
 
 
 def inner_product(seen: Seen, strength) -> jax.Array:
@@ -128,7 +166,7 @@ def inner_product(seen: Seen, strength) -> jax.Array:
     Xie, Koyejo, Gupta: Fall of Empires: Breaking Byzantine-Tolerant SGD by Inner Product Manipulation, arXiv
     1903.03936.
     """
-    return -strength * honest_mean(seen)
+    return _covered(seen, -strength * honest_mean(seen))
 
 
 def little_is_enough(seen: Seen, strength) -> jax.Array:
@@ -137,7 +175,7 @@ def little_is_enough(seen: Seen, strength) -> jax.Array:
     Baruch, Baruch, Goldberg: A Little Is Enough: Circumventing Defenses For Distributed Learning, arXiv
     1902.06156.
     """
-    return honest_mean(seen) + strength * honest_deviation(seen)
+    return _covered(seen, honest_mean(seen) + strength * honest_deviation(seen))
 
 
 def mimic(seen: Seen, strength) -> jax.Array:
@@ -149,15 +187,35 @@ def mimic(seen: Seen, strength) -> jax.Array:
     return seen.updates[jnp.argmax(~seen.lies)]
 
 
+def evict(seen: Seen, strength) -> jax.Array:
+    """Each liar sends the update of an honest participant of its own, exactly.
+
+    A server that checks pairs then does without both. With more liars than honest ones they begin again.
+    """
+    number = jnp.cumsum(seen.lies) - 1
+    honest = jnp.argsort(seen.lies, stable=True)  # those who do not lie come first
+    return seen.updates[honest[number % jnp.maximum((~seen.lies).sum(), 1)]]
+
+
+def evict_and_lie(seen: Seen, strength) -> jax.Array:
+    """Every second liar evicts an honest participant, and the others do as in `little_is_enough`."""
+    second = (jnp.cumsum(seen.lies) % 2 == 0)[:, None]
+    cover = seen.cover
+    if cover is not None:  # it adds up to nothing over those who lie
+        mine = seen.lies[:, None] & ~second
+        cover = cover - jnp.where(mine, cover, 0.0).sum(0) / jnp.maximum(mine.sum(), 1)
+    return jnp.where(second, evict(seen, strength), little_is_enough(seen._replace(cover=cover), strength))
+
+
 def gaussian(seen: Seen, strength) -> jax.Array:
     """Gaussian noise of this deviation, the same from all liars."""
-    return strength * jax.random.normal(seen.key, seen.updates.shape[1:])
+    return _covered(seen, strength * jax.random.normal(seen.key, seen.updates.shape[1:]))
 
 
 def clip_abuse(seen: Seen, strength) -> jax.Array:
     """Against the honest mean, with a multiple of the largest honest norm: no clip is kept to."""
     norms = jnp.linalg.norm(seen.updates, axis=1)
-    return -strength * jnp.where(seen.lies, 0.0, norms).max() * _direction(seen)
+    return _covered(seen, -strength * jnp.where(seen.lies, 0.0, norms).max() * _direction(seen))
 
 
 def dither_abuse(seen: Seen, strength) -> jax.Array:
@@ -171,22 +229,18 @@ def dither_abuse(seen: Seen, strength) -> jax.Array:
     towards = _direction(seen)
     whole = jnp.maximum(seen.norm(towards), 1e-30)
     reach = jnp.where(jnp.isfinite(seen.limits.most), 0.999 * seen.limits.most / whole, usual)
-    if seen.cover is not None:
-        reach = jax.vmap(lambda most, cover: _reach(seen, towards, most, cover))(reach, seen.cover)
-    return -reach[:, None] * towards
+    if seen.cover is None:
+        return -reach[:, None] * towards
+    # Across the direction: then liars who get farther than others are not nearer to them.
+    cover = seen.cover - jnp.outer(jnp.matmul(seen.cover, towards), towards)
+    reach = jax.vmap(lambda most, one: _reach(seen, towards, most, one))(reach, cover)
+    return cover - reach[:, None] * towards
 
 
 def _reach(seen: Seen, towards, most, cover):
     """f32[], how far a liar gets with the noise that covers it, of `most` without."""
-
-    def halve(ends, _):
-        low, high = ends
-        middle = (low + high) / 2
-        passes = seen.norm(cover - middle * towards) <= most * seen.norm(towards)
-        return (jnp.where(passes, middle, low), jnp.where(passes, high, middle)), None
-
-    (reach, _), _ = jax.lax.scan(halve, (jnp.float32(0), most), length=_HALVINGS)
-    return reach
+    longest = most * seen.norm(towards)
+    return _search(lambda x: seen.norm(cover - x * towards) > longest, most)
 
 
 def not_finite(seen: Seen, strength) -> jax.Array:
@@ -212,8 +266,10 @@ def optimal(craft: Callable[[Seen, jax.Array], jax.Array]) -> Callable[[Seen, ja
         del strength
         usual = honest_mean(seen) if seen.alone is None else seen.alone
 
+        noise = _noise(seen)  # the same at each strength
+
         def distance(x):
-            return jnp.linalg.norm(seen.aggregate(_sent(seen, craft(seen, x))) - usual)
+            return jnp.linalg.norm(seen.aggregate(_sent(seen, craft(seen, x), noise)) - usual)
 
         def step(carry, _):
             best, most, delta, grows = carry
@@ -240,6 +296,8 @@ ATTACKS.register("little_is_enough", Attack(little_is_enough, 1.5))
 ATTACKS.register("mimic", Attack(mimic))
 ATTACKS.register("optimal_inner_product", Attack(optimal(inner_product)))
 ATTACKS.register("optimal_little", Attack(optimal(little_is_enough)))
+ATTACKS.register("evict", Attack(evict))
+ATTACKS.register("optimal_evicting", Attack(optimal(evict_and_lie)))
 ATTACKS.register("dither_abuse", Attack(dither_abuse, 10.0))
 ATTACKS.register("clip_abuse", Attack(clip_abuse, 100.0))
 ATTACKS.register("not_finite", Attack(not_finite))

@@ -28,7 +28,7 @@ settings.declare(
         ),
         "false_alarm": settings.number(
             1e-9,
-            "Probability with which an honest message is refused, at most.",
+            "Probability with which an honest message is refused where nobody lies, at most.",
             lambda v: 0 < v < 1,
             "a number above 0 and below 1",
         ),
@@ -57,6 +57,11 @@ def _rules(fields):
         fields["byzantine.check"] or not fields["byzantine.pairs"],
         "byzantine.pairs",
         "False unless config.byzantine.check is True: a lie that is long enough is near to nobody",
+    )
+    yield (
+        not fields["byzantine.pairs"] or not fields["mechanism.error_feedback"],
+        "byzantine.pairs",
+        "False where clients remember what their messages lost: they are not told that they were refused",
     )
     yield liars < clients, "byzantine.clients", f"below config.num_clients = {clients}: somebody is honest"
 

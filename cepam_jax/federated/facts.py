@@ -77,7 +77,9 @@ def _check_pairs(plan: Plan) -> None:
         )
     if plan.aggregator.streams:
         raise ConfigError("an aggregator that streams sees no two updates together: see aggregation.guarded")
-    pairs.check(plan.mechanism.about)
+    assert plan.norm_alarm is not None
+    part = pairs.least(sum(plan.segments), plan.per_round, plan.norm_alarm)
+    pairs.check(plan.mechanism.about, part)
 
 
 def _check_late(plan: Plan) -> None:

@@ -84,7 +84,7 @@ def apart_of(plan: Plan) -> float | None:
     if not plan.pairs:
         return None
     assert plan.norm_alarm is not None
-    return pairs.least(plan.mechanism.about, sum(plan.segments), plan.per_round, plan.norm_alarm)
+    return pairs.least(sum(plan.segments), plan.per_round, plan.norm_alarm)
 
 
 def _of_all(rule: Aggregator, last, updates, facts: Facts, report: Report, apart):
@@ -127,9 +127,11 @@ def combined(
         products = _summed(updates)
         products = products if axis is None else jax.lax.psum(products, axis)
         if apart is not None:
-            assert facts.noise is not None
+            assert facts.noise is not None and facts.taken is not None
             left = pairs.kept(products[:n, :n], facts.noise, facts.taken, apart)
-            facts, rows = facts._replace(taken=left), jnp.ones(len(updates), bool).at[:n].set(left)
+            # Of each pair that is gone at least one lied: so many fewer are left to tolerate.
+            gone = (facts.taken.sum() - left.sum()) // 2
+            facts, rows = facts._replace(taken=left, gone=gone), jnp.ones(len(updates), bool).at[:n].set(left)
             updates = jnp.where(rows[:, None], updates, 0.0)
             products = jnp.where(rows[:, None] & rows[None, :], products, 0.0)
     taken = facts.taken
@@ -217,7 +219,7 @@ def _lied(plan: Plan, state: State, arrays: ClientArrays, knobs: Knobs, updates,
         lies=lies,
         key=key,
         limits=limits,
-        norm=lambda one: admission.norm(about, one),
+        norm=admission.norm_of(about),
         aggregate=aggregate,
     )
     if apart is not None:

@@ -3,29 +3,26 @@
 Decoded updates of two honest clients are x_j + n_j and x_k + n_k with independent noises of a known law. The
 squared distance has the mean |x_j - x_k|^2 + d (sigma_j^2 + sigma_k^2), and the more coordinates there are,
 the nearer to it it lies. Whatever x_j and x_k are, it is at least c d (sigma_j^2 + sigma_k^2) but with a
-stated probability exp(-t):
+stated probability, the false alarm: for Gaussian noise it is (sigma_j^2 + sigma_k^2) times a noncentral
+chi-squared variable of d degrees of freedom, which is at least as large, in law, as a central one. c d is
+that one's quantile.
 
-* Gaussian noise: it is (sigma_j^2 + sigma_k^2) times a noncentral chi-squared variable of d degrees of
-  freedom, which is at least as large, in law, as a central one. c d is that one's quantile.
-* Laplace noise: with y = n_j - n_k, symmetric and unimodal in each coordinate, (x_j - x_k + y)_i^2 is at
-  least as large, in law, as y_i^2 (T. W. Anderson: The Integral of a Symmetric Unimodal Function over a
-  Symmetric Convex Set, Proc. AMS 6, 1955). For sums of squares that cannot be negative the lower tail is
-  Gaussian: at least d E y^2 - sqrt(2 d t E y^4) (Maurer: A Bound on the Deviation Probability for Sums of
-  Non-Negative Random Variables, JIPAM 4, 2003, theorem 1), and E y^4 <= 6 (E y^2)^2, so that
-  c = 1 - sqrt(12 t / d).
-
-Liars who all send the same, or nearly so, are nearer. Of each pair that is too near at least one lies, and
-the server does without both: while there are such pairs among those that are left, the nearest one goes. So
-no more honest updates go than lies do, no pair that is left is too near, and clients that lie cannot have
-honest ones thrown out by being near to many of them at once.
+Liars who all send the same, or nearly so, are nearer. Fung, Yoon, Beschastnikh: Mitigating Sybils in
+Federated Learning Poisoning, arXiv 1808.04866, weighs updates down that are alike; here what honest noise can
+do decides, with its stated probability. Of each pair that is too near at least one lies, and the server does
+without both: while there are such pairs among those that are left, the nearest one goes. So no more honest
+updates go than lies do, and no pair that is left is too near. But a liar may send what an honest client sent,
+and be refused together with it: f liars silence f honest clients of their choice.
 
 What that leaves to liars: for f lies v_k, |sum v_k|^2 = f sum |v_k|^2 - sum over pairs |v_j - v_k|^2. With
 norms that pass the other check, |v_k|^2 <= C^2 + (1 + a) d sigma^2, their mean is at most
-sqrt(C^2 + d sigma^2 (1 / f + a + (1 - c)(f - 1) / f)) long: near sqrt(d / f) sigma, as the mean of f honest
-noises is, instead of sqrt(d) sigma.
-"""
+sqrt(C^2 + d sigma^2 (1 / f + a + (1 - c)(f - 1) / f)) long instead of sqrt(C^2 + (1 + a) d sigma^2): 1 / f
+is what the mean of f honest noises has, too, and a + 1 - c falls like sqrt(log(1 / false alarm) / d). Honest
+noises average out over rounds, and lies need not.
 
-import math
+Laplace noise: norms are L1 there, and a lie may have few coordinates that are large, far from all others at
+no price. The check is refused.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -34,44 +31,57 @@ from scipy import stats
 from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import About
 
+_LEAST = 0.1  # c below which the check is refused
 _ROUNDING = 1e-5  # of two squared norms: what their distance from inner products may err by
 
 
-def check(about: About) -> None:
+def check(about: About, part: float) -> None:
     """Checks that a mechanism's noise keeps honest updates apart; `admission.check` has passed.
 
+    Args:
+      about: of the mechanism.
+      part: c, by `least`.
+
     Raises:
-      ConfigError: it adds none.
+      ConfigError: it adds none, or none that could be seen.
     """
+    asked = "the server is to check pairs (config.byzantine.pairs), but "
     if about.outsiders is None:
         raise ConfigError(
-            "the server is to check pairs (config.byzantine.pairs), but the mechanism "
-            f"{about.name} adds no noise: nothing keeps two honest updates apart"
+            f"{asked}the mechanism {about.name} adds no noise: nothing keeps two honest updates apart"
+        )
+    if about.outsiders.law != "gaussian":
+        raise ConfigError(
+            f"{asked}the noise of {about.name} is not Gaussian: where L1 norms are bounded, one large "
+            "coordinate keeps two lies apart at no price"
+        )
+    if part < _LEAST:
+        raise ConfigError(
+            f"{asked}in so few coordinates honest updates may be as near as {part:.2g} of the usual squared "
+            "distance, so that it would see next to nothing"
         )
 
 
-def least(about: About, d: int, participants: int, false_alarm: float) -> float:
+def least(d: int, participants: int, false_alarm: float) -> float:
     """c of the module's text: how near two honest updates come, as part of the distance of their noises.
 
     Args:
-      about: of the mechanism; `check` has passed.
       d: coordinates.
       participants: of a round.
       false_alarm: probability with which an honest message is nearer to any other honest one of its round, at
         most.
 
     Returns:
-      At least 0 and below 1; 0 where so few coordinates say nothing.
+      Between 0 and 1.
     """
-    assert about.outsiders is not None
-    each = false_alarm / max(1, participants - 1)
-    if about.outsiders.law == "laplace":
-        return max(0.0, 1 - math.sqrt(-12 * math.log(each) / d))
-    return float(stats.chi2.ppf(each, d)) / d
+    return float(stats.chi2.ppf(false_alarm / max(1, participants - 1), d)) / d
 
 
 def kept(products, noise, taken, part: float) -> jax.Array:
     """bool[n], which updates are left when none of them is too near to another.
+
+    Where updates are more than sqrt(c d) 300 sigma long, distances in 32-bit floats do not show the noise,
+    and nobody is refused.
 
     Args:
       products: f32[n, n], inner products of the decoded updates; finite.

@@ -78,11 +78,12 @@ def about_of_chain(transforms: Sequence[Transform], last: About) -> About:
     abouts = [step.about for step in transforms]
     everything = [*abouts, last]
     protection = _protection(transforms, last)
-    laws = {about.law for about in everything} - {"none"}
+    # One error's law is the whole one's; of the sum of several none is stated, nor is its deviation.
+    laws = [about.law for about in everything if about.law != "none"]
     randomness = {key for about in everything for key in about.randomness}
     return About(
         name="+".join([step.name for step in transforms if step.name] + [last.name]),
-        law=laws.pop() if len(laws) == 1 else "other" if laws else "none",
+        law=laws[0] if len(laws) == 1 else "other" if laws else "none",
         unbiased=all(about.unbiased for about in everything),
         block=last.block,
         randomness=tuple(sorted(randomness)),

@@ -131,6 +131,8 @@ def assemble(
     summed.check_memory(built.about, bool(error_feedback))
     both = not (error_feedback and ends == "quorum")
     require(both, "error_feedback", error_feedback, "False where a quorum ends a round")
+    told = not (error_feedback and paired)
+    require(told, "error_feedback", error_feedback, "False where pairs are checked (byzantine.pairs)")
     plan = Plan(
         local_update=with_false_labels(update, task, attack),
         mechanism=built,

@@ -3,8 +3,9 @@
   python -m experiments.figures.collusion --workdir=/tmp/collusion
 
 The runs of `figures.byzantine`, with the server checking norms alone, or pairs of updates as well: two
-honest noises are never near each other (`federated.pairs`). Liars know the check, and cover what they send
-with noise that they have agreed upon. Every number is the best rule's under its worst attack; points are lost
+honest noises are never near each other (`federated.pairs`). Liars know the check: they cover what they send
+with noise that they have agreed upon, or copy honest updates, which are then refused with them, or half of
+them do the one and half the other. Every number is the best rule's under its worst attack; points are lost
 against the mean without liars in 32-bit floats.
 """
 
@@ -167,8 +168,9 @@ def define_flags():
     byzantine.define_flags()
     for name, value in {
         "liars": ["3", "6", "9"],
-        "rules": ["trimmed_mean", "geometric_median"],
-        "attacks": ["optimal_little", "dither_abuse"],
+        "rules": ["trimmed_mean", "geometric_median", "centered_clipping"],
+        "attacks": ["optimal_little", "optimal_evicting", "dither_abuse", "evict"],
+        "gammas": ["30", "10"],
     }.items():
         flags.FLAGS[name].default = flags.FLAGS[name].value = value
 

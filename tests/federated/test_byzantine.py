@@ -382,6 +382,16 @@ def test_norms_keep_their_false_alarm_on_both_sides(law, length):
     ("mechanism", "text"),
     [
         (mechanisms.lrsuq("gaussian"), "does not clip"),
+        (
+            mechanisms.chain(mechanisms.add_noise("gaussian"), mechanisms.clip("l2"), mechanisms.identity()),
+            "clips no update before the noise comes in",
+        ),
+        (
+            mechanisms.chain(
+                mechanisms.clip("l1"), mechanisms.add_noise("laplace"), mechanisms.lrsuq("laplace")
+            ),
+            "no law of its whole error",
+        ),
         (mechanisms.chain(mechanisms.clip("l2"), mechanisms.clipped()), "no law of its whole error"),
         (mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq("laplace")), "clip the L1 norm"),
         (
@@ -412,7 +422,7 @@ def test_liars_pass_the_check_with_noise_of_their_own(name, law):
         jnp.arange(n) >= 5,
         jax.random.key(1),
         admission.Limits(*(jnp.full(n, limit) for limit in limits)),
-        functools.partial(admission.norm, mechanism.about),
+        admission.norm_of(mechanism.about),
         lambda sent: sent.mean(0),
     )
     sent = lied(ATTACKS[name], seen, ATTACKS[name].strength)

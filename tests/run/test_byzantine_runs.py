@@ -89,6 +89,10 @@ def test_momentum_at_the_workers_betrays_earlier_draws():
         ({"byzantine.clients": 1}, "0 where it is 'none'"),
         ({"byzantine.attack": "mimic", "byzantine.clients": 10}, "somebody is honest"),
         ({"local.worker_momentum": 0.5, "local.normalize": True}, "worker_momentum"),
+        (
+            {"byzantine.pairs": True, "byzantine.check": True, "mechanism.error_feedback": True},
+            "not told that they were refused",
+        ),
         ({"byzantine.pairs": True}, "False unless config.byzantine.check is True"),
     ],
 )

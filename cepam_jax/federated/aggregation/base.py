@@ -41,6 +41,7 @@ class Facts(NamedTuple):
       key: randomness of the round that everybody may know.
       taken: bool[participants], whose updates the server takes; the others are zeros, and to be left out.
         None: all are taken.
+      gone: int32[], how many lies at least are among those that are not taken; None: nothing is known of it.
       preference: f32[rows], what `mix` found each row of the updates to be worth; None: it said nothing.
     """
 
@@ -49,6 +50,7 @@ class Facts(NamedTuple):
     noise: jax.Array | None = None
     key: jax.Array | None = None
     taken: jax.Array | None = None
+    gone: jax.Array | None = None
     preference: jax.Array | None = None
 
 

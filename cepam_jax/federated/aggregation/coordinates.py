@@ -7,6 +7,8 @@ arXiv 1803.01498.
 import jax
 import jax.numpy as jnp
 
+from cepam_jax.federated.aggregation.network import in_order
+
 _TINY = 1e-30  # what a divisor is at least
 _EVEN = 1e-6  # of a sum of weights: what still counts as exactly a half
 
@@ -22,7 +24,7 @@ def trimmed_mean(updates, tolerated: int, preference=None, taken=None) -> jax.Ar
     """
     n = len(updates)
     if preference is None and taken is None:
-        return jnp.sort(updates, axis=0)[tolerated : n - tolerated].mean(0)
+        return in_order(updates)[tolerated : n - tolerated].mean(0)
     values, weights, count = _ordered(updates, preference, taken)
     trimmed = jnp.minimum(tolerated, jnp.maximum(count - 1, 0) // 2)
     place = jnp.arange(n)[:, None]
@@ -42,7 +44,7 @@ def coordinate_median(updates, preference=None, taken=None) -> jax.Array:
     """
     n = len(updates)
     if preference is None and taken is None:
-        values = jnp.sort(updates, axis=0)
+        values = in_order(updates)
         return (values[(n - 1) // 2] + values[n // 2]) / 2
     values, weights, _ = _ordered(updates, preference, taken)
     below = jnp.cumsum(weights, axis=0)
@@ -56,8 +58,10 @@ def _ordered(updates, preference, taken):
     """(values f32[n, d] in order, their weights, how many are taken); what is not comes last, of weight 0."""
     n = len(updates)
     taken = jnp.ones(n, bool) if taken is None else taken
-    weights = taken * (jnp.ones(n) if preference is None else preference)
     values = jnp.where(taken[:, None], updates, jnp.inf)
-    spread = jnp.broadcast_to(weights[:, None], updates.shape).astype(jnp.float32)
-    values, weights = jax.lax.sort((values, spread), dimension=0, num_keys=1)
+    if preference is None:  # all that are taken weigh the same, and they come first
+        weights = (jnp.arange(n) < taken.sum()).astype(jnp.float32)
+        return in_order(values), jnp.broadcast_to(weights[:, None], updates.shape), taken.sum()
+    weights = jnp.broadcast_to((taken * preference)[:, None], updates.shape)
+    values, weights = in_order(values, weights.astype(jnp.float32))
     return values, weights, taken.sum()

@@ -164,15 +164,24 @@ def robust_of(name: str, config) -> Aggregator:
 
 def _combined(name, options: Options, state, rows, facts: Facts):
     """(f32[c], state) of some coordinates of the updates, or of what `_mixed` made of them."""
-    by_coordinate = RULES[name].by_coordinate
+    by_coordinate, options = RULES[name].by_coordinate, _left_to_tolerate(name, options, facts)
     if by_coordinate:
         return by_coordinate(rows, facts, options), state
     return rows[0], state  # the one combination
 
 
+def _left_to_tolerate(name, options: Options, facts: Facts) -> Options:
+    """The options with f less the lies that are gone already; minimum-diameter averaging keeps its sets."""
+    if facts.gone is None or name == "smallest_diameter":
+        return options
+    left: Any = jnp.maximum(options.tolerated - facts.gone, 0)
+    return options._replace(tolerated=left)
+
+
 def _mixed(name, options: Options, products, facts: Facts):
     """(weights f32[m, n] or None, Facts of the m rows) of a rule, from the inner products of all updates."""
     rule, n = RULES[name], len(facts.client)
+    options = _left_to_tolerate(name, options, facts)
     noise = jnp.zeros(n) if facts.noise is None else facts.noise
     known = options.noise == "known"
     # The last aggregate, where it is a row, has no noise of its own.
@@ -226,7 +235,7 @@ def _preference(options: Options, products, facts: Facts):
     if facts.taken is not None:
         apart = jnp.where(facts.taken[:, None] & facts.taken[None, :], apart, jnp.inf)
     pairs = apart[jnp.triu_indices(n, 1)]
-    honest = max(2, n - options.tolerated)
+    honest = jnp.maximum(2, n - options.tolerated)
     share = honest * (honest - 1) / max(1, n * (n - 1))
     spread = jnp.maximum(jnp.quantile(pairs, share / 2, method="lower"), 0.0) / 2 if n > 1 else 0.0
     # With neither noise nor spread all are worth the same.
