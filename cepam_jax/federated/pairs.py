@@ -24,9 +24,11 @@ Laplace noise: norms are L1 there, and a lie may have few coordinates that are l
 no price. The check is refused.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
-from scipy import stats
+from scipy import special
 
 from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import About
@@ -74,7 +76,20 @@ def least(d: int, participants: int, false_alarm: float) -> float:
     Returns:
       Between 0 and 1.
     """
-    return float(stats.chi2.ppf(false_alarm / max(1, participants - 1), d)) / d
+    each = false_alarm / max(1, participants - 1)
+    return float(special.gammaincinv(d / 2, each)) * 2 / d
+
+
+def longest_mean(most: float, noise: float, part: float, lies: int) -> float:
+    """How long the mean of lies may be that pass both checks, by the module's text.
+
+    Args:
+      most: the longest norm that passes.
+      noise: d sigma^2, of each.
+      part: c; 0: pairs are not checked.
+      lies: f.
+    """
+    return math.sqrt(max(0.0, most**2 - part * noise * (lies - 1) / lies))
 
 
 def kept(products, noise, taken, part: float) -> jax.Array:

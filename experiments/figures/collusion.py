@@ -13,7 +13,10 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import cli, lies, output
+from cepam_jax.federated import admission, pairs
+from cepam_jax.mechanisms import knobs_of
+from cepam_jax.run import build
+from experiments import byzantine_tables, cli, lies, output
 from experiments.figures import byzantine
 from experiments.figures.byzantine import FLOATS
 from experiments.output import Claim
@@ -42,17 +45,17 @@ def configs_of(data, partition, gammas, liars) -> dict:
     clean = byzantine.settings_of(data, partition, 0.0, "mean", 0, "none")
     found = {(partition, 0.0, "mean", 0, "none", FLOATS): clean}
     for gamma in gammas:
-        for check, pairs in CHECKS.items():
+        for check, paired in CHECKS.items():
             for rule in f.rules:
                 for number in liars:
                     for attack in f.attacks:
                         config = byzantine.settings_of(data, partition, gamma, rule, number, attack)
-                        config.byzantine.pairs = pairs
+                        config.byzantine.pairs = paired
                         found[partition, gamma, rule, number, attack, check] = config
     return found
 
 
-def rows_of(data, partition, gammas, liars, results) -> list[dict]:
+def rows_of(data, partition, gammas, liars, configs, results) -> list[dict]:
     """Of each gamma, number of liars and check: the best rule under its worst attack."""
     f, rows = flags.FLAGS, []
     clean = byzantine.accuracies(results[partition, 0.0, "mean", 0, "none", FLOATS])
@@ -67,6 +70,7 @@ def rows_of(data, partition, gammas, liars, results) -> list[dict]:
                 rule = max(worst, key=lambda name: byzantine.accuracies(worst[name][1]).mean())
                 attack, runs = worst[rule]
                 accuracy = byzantine.accuracies(runs)
+                config = configs[partition, gamma, rule, number, attack, check]
                 rows.append(
                     {
                         "data": data,
@@ -78,11 +82,23 @@ def rows_of(data, partition, gammas, liars, results) -> list[dict]:
                         "attack": attack,
                         "accuracy": accuracy.tolist(),
                         "lost": in_points(clean, accuracy).tolist(),
+                        "longest": longest_of(config),
                         "refused lies": byzantine.mean_of(runs, "refused_lies"),
                         "refused honest": byzantine.mean_of(runs, "refused_honest"),
                     }
                 )
     return rows
+
+
+def longest_of(config) -> float:
+    """How long, in clips, what all liars have in common may be."""
+    clip, d = config.mechanism.clip_norm, byzantine_tables.coordinates_of(config)
+    alarm, noise = config.byzantine.false_alarm, d * (clip / config.mechanism.gamma) ** 2
+    part = pairs.least(d, config.num_clients, alarm / 2) if config.byzantine.pairs else 0.0
+    alarm = alarm / 2 if config.byzantine.pairs else alarm
+    limits = admission.limits(build.about_of(config), knobs_of(config), d, alarm)
+    most = float(np.max(np.asarray(limits.most)))
+    return pairs.longest_mean(most, noise, part, config.byzantine.clients) / clip
 
 
 def gains_of(rows) -> dict:
@@ -123,6 +139,7 @@ def table_of(rows) -> str:
             [
                 *(f"{part:g}" if isinstance(part, float) else part for part in key),
                 *(f"{np.mean(row['lost']):.1f} ({row['rule']}, {row['attack']})" for row in (first, second)),
+                f"{first['longest']:.2f}, {second['longest']:.2f}",
                 f"{gain.mean():+.1f} ({low:+.1f} to {high:+.1f})",
                 f"{second['refused lies']:.2f}, {second['refused honest']:.2f}",
                 spread(second["accuracy"], 3),
@@ -130,7 +147,12 @@ def table_of(rows) -> str:
         )
     names = ["data", "partition", "gamma", "liars"]
     names += [f"points lost, {check} checked" for check in CHECKS]
-    names += ["points saved", "refused a round: lies, honest", "accuracy with both"]
+    names += [
+        "longest common lie, clips: norms, both",
+        "points saved",
+        "refused a round: lies, honest",
+        "accuracy with both",
+    ]
     return markdown(names, lines)
 
 
@@ -143,16 +165,16 @@ def plot(rows):
         mine = [r for r in rows if (r["data"], r["partition"]) == (data, partition)]
         for number, gamma in enumerate(dict.fromkeys(r["gamma"] for r in mine)):
             color = style(number)["color"]
-            for check, pairs in CHECKS.items():
+            for check, paired in CHECKS.items():
                 line = [r for r in mine if (r["gamma"], r["check"]) == (gamma, check)]
                 axes.errorbar(
                     [r["liars"] for r in line],
                     [np.mean(r["lost"]) for r in line],
                     [np.std(r["lost"], ddof=1) / np.sqrt(len(r["lost"])) for r in line],
                     color=color,
-                    linestyle="-" if pairs else "--",
-                    marker="o" if pairs else "s",
-                    fillstyle="full" if pairs else "none",
+                    linestyle="-" if paired else "--",
+                    marker="o" if paired else "s",
+                    fillstyle="full" if paired else "none",
                     capsize=2,
                     label=f"gamma {gamma:g}, {check}",
                 )
@@ -185,7 +207,7 @@ def main():
         for partition in f.partitions:
             configs |= configs_of(data, partition, gammas, liars)
         found = lies.train_all(configs, f.seeds, f"{f.workdir}/runs.jsonl", f.progress)
-        mine = [row for p in f.partitions for row in rows_of(data, p, gammas, liars, found)]
+        mine = [row for p in f.partitions for row in rows_of(data, p, gammas, liars, configs, found)]
         claims.append(claim_of(data, mine, f.seeds))
         rows += mine
     output.save(settings_text(f.data, f.seeds) + table_of(rows), rows, plot(rows), claims)

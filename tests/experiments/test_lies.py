@@ -28,6 +28,7 @@ def config_of(**fields):
             "aggregator": "trimmed_mean",
             "byzantine.before": "mixing",
             "byzantine.check": True,
+            "byzantine.pairs": True,
             **fields,
         }
     )
