@@ -94,7 +94,7 @@ def one_of(rules: list, which):
 
 def _place(config, names) -> str:
     """The fields of a configuration without those that may differ within a program, as text."""
-    fields = json.loads(build.shared_fields(config))
+    fields = json.loads(build.compile_key(config))
     for name in names:
         section, field = name.split(".")
         fields[section].pop(field)

@@ -9,136 +9,13 @@ A fork's attack is a function (Seen, strength) -> f32[n, d], registered with its
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from cepam_jax.federated.admission import Limits
-from cepam_jax.mechanisms.transforms import l2_norm
-from cepam_jax.registry import Registry
+from cepam_jax.federated.lying import ATTACKS, Attack, Seen, covered, least_scale, own_noise, sent_by
 
-_HALVINGS = 24  # of the search for how much noise a lie needs
 _EVALUATIONS, _START, _GROWTH, _SHRINK = 20, 10.0, 2.0, 0.8  # of the line search, as in ByzFL
-
-
-class Seen(NamedTuple):
-    """What liars know in a round.
-
-    Attributes:
-      updates: f32[n, d], decoded updates of all participants; those of liars are what they would have been.
-      lies: bool[n], who lies.
-      key: randomness of the liars.
-      limits: norms between which the server takes each participant's update, f32[n] each; 0 and infinity: it
-        does not look.
-      norm: f32[d] -> f32[], the norm that it looks at.
-      aggregate: f32[n, d] -> f32[d], what the server would make of such updates, its checks included.
-      cover: f32[n, d], noise that liars add to what they craft, lest two of them are too near to each other
-        (`pairs.cover`); None: the server does not look.
-      alone: f32[d], where it looks, what the server makes of the honest updates without any lies; else None.
-    """
-
-    updates: jax.Array
-    lies: jax.Array
-    key: jax.Array
-    limits: Limits
-    norm: Callable[[jax.Array], jax.Array]
-    aggregate: Callable[[jax.Array], jax.Array]
-    cover: jax.Array | None = None
-    alone: jax.Array | None = None
-
-
-class Attack(NamedTuple):
-    """An attack.
-
-    Attributes:
-      craft: (Seen, strength) -> f32[d] or f32[n, d], what the liars send; None: they send their updates.
-      strength: the usual one; some attacks have none.
-      turns_labels: whether liars train on examples with false labels.
-    """
-
-    craft: Callable[[Seen, jax.Array], jax.Array] | None = None
-    strength: float = 1.0
-    turns_labels: bool = False
-
-
-# Name -> Attack: the choices of config.byzantine.attack.
-ATTACKS: Registry = Registry("attack")
-
-
-def lied(attack: Attack, seen: Seen, strength) -> jax.Array:
-    """f32[n, d]: all updates with the liars' in place of theirs."""
-    if attack.craft is None:
-        return seen.updates
-    return _sent(seen, attack.craft(seen, strength))
-
-
-def _sent(seen: Seen, crafted, noise=None) -> jax.Array:
-    """f32[n, d]: all updates, with what is crafted f32[d] or f32[n, d] in place of the liars'.
-
-    Args:
-      seen: what liars know.
-      crafted: their lies.
-      noise: `_noise`, where it is drawn already.
-    """
-    crafted = jnp.broadcast_to(crafted, seen.updates.shape)
-    hidden = _hidden(seen, crafted, _noise(seen) if noise is None else noise)
-    return jnp.where(seen.lies[:, None], hidden, seen.updates)
-
-
-def _noise(seen: Seen) -> jax.Array:
-    """f32[n, d], what liars would add to lies that are too short: Gaussian, each liar's own."""
-    n, d = seen.updates.shape
-    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(seen.key, k), (d,)))(jnp.arange(n))
-
-
-def _hidden(seen: Seen, crafted, noise) -> jax.Array:
-    """What is crafted, with noise where the server would miss it: a lie that is too short has none.
-
-    The noise is scaled such that the whole has the least norm.
-    """
-
-    def one(lie, noise, least):
-        goal = 1.0005 * least
-        if seen.norm is l2_norm:
-            scale = _to_length(lie, noise, goal)
-        else:
-            scale = _search(lambda x: seen.norm(lie + x * noise) >= goal, _enough(seen, lie, noise, goal))
-        return jnp.where(seen.norm(lie) < least, lie + scale * noise, lie)
-
-    return jax.vmap(one)(crafted, noise, seen.limits.least)
-
-
-def _to_length(lie, noise, length):
-    """f32[], the scale of noise that brings a lie to an L2 length, which it has not."""
-    along, square = jnp.vdot(lie, noise), jnp.vdot(noise, noise)
-    missing = jnp.maximum(jnp.square(length) - jnp.vdot(lie, lie), 0.0)
-    root = jnp.sqrt(jnp.square(along) + square * missing)
-    # Of the two forms that which does not subtract.
-    return jnp.where(along > 0, missing / (along + root), (root - along) / square)
-
-
-def _enough(seen: Seen, lie, noise, goal):
-    """f32[], a scale that is enough, by the triangle inequality."""
-    return (goal + seen.norm(lie)) / seen.norm(noise)
-
-
-def _search(enough, most):
-    """f32[], the least scale up to `most`, which is enough, by halving."""
-
-    def halve(ends, _):
-        low, high = ends
-        middle = (low + high) / 2
-        done = enough(middle)
-        return (jnp.where(done, low, middle), jnp.where(done, middle, high)), None
-
-    (_, scale), _ = jax.lax.scan(halve, (jnp.float32(0), most), length=_HALVINGS)
-    return scale
-
-
-def _covered(seen: Seen, crafted) -> jax.Array:
-    """What is crafted f32[d] or f32[n, d], with noise that keeps it apart where the server checks pairs."""
-    return crafted if seen.cover is None else crafted + seen.cover
 
 
 def honest_mean(seen: Seen) -> jax.Array:
@@ -157,7 +34,7 @@ def honest_deviation(seen: Seen) -> jax.Array:
 
 def sign_flip(seen: Seen, strength) -> jax.Array:
     """Minus the honest mean."""
-    return _covered(seen, -strength * honest_mean(seen))
+    return covered(seen, -strength * honest_mean(seen))
 
 
 def inner_product(seen: Seen, strength) -> jax.Array:
@@ -166,7 +43,7 @@ def inner_product(seen: Seen, strength) -> jax.Array:
     Xie, Koyejo, Gupta: Fall of Empires: Breaking Byzantine-Tolerant SGD by Inner Product Manipulation, arXiv
     1903.03936.
     """
-    return _covered(seen, -strength * honest_mean(seen))
+    return covered(seen, -strength * honest_mean(seen))
 
 
 def little_is_enough(seen: Seen, strength) -> jax.Array:
@@ -175,7 +52,7 @@ def little_is_enough(seen: Seen, strength) -> jax.Array:
     Baruch, Baruch, Goldberg: A Little Is Enough: Circumventing Defenses For Distributed Learning, arXiv
     1902.06156.
     """
-    return _covered(seen, honest_mean(seen) + strength * honest_deviation(seen))
+    return covered(seen, honest_mean(seen) + strength * honest_deviation(seen))
 
 
 def mimic(seen: Seen, strength) -> jax.Array:
@@ -209,13 +86,13 @@ def evict_and_lie(seen: Seen, strength) -> jax.Array:
 
 def gaussian(seen: Seen, strength) -> jax.Array:
     """Gaussian noise of this deviation, the same from all liars."""
-    return _covered(seen, strength * jax.random.normal(seen.key, seen.updates.shape[1:]))
+    return covered(seen, strength * jax.random.normal(seen.key, seen.updates.shape[1:]))
 
 
 def clip_abuse(seen: Seen, strength) -> jax.Array:
     """Against the honest mean, with a multiple of the largest honest norm: no clip is kept to."""
     norms = jnp.linalg.norm(seen.updates, axis=1)
-    return _covered(seen, -strength * jnp.where(seen.lies, 0.0, norms).max() * _direction(seen))
+    return covered(seen, -strength * jnp.where(seen.lies, 0.0, norms).max() * _direction(seen))
 
 
 def dither_abuse(seen: Seen, strength) -> jax.Array:
@@ -240,7 +117,7 @@ def dither_abuse(seen: Seen, strength) -> jax.Array:
 def _reach(seen: Seen, towards, most, cover):
     """f32[], how far a liar gets with the noise that covers it, of `most` without."""
     longest = most * seen.norm(towards)
-    return _search(lambda x: seen.norm(cover - x * towards) > longest, most)
+    return least_scale(lambda x: seen.norm(cover - x * towards) > longest, most)
 
 
 def not_finite(seen: Seen, strength) -> jax.Array:
@@ -266,10 +143,10 @@ def optimal(craft: Callable[[Seen, jax.Array], jax.Array]) -> Callable[[Seen, ja
         del strength
         usual = honest_mean(seen) if seen.alone is None else seen.alone
 
-        noise = _noise(seen)  # the same at each strength
+        noise = own_noise(seen)  # the same at each strength
 
         def distance(x):
-            return jnp.linalg.norm(seen.aggregate(_sent(seen, craft(seen, x), noise)) - usual)
+            return jnp.linalg.norm(seen.aggregate(sent_by(seen, craft(seen, x), noise)) - usual)
 
         def step(carry, _):
             best, most, delta, grows = carry

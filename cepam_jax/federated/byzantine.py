@@ -7,8 +7,8 @@ import numpy as np
 
 from cepam_jax import settings
 from cepam_jax.errors import require
-from cepam_jax.federated.attacks import ATTACKS, Attack
 from cepam_jax.federated.local import LocalUpdate
+from cepam_jax.federated.lying import ATTACKS, Attack
 from cepam_jax.federated.state import ClientArrays
 from cepam_jax.tasks.base import Task
 

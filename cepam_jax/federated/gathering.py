@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from cepam_jax.federated import admission, pairs, round_keys
 from cepam_jax.federated.aggregation.base import Aggregator, Facts
 from cepam_jax.federated.aggregation.distances import gram
-from cepam_jax.federated.attacks import Seen, lied
+from cepam_jax.federated.lying import Seen, lied
 from cepam_jax.federated.plan import CLIENTS, Plan
 from cepam_jax.federated.state import ClientArrays, Report, State
 from cepam_jax.mechanisms import Knobs

@@ -6,10 +6,10 @@ import optax
 from jax.sharding import Mesh
 
 from cepam_jax.federated.aggregation.base import Aggregator
-from cepam_jax.federated.attacks import Attack
 from cepam_jax.federated.control import Control, constant
 from cepam_jax.federated.downlink import Downlink
 from cepam_jax.federated.local import LocalUpdate
+from cepam_jax.federated.lying import Attack
 from cepam_jax.mechanisms import Mechanism
 from cepam_jax.tasks.base import Task
 

@@ -209,7 +209,7 @@ def zero_at(
       n arrays f32[k] each.
     """
     origin = [jnp.zeros(ids.shape, jnp.float32)] * lat.dimension
-    dither = lat.point(origin, blocks.boxes(lat, stream, proposal, ids))
+    dither = lat.point(origin, blocks.dither_samples(lat, stream, proposal, ids))
     if lat.dimension > _MANY_AXES and apart:
         dither = list(blocks.settled(dither))
         integers = list(blocks.settled(blocks.nearest(lat, [-v for v in dither])))

@@ -106,7 +106,7 @@ def per_coordinate(values: Array | np.uint32, n: int, d: int) -> jax.Array:
     return values.at[jnp.arange(d, dtype=jnp.uint32) // np.uint32(n)].get(mode="promise_in_bounds")
 
 
-def boxes(
+def dither_samples(
     lat: Lattice,
     stream: counter.Words,
     proposal: Array | np.uint32,
@@ -167,7 +167,7 @@ def numbers(symbols: Array) -> jax.Array:
     return jnp.where(symbols == INVALID, jnp.nan, symbols.astype(jnp.float32))
 
 
-def place(
+def reconstruct(
     lat: Lattice, stream: counter.Words, symbols: Array, proposal: Array | np.uint32, d: int
 ) -> jax.Array:
     """Lattice point plus dither of every coordinate, in units of the lattice's scale.
@@ -186,7 +186,7 @@ def place(
     values = numbers(symbols)
     if lat.skew:
         blocks = jnp.arange(count(n, d), dtype=jnp.uint32)
-        return join(lat.point(split(values, n), boxes(lat, stream, proposal, blocks)), d)
+        return join(lat.point(split(values, n), dither_samples(lat, stream, proposal, blocks)), d)
     coordinate = jnp.arange(d, dtype=jnp.uint32)
     block, axis = coordinate // np.uint32(n), coordinate % np.uint32(n)
     box = _box_of_coordinate(n, stream, per_coordinate(proposal, n, d), block, axis)

@@ -148,7 +148,7 @@ def _encode(
         side["whole"] = code_length.fit_scales(x, (d,), setting.scales.family, weight)
     ids = jnp.arange(blocks.count(n, d), dtype=jnp.uint32)
     stream = counter.stream(keys.shared, _DITHERS)
-    dither = lat.point([jnp.float32(0)] * n, blocks.boxes(lat, stream, np.uint32(0), ids))
+    dither = lat.point([jnp.float32(0)] * n, blocks.dither_samples(lat, stream, np.uint32(0), ids))
     width = _width(setting, side, knobs)
     axes = blocks.split(x, n)
     moved = [y / width - v for y, v in zip(axes, dither, strict=True)]
@@ -157,15 +157,15 @@ def _encode(
     return Message(blocks.join(symbols, blocks.symbols_sent(lat, d)), None, side, d)
 
 
-def _place(setting: _Setting, shared: jax.Array, message: Message) -> jax.Array:
+def _reconstruct(setting: _Setting, shared: jax.Array, message: Message) -> jax.Array:
     """f32[d], lattice point plus dither of every coordinate, in units of the lattice's scale."""
     stream = counter.stream(shared, _DITHERS)
-    return blocks.place(setting.lat, stream, message.symbols, np.uint32(0), message.length)
+    return blocks.reconstruct(setting.lat, stream, message.symbols, np.uint32(0), message.length)
 
 
 def _decode(setting: _Setting, shared: jax.Array, message: Message, knobs: Knobs) -> jax.Array:
     """The update f32[d] that a message stands for; see `Mechanism.decode`."""
-    return _width(setting, message.side, knobs) * _place(setting, shared, message)
+    return _width(setting, message.side, knobs) * _reconstruct(setting, shared, message)
 
 
 def _bits(
@@ -179,7 +179,7 @@ def _bits(
         scale = blocks.in_memory(scales.per_coordinate(message.side, knobs, d))
         total = block_bits.block_bits(lat, "cell", stream, message, width, scale, scales.family, weight)
     else:
-        center, scale = _place(setting, shared, message), scales.of_tensors(message.side, knobs)
+        center, scale = _reconstruct(setting, shared, message), scales.of_tensors(message.side, knobs)
         total = block_bits.tensor_bits(center, width, scales.lengths(d), scale, scales.family, weight)
     return total + scales.bits(message.side, d) + (code_length.SCALE_BITS if setting.rate == "bits" else 0)
 

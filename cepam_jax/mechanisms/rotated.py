@@ -149,8 +149,8 @@ def _dithers(setting: _Setting, shared: jax.Array, index: jax.Array) -> jax.Arra
     """The dithers of proposals uint32[k] of k blocks: f32[n, k], in units of the lattice's scale."""
     lat = setting.lat
     ids = jnp.arange(index.shape[0], dtype=jnp.uint32)
-    boxes = blocks.boxes(lat, counter.stream(shared, DITHERS), index, ids, unrolled=True)
-    return blocks.settled(lat.point([jnp.float32(0)] * lat.dimension, boxes))
+    samples = blocks.dither_samples(lat, counter.stream(shared, DITHERS), index, ids, unrolled=True)
+    return blocks.settled(lat.point([jnp.float32(0)] * lat.dimension, samples))
 
 
 class _Turned(NamedTuple):

@@ -168,7 +168,7 @@ def propose(
       bool[k], whether the proposal is accepted, and n arrays int32[k], the symbols.
     """
     zero = [jnp.float32(0)] * lat.dimension
-    dither = lat.point(zero, blocks.boxes(lat, stream, proposal, ids))
+    dither = lat.point(zero, blocks.dither_samples(lat, stream, proposal, ids))
     moved = [y - v for y, v in zip(points, dither, strict=True)]
     integers = blocks.nearest(lat, moved)
     nearest = lat.point(integers, zero)
@@ -247,7 +247,7 @@ def _encode(
     return Message(blocks.join(accepted, blocks.symbols_sent(lat, d)), index, side, d)
 
 
-def _place(
+def _reconstruct(
     setting: _Setting, shared: jax.Array, message: Message, knobs: Knobs
 ) -> tuple[jax.Array, jax.Array]:
     """Lattice point plus dither of every coordinate, and the lattice's scale there: f32[d] each."""
@@ -257,13 +257,13 @@ def _place(
     if n == 1:
         return blocks.numbers(message.symbols) + counter.centered(spare), width
     assert message.index is not None  # there is one for every lattice but Z1
-    center = blocks.place(lat, counter.stream(shared, _DITHERS), message.symbols, message.index, d)
+    center = blocks.reconstruct(lat, counter.stream(shared, _DITHERS), message.symbols, message.index, d)
     return center, blocks.per_coordinate(width, n, d)
 
 
 def _decode(setting: _Setting, shared: jax.Array, message: Message, knobs: Knobs) -> jax.Array:
     """The update f32[d] that a message stands for; see `Mechanism.decode`."""
-    center, width = _place(setting, shared, message, knobs)
+    center, width = _reconstruct(setting, shared, message, knobs)
     return width * center
 
 
@@ -273,7 +273,7 @@ def _bits(
     """f32[], the ideal code length of a message in bits; see `Mechanism.bits`."""
     lat, scales, d = setting.lat, setting.scales, message.length
     if lat.dimension == 1:
-        center, width = _place(setting, shared, message, knobs)
+        center, width = _reconstruct(setting, shared, message, knobs)
         family = message.side.get("law", scales.family)
         scale = scales.of_tensors(message.side, knobs)
         symbols = block_bits.tensor_bits(center, width, scales.lengths(d), scale, family, weight)

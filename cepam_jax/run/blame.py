@@ -10,10 +10,10 @@ from cepam_jax.federated.state import RoundReport, State
 from cepam_jax.mechanisms import Mechanism
 from cepam_jax.mechanisms import knobs as knob_values
 from cepam_jax.mechanisms.registry import CONFIGURABLE
-from cepam_jax.run.records import Record
+from cepam_jax.run.records import RunDirectory
 
 
-def explanation(record: Record, state: State) -> str:
+def explanation(record: RunDirectory, state: State) -> str:
     """What was not finite in the round after `state`, what caused it, and what to change.
 
     Args:

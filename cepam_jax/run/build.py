@@ -65,7 +65,7 @@ def program(config: ml_collections.ConfigDict, specification: tuple, layout: Lay
       layout: what is spread over the devices.
     """
     backend = jax.default_backend()
-    return _program(shared_fields(config), specification, backend, layout, _parts_by_name(config))
+    return _program(compile_key(config), specification, backend, layout, _parts_by_name(config))
 
 
 def _parts_by_name(config) -> tuple:
@@ -81,12 +81,12 @@ def _parts_by_name(config) -> tuple:
     )
 
 
-def shared_fields(config: ml_collections.ConfigDict) -> str:
+def compile_key(config: ml_collections.ConfigDict) -> str:
     """What runs must have in common to share one Program, as text."""
     fields = json.loads(config.to_json())
     # A block of more rounds than the run has would only be skipped through.
     fields["eval_every"] = min(config.eval_every, config.rounds)
-    for name in [*(name for name, field in FIELDS.items() if not field.compiled), *open_fields(config)]:
+    for name in [*(name for name, field in FIELDS.items() if not field.compiled), *resumable_fields(config)]:
         *sections, last = name.split(".")
         place = fields
         for section in sections:
@@ -95,7 +95,7 @@ def shared_fields(config: ml_collections.ConfigDict) -> str:
     return json.dumps(fields, sort_keys=True)
 
 
-def open_fields(config) -> tuple[str, ...]:
+def resumable_fields(config) -> tuple[str, ...]:
     """Fields that rounds already done do not depend on."""
     planned = config.schedule.knob != "none" or config.control != "schedule" or config.privacy.target_epsilon
     planned = planned or needs.given(config)

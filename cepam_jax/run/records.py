@@ -13,7 +13,7 @@ from cepam_jax.data.examples import number_of
 from cepam_jax.errors import CheckpointMismatchError, ConfigError
 from cepam_jax.federated.aggregation import AGGREGATORS, check_weights
 from cepam_jax.run import checkpoints, guarantees, ledger, needs_kept, traffic
-from cepam_jax.run.build import open_fields
+from cepam_jax.run.build import resumable_fields
 from cepam_jax.run.claims import check_claim
 from cepam_jax.run.devices import broadcast, broadcast_text, is_main
 from cepam_jax.run.ledger import Ledger
@@ -25,10 +25,10 @@ from cepam_jax.run.progress import say
 from cepam_jax.run.provenance import check, check_draws, parts_of
 from cepam_jax.run.writers import WRITERS
 
-__all__ = ["Record", "evaluated", "progress_text", "say", "summarize"]
+__all__ = ["RunDirectory", "evaluated", "progress_text", "say", "summarize"]
 
 
-class Record:
+class RunDirectory:
     """One run's work directory, opened and locked; only process 0 reads and writes it.
 
     Attributes:
@@ -91,7 +91,7 @@ class Record:
         self._store = checkpoints.Checkpoints(workdir / "checkpoints")
         path = workdir / "metrics.jsonl"
         before = path.read_bytes().decode(errors="replace") if path.exists() else ""
-        mended = [check_claim(workdir, self._asked, open_fields(config), self._store)]
+        mended = [check_claim(workdir, self._asked, resumable_fields(config), self._store)]
         found = self._store.newest(initial, lambda number: lines_up_to(before, number, config.eval_every))
         seen = max([self._store.seen(), *(line["round"] for line in parse(before))])
         if seen > self.last:  # also where the checkpoint of that round is lost or damaged

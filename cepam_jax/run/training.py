@@ -19,7 +19,7 @@ from cepam_jax.run.config import plain, validate
 from cepam_jax.run.devices import RUNS, Layout
 from cepam_jax.run.interrupts import check_interrupt, forget_interrupt, interrupt, saving
 from cepam_jax.run.progress import Progress, say
-from cepam_jax.run.records import Record, progress_text
+from cepam_jax.run.records import RunDirectory, progress_text
 
 __all__ = ["check_interrupt", "forget_interrupt", "interrupt", "train", "train_many"]
 
@@ -121,7 +121,7 @@ def _train_groups(configs, workdirs, progress, labels, together, keep_failures):
     for number, config in enumerate(configs):
         alone = number if jax.process_count() > 1 else None
         shape = (config.data.name, config.data.dir, sources.options_of(config))
-        groups.setdefault((build.shared_fields(config), shape, alone), []).append(number)
+        groups.setdefault((build.compile_key(config), shape, alone), []).append(number)
     results = [[] for _ in configs]
     for numbers in groups.values():
         mine = [configs[n] for n in numbers]
@@ -154,7 +154,7 @@ def _train(configs, workdirs, progress, label, layout, keep_failures=False):
     asked = (first.data.name, first.data.dir, sources.options_of(first))
     data = sources.load_examples(*asked)
     compiled = build.program(first, data.specification, layout)
-    records: list[Record] = []
+    records: list[RunDirectory] = []
     try:
         for config, workdir in zip(configs, workdirs, strict=True):
             check_interrupt()
@@ -203,7 +203,7 @@ def _open(compiled, config, data, workdir):
     initial = compiled.initialize(jax.random.key(config.seeds.model), mechanisms.knobs_of(config), whole)
     initial = jax.tree.map(np.asarray, initial)
     known = links_kept.check(config, workdir)
-    record = Record(asked, config, split, data, initial, workdir, compiled.task, origin)
+    record = RunDirectory(asked, config, split, data, initial, workdir, compiled.task, origin)
     if devices.is_main():
         links_kept.write(known, workdir)
     allowed.write(plan, workdir)

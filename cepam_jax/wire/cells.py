@@ -222,7 +222,7 @@ class _Moved:
         share = np.divide(yes, total, out=np.full(total.shape, 0.5), where=total > 0)
         weights = self.weights if at is None else self.weights[:, at]
         if forced is None:
-            outcomes = self.coder.decide(_mean(weights, share), outcomes)
+            outcomes = self.coder.code_bits(_mean(weights, share), outcomes)
         else:
             outcomes = forced
         self._learn(np.where(outcomes, share, 1 - share), at)

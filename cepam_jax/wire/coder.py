@@ -21,7 +21,7 @@ _UNIFORM_BITS = 16
 class Coder(Protocol):
     """What `Writer` and `Reader` have in common."""
 
-    def decide(self, p: np.ndarray, outcomes: np.ndarray | None = None) -> np.ndarray:
+    def code_bits(self, p: np.ndarray, outcomes: np.ndarray | None = None) -> np.ndarray:
         """Codes decisions.
 
         Args:
@@ -56,7 +56,7 @@ class Writer:
     def __init__(self) -> None:
         self._encoder = constriction.stream.queue.RangeEncoder()
 
-    def decide(self, p: np.ndarray, outcomes: np.ndarray | None = None) -> np.ndarray:
+    def code_bits(self, p: np.ndarray, outcomes: np.ndarray | None = None) -> np.ndarray:
         """Writes bool[k] `outcomes`, each true with probability p f64[k], and returns them."""
         assert outcomes is not None
         if outcomes.size:
@@ -108,7 +108,7 @@ class Reader:
         words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
         self._decoder = constriction.stream.queue.RangeDecoder(words)
 
-    def decide(self, p: np.ndarray, outcomes: np.ndarray | None = None) -> np.ndarray:
+    def code_bits(self, p: np.ndarray, outcomes: np.ndarray | None = None) -> np.ndarray:
         """Reads bool[k], each true with probability p f64[k]."""
         del outcomes
         if not p.size:

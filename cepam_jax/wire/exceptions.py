@@ -22,7 +22,7 @@ from cepam_jax.wire.side import Cursor
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain:
+class CodedSymbols:
     """The part of a message that is coded with the model's probabilities.
 
     Attributes:
@@ -38,7 +38,7 @@ class Plain:
     forced: np.ndarray | None
 
 
-class Unusual(NamedTuple):
+class EscapedSymbols(NamedTuple):
     """The part of a message that is listed.
 
     Attributes:
@@ -54,16 +54,16 @@ class Unusual(NamedTuple):
     index_values: np.ndarray
 
 
-def empty(context: Context) -> Plain:
-    """A `Plain` of zeros, with the shapes of the context's messages, to read into."""
+def empty(context: Context) -> CodedSymbols:
+    """A `CodedSymbols` of zeros, with the shapes of the context's messages, to read into."""
     template = context.template
     index = None if template.index is None else np.zeros(template.index.shape, np.uint32)
-    return Plain(np.zeros(template.symbols.shape, np.int32), index, None)
+    return CodedSymbols(np.zeros(template.symbols.shape, np.int32), index, None)
 
 
 def split(
     message: Message, context: Context, block: int, weight: np.ndarray | None
-) -> tuple[Plain, Unusual | None]:
+) -> tuple[CodedSymbols, EscapedSymbols | None]:
     """Separates what the model can write from what must be listed.
 
     Args:
@@ -103,9 +103,9 @@ def split(
     if not listed.any() and not bad_index.any():
         if sent is not None:
             _clear(values, index, sent, block)
-        return Plain(values, index, forced), None
+        return CodedSymbols(values, index, forced), None
     index_at = np.flatnonzero(bad_index)
-    unusual = Unusual(
+    unusual = EscapedSymbols(
         np.flatnonzero(listed),
         values[listed],
         index_at,
@@ -116,7 +116,7 @@ def split(
         index[index_at] = 0
     if sent is not None:
         _clear(values, index, sent, block)
-    return Plain(values, index, forced), unusual
+    return CodedSymbols(values, index, forced), unusual
 
 
 def _of_blocks(
@@ -175,7 +175,7 @@ def _clear(values: np.ndarray, index: np.ndarray | None, sent: np.ndarray, block
         index[~used] = 0
 
 
-def write(unusual: Unusual) -> bytes:
+def write(unusual: EscapedSymbols) -> bytes:
     """What is listed, as bytes.
 
     First the numbers of symbols and of indices, then where the symbols are and what they are, then the same
@@ -190,15 +190,15 @@ def write(unusual: Unusual) -> bytes:
     )
 
 
-def read(cursor: Cursor) -> Unusual:
+def read(cursor: Cursor) -> EscapedSymbols:
     """The inverse of `write`; raises WireError, before it allocates, where the bytes are too few."""
     count, index_count = struct.unpack("<II", cursor.take(8))
     at, values = (np.frombuffer(cursor.take(4 * count), kind) for kind in ("<u4", "<i4"))
     index_at, index_values = (np.frombuffer(cursor.take(4 * index_count), "<u4") for _ in range(2))
-    return Unusual(at, values, index_at, index_values)
+    return EscapedSymbols(at, values, index_at, index_values)
 
 
-def merge(plain: Plain, unusual: Unusual | None, message: Message, context: Context) -> Message:
+def merge(plain: CodedSymbols, unusual: EscapedSymbols | None, message: Message, context: Context) -> Message:
     """The whole message: what the model wrote, with what was listed in its place.
 
     Args:

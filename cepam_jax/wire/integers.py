@@ -62,7 +62,7 @@ def code(
         return integers
     above, below = above[at], below[at]
     given = None if values is None else values[at]
-    positive = coder.decide(above / (above + below), None if given is None else given > 0)
+    positive = coder.code_bits(above / (above + below), None if given is None else given > 0)
     sign = np.where(positive, 1, -1)
     center, width = sign * center[at], width[at]
     size = magnitudes(
@@ -92,17 +92,17 @@ def zeros(coder: Coder, stays: np.ndarray, outcomes: np.ndarray | None) -> np.nd
     sure = np.flatnonzero(stays > 1 - _SURE)
     groups = len(sure) // _GROUP
     if groups < 2:
-        return coder.decide(stays, outcomes)
+        return coder.code_bits(stays, outcomes)
     sure = sure[: groups * _GROUP]
     single = np.ones(len(stays), bool)
     single[sure] = False
     zero = np.ones(len(stays), bool)
-    zero[single] = coder.decide(stays[single], None if outcomes is None else outcomes[single])
+    zero[single] = coder.code_bits(stays[single], None if outcomes is None else outcomes[single])
     members = sure.reshape(groups, _GROUP)
     stays = np.minimum(stays[members], 1.0)
     later = np.cumprod(stays[:, ::-1], 1)[:, ::-1]  # P(this and all later ones of the group are zero)
     given = None if outcomes is None else outcomes[members]
-    all_zero = coder.decide(later[:, 0], None if given is None else np.all(given, axis=1))
+    all_zero = coder.code_bits(later[:, 0], None if given is None else np.all(given, axis=1))
     at = np.flatnonzero(~all_zero)
     undecided = np.ones(len(at), bool)
     for i in range(_GROUP):
@@ -110,7 +110,7 @@ def zeros(coder: Coder, stays: np.ndarray, outcomes: np.ndarray | None) -> np.nd
         p = stays[at, i]
         # One of them is not: while none was, a zero is less likely than the law says.
         p = np.where(undecided, _ratio(p * (1 - after), 1 - p * after), p)
-        member_is_zero = coder.decide(p, None if given is None else given[at, i])
+        member_is_zero = coder.code_bits(p, None if given is None else given[at, i])
         zero[members[at, i]] = member_is_zero
         undecided &= member_is_zero
     return zero
@@ -140,7 +140,9 @@ def magnitudes(
     at = np.arange(count)
     for e in range(_LARGEST):
         beyond = tail(at, 2.0 ** (e + 1))
-        more = coder.decide(_ratio(beyond, low[at]), None if values is None else values[at] >= 2 ** (e + 1))
+        more = coder.code_bits(
+            _ratio(beyond, low[at]), None if values is None else values[at] >= 2 ** (e + 1)
+        )
         high[at[~more]] = beyond[~more]
         at, beyond = at[more], beyond[more]
         octave[at] = e + 1
@@ -152,7 +154,7 @@ def magnitudes(
         at = np.flatnonzero(octave >= e)
         middle = lowest[at] + (1 << (e - 1))
         between = tail(at, middle.astype(np.float64))
-        upper = coder.decide(
+        upper = coder.code_bits(
             _ratio(between - high[at], low[at] - high[at]), None if values is None else values[at] >= middle
         )
         lowest[at] = np.where(upper, middle, lowest[at])

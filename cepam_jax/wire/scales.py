@@ -41,7 +41,7 @@ def code(
         steps, one_by_one = scale_code.costs(np.asarray(scale, np.int64), law, lengths, laws, np)
         changes = np.log2(1 - scale_code.PLAIN) - np.log2(scale_code.PLAIN)
         plain = np.array([steps > one_by_one + changes])
-    alone = coder.decide(np.full(1, scale_code.PLAIN), plain)
+    alone = coder.code_bits(np.full(1, scale_code.PLAIN), plain)
     first = count if alone[0] else 1
     shifted = None if scales is None else scales[:first] + scale_code.LARGEST_SCALE
     values = np.zeros(count, np.int64)
@@ -78,13 +78,13 @@ def _steps(
     if scales is not None and numbers is not None:
         step = np.diff(scales)
         same = (step == 0) & (np.diff(numbers) == 0)
-    same = coder.decide(np.full(count - 1, scale_code.SAME), same)
+    same = coder.code_bits(np.full(count - 1, scale_code.SAME), same)
     at = np.flatnonzero(~same)
     law = coder.uniform(laws, len(at), None if numbers is None else numbers[1:][at])
     size, active = np.zeros(len(at), np.int64), np.arange(len(at))
     given = None if step is None else np.abs(step[at])
     while active.size:
-        more = coder.decide(
+        more = coder.code_bits(
             np.full(len(active), scale_code.FARTHER), None if given is None else given[active] > size[active]
         )
         active = active[more]
@@ -92,7 +92,7 @@ def _steps(
         if (size > scale_code.VALUES).any():
             raise WireError("the message has a scale that no coder writes")
     moved = np.flatnonzero(size)
-    up = coder.decide(np.full(len(moved), 0.5), None if step is None else step[at][moved] > 0)
+    up = coder.code_bits(np.full(len(moved), 0.5), None if step is None else step[at][moved] > 0)
     size[moved[~up]] *= -1
     steps = np.zeros(count - 1, np.int64)
     steps[at] = size

@@ -44,7 +44,7 @@ def _write_support(mask: np.ndarray) -> bytes:
     """A mask bool[k]: how many are true, the length of what follows, and the mask, range-coded."""
     count = int(mask.sum())
     coder = Writer()
-    coder.decide(np.full(len(mask), count / max(len(mask), 1)), mask)
+    coder.code_bits(np.full(len(mask), count / max(len(mask), 1)), mask)
     body = coder.finish()
     return struct.pack("<II", count, len(body)) + body
 
@@ -101,7 +101,7 @@ class Cursor:
         """Reads a mask bool[size] that `_write_support` wrote."""
         count, length = struct.unpack("<II", self.take(8))
         coder = Reader(self.take(length))
-        return coder.decide(np.full(size, min(count, size) / max(size, 1)))
+        return coder.code_bits(np.full(size, min(count, size) / max(size, 1)))
 
 
 def assemble(template: dict, rest: list[np.ndarray], tensors: dict[str, np.ndarray]) -> dict:

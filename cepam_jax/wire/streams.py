@@ -7,7 +7,7 @@ from cepam_jax.mechanisms.base import Code, Knobs
 from cepam_jax.wire import cells, symbols
 from cepam_jax.wire.coder import Coder
 from cepam_jax.wire.context import Context
-from cepam_jax.wire.exceptions import Plain
+from cepam_jax.wire.exceptions import CodedSymbols
 
 
 def code(
@@ -17,7 +17,7 @@ def code(
     block: int,
     blocks: tuple[int, int],
     weight: np.ndarray | None,
-    plain: Plain,
+    plain: CodedSymbols,
     read_into: bool = False,
 ) -> None:
     """Writes the symbols of one stream from `plain`, or reads them into it.
@@ -90,7 +90,7 @@ def _dependent(
     blocks: tuple[int, int],
     sent: np.ndarray,
     values: np.ndarray | None,
-    plain: Plain,
+    plain: CodedSymbols,
     read_into: bool,
 ) -> np.ndarray:
     """Codes blocks whose axes depend on each other; those of which nothing is sent are left out.

@@ -99,7 +99,7 @@ def _centered(word: np.ndarray) -> np.ndarray:
 
 
 def _boxes(model: Model, proposal: int | np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
-    """The dithers of a proposal of blocks uint32[k], as `blocks.boxes` draws them: n arrays f64[k]."""
+    """The dithers of a proposal of blocks uint32[k], n arrays f64[k], as `blocks.dither_samples` has them."""
     n = model.lattice.dimension
     if model.code.streams[1] is None:
         return [np.zeros(len(ids)) for _ in range(n)]
@@ -221,7 +221,7 @@ def dependent(
             lat, layer, acceptance.table_of(family), acceptance.norm(suffered, layer), deviation[active]
         )
         if model.layered:
-            accepts = coder.decide(same + other, None if index is None else index[active] == proposal)
+            accepts = coder.code_bits(same + other, None if index is None else index[active] == proposal)
         else:
             accepts = np.ones(len(active), bool)
         now = active[accepts]  # blocks that accept this proposal
@@ -230,7 +230,7 @@ def dependent(
         known = None
         if values is not None and forced is not None:
             known = ((values[now] == integer[:, now].T) | ~sent[now]).all(1) | forced[now]
-        at_zero[now] = coder.decide(same[accepts] / (same + other)[accepts], known)
+        at_zero[now] = coder.code_bits(same[accepts] / (same + other)[accepts], known)
         active, proposal = active[~accepts], proposal + 1
     symbols = np.rint(integer.T).astype(np.int64)
     rest = np.flatnonzero(~at_zero)

@@ -64,6 +64,7 @@ def settings_of(data, partition, gamma, rule, liars, attack):
             changes |= {"byzantine.noise": "known"}
     if liars:
         changes |= {"byzantine.attack": attack, "byzantine.clients": liars}
+        changes |= {"byzantine.strength": f.strength}
     config = config_of(data, "cepam_gaussian", **changes)
     config.byzantine.radius = config.mechanism.clip_norm
     config.byzantine.smoothing = 0.1 * config.mechanism.clip_norm
@@ -230,6 +231,7 @@ def define_flags():
         ["label_flip", "mimic", "little_is_enough", "dither_abuse"],
         "Attacks.",
     )
+    flags.DEFINE_float("strength", 0.0, "Of all attacks; 0: the usual one of each.")
     flags.DEFINE_string("before", "mixing", "What comes before a rule: none, mixing or bucketing.")
     flags.DEFINE_list("partitions", ["iid", "dirichlet"], "Who holds which example.")
     flags.DEFINE_float("alpha", 0.3, "Of a Dirichlet partition.")

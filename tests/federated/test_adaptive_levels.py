@@ -11,7 +11,7 @@ from cepam_jax.federated.control import Control, Measured
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import guarantees, training
 from cepam_jax.run.config import validate
-from cepam_jax.run.records import Record
+from cepam_jax.run.records import RunDirectory
 from configs import digits
 
 CLIENTS = 5
@@ -124,7 +124,7 @@ def test_a_run_has_no_guarantee_says_why_and_continues_to_the_bit(tmp_path, monk
     whole = training.train(config, tmp_path / "whole", progress=False)
     assert whole[-1]["epsilon"] == dict.fromkeys(whole[-1]["epsilon"])
     assert whole[-1]["bits_per_coordinate"] > 1.05 * whole[1]["bits_per_coordinate"]  # bits grew
-    monkeypatch.setattr(Record, "open", property(lambda record: record.done < 20))
+    monkeypatch.setattr(RunDirectory, "open", property(lambda record: record.done < 20))
     training.train(config, tmp_path / "cut", progress=False)
     monkeypatch.undo()
     continued = training.train(config, tmp_path / "cut", progress=False)

@@ -24,8 +24,8 @@ from cepam_jax.federated.aggregation import (
     robust,
 )
 from cepam_jax.federated.aggregation.robust import BEFORE, NOISE
-from cepam_jax.federated.attacks import ATTACKS, Seen, lied
 from cepam_jax.federated.local import LocalTraining, make_local_update
+from cepam_jax.federated.lying import ATTACKS, Seen, lied
 from cepam_jax.federated.state import client_keys
 from cepam_jax.mechanisms import Keys, Knobs
 from cepam_jax.run import provenance

@@ -11,7 +11,7 @@ from cepam_jax import federated, mechanisms
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import ATTACKS, admission, attacks, byzantine, gathering, pairs
 from cepam_jax.federated.aggregation import AGGREGATORS, Facts, distances, guarded, robust
-from cepam_jax.federated.attacks import Seen, lied
+from cepam_jax.federated.lying import Seen, lied
 from cepam_jax.mechanisms import Keys, Knobs
 
 MECHANISM = mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq("gaussian"))

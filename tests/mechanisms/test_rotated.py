@@ -59,7 +59,7 @@ def host_copy(name, index, count, sigma):
         turns += counter.words(counter.stream(key, rotated.ROTATIONS), call, ids)
     q = rotations.components(turns[: n // 2])
     factor = (np.float32(sigma) * scale) * rotations.inverse_root(rotations.square(q))
-    box = blocks.boxes(lat, counter.stream(key, rotated.DITHERS), index, ids, unrolled=True)
+    box = blocks.dither_samples(lat, counter.stream(key, rotated.DITHERS), index, ids, unrolled=True)
     return factor, q, ball, lat.point([np.float32(0)] * n, box)
 
 

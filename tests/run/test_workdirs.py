@@ -470,8 +470,8 @@ def test_a_lock_that_was_deleted_stops_the_run(replaced, tmp_path, monkeypatch, 
             (tmp_path / locks.NAME).unlink()
             others.extend(locks.Lock(tmp_path) for _ in range(replaced))
 
-    add, others = records.Record.add, []
-    monkeypatch.setattr(records.Record, "add", deleted)
+    add, others = records.RunDirectory.add, []
+    monkeypatch.setattr(records.RunDirectory, "add", deleted)
     with pytest.raises(WorkdirInUseError, match="was replaced while" if replaced else "was deleted while"):
         train(tmp_path)
     monkeypatch.undo()
@@ -525,8 +525,8 @@ def test_ctrl_c_in_python_says_where_the_run_is_and_loses_nothing(tmp_path, monk
         add(self, *arguments)
         raise KeyboardInterrupt
 
-    add = records.Record.add
-    monkeypatch.setattr(records.Record, "add", interrupted)
+    add = records.RunDirectory.add
+    monkeypatch.setattr(records.RunDirectory, "add", interrupted)
     with pytest.raises(KeyboardInterrupt) as stop:
         train(tmp_path / "run")
     assert stop.value.__notes__ == [
@@ -545,8 +545,8 @@ def test_an_interrupt_that_was_swallowed_ends_the_run_after_its_block(tmp_path, 
             training.interrupt(KeyboardInterrupt())  # waits until the checkpoint is written
         add(self, *arguments)
 
-    add = records.Record.add
-    monkeypatch.setattr(records.Record, "add", interrupted)
+    add = records.RunDirectory.add
+    monkeypatch.setattr(records.RunDirectory, "add", interrupted)
     with pytest.raises(KeyboardInterrupt) as stop:
         train(tmp_path)
     assert stop.value.__notes__ == [f"{tmp_path} holds the run up to round 4 of 6; repeat to continue there"]

@@ -25,7 +25,7 @@ class Count:
     def __init__(self):
         self.bits = 0.0
 
-    def decide(self, p, outcomes=None):
+    def code_bits(self, p, outcomes=None):
         p = np.where(np.isnan(p), 0.5, np.clip(p, LEAST, 1 - LEAST))
         self.bits -= np.log2(np.where(outcomes, p, 1 - p)).sum()
         return outcomes
@@ -56,7 +56,7 @@ def test_decisions_cost_what_the_law_says(name, family):
         moved = np.flatnonzero(vectors.any(1))
         coder = Count()
         moves = (law.prior[:, None] * law.leaves).sum(0)
-        coder.decide(moves, vectors.any(1))
+        coder.code_bits(moves, vectors.any(1))
         np.testing.assert_array_equal(
             cells._Moved(coder, lat, law, moved).code(vectors[moved]), vectors[moved]
         )

@@ -73,9 +73,9 @@ def test_a_stream_ends_within_a_byte_of_its_bits():
         p = np.clip(rng.beta(0.3, 0.3, rng.integers(0, 60)), 1e-5, 1 - 1e-5)
         outcomes = rng.uniform(size=len(p)) < p
         writer = coder.Writer()
-        writer.decide(p, outcomes)
+        writer.code_bits(p, outcomes)
         data = writer.finish()
-        np.testing.assert_array_equal(coder.Reader(data).decide(p), outcomes)
+        np.testing.assert_array_equal(coder.Reader(data).code_bits(p), outcomes)
         ideal = -np.log2(np.where(outcomes, p, 1 - p)).sum()
         assert 8 * len(data) < ideal + 9
 
