@@ -130,23 +130,32 @@ def _direction(seen: Seen) -> jax.Array:
     return mean / jnp.maximum(jnp.linalg.norm(mean), 1e-30)
 
 
+def _way(seen: Seen, craft) -> jax.Array:
+    """f32[d], the direction in which lies go as they grow stronger; of length one."""
+    moved = jnp.broadcast_to(craft(seen, 1.0) - craft(seen, 0.0), seen.updates.shape)
+    total = jnp.where(seen.lies[:, None], moved, 0.0).sum(0)
+    return total / jnp.maximum(jnp.linalg.norm(total), 1e-30)
+
+
 def optimal(craft: Callable[[Seen, jax.Array], jax.Array]) -> Callable[[Seen, jax.Array], jax.Array]:
     """An attack with the strength that carries the aggregate farthest from the honest mean.
 
     The line search of ByzFL (arXiv 2505.24802; Shejwalkar, Houmansadr: Manipulating the Byzantine, NDSS
-    2021): steps that double while they help, and then shrink. Where the server checks pairs, it is the
-    distance from what it would make of the honest updates alone: rules that are left with few updates are far
-    from the honest mean by themselves, which would reward lies that are refused.
+    2021): steps that double while they help, and then shrink. Where the server checks pairs, what counts is
+    how far the aggregate is carried the way the lies go, from what it would be without any: a rule that is
+    left with few updates is far from the honest mean by itself, and not in any direction for long, which
+    would reward lies that are refused.
     """
 
     def crafted(seen: Seen, strength) -> jax.Array:
         del strength
-        usual = honest_mean(seen) if seen.alone is None else seen.alone
-
+        mean = honest_mean(seen)
         noise = own_noise(seen)  # the same at each strength
+        way = None if seen.alone is None else _way(seen, craft)
 
         def distance(x):
-            return jnp.linalg.norm(seen.aggregate(sent_by(seen, craft(seen, x), noise)) - usual)
+            found = seen.aggregate(sent_by(seen, craft(seen, x), noise))
+            return jnp.linalg.norm(found - mean) if way is None else jnp.vdot(found - seen.alone, way)
 
         def step(carry, _):
             best, most, delta, grows = carry
