@@ -151,11 +151,13 @@ def optimal(craft: Callable[[Seen, jax.Array], jax.Array]) -> Callable[[Seen, ja
         del strength
         mean = honest_mean(seen)
         noise = own_noise(seen)  # the same at each strength
-        way = None if seen.alone is None else _way(seen, craft)
+        alone, way = seen.alone, None if seen.alone is None else _way(seen, craft)
 
         def distance(x):
             found = seen.aggregate(sent_by(seen, craft(seen, x), noise))
-            return jnp.linalg.norm(found - mean) if way is None else jnp.vdot(found - seen.alone, way)
+            if alone is None or way is None:
+                return jnp.linalg.norm(found - mean)
+            return jnp.vdot(found - alone, way)
 
         def step(carry, _):
             best, most, delta, grows = carry

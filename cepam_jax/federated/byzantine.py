@@ -73,7 +73,7 @@ class Byzantine(NamedTuple):
       attack: an Attack, or the name of one; None: nobody lies.
       liars: numbers of the clients that lie.
       strength: of the attack; 0: its usual one.
-      false_alarm: probability with which the server refuses an honest message of the largest norm, at most;
+      false_alarm: probability with which the server refuses an honest message where nobody lies, at most;
         None: it checks none.
       pairs: whether it also refuses updates that are nearer to each other than two noises ever are; norms and
         pairs share the false alarm.

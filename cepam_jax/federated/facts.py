@@ -77,6 +77,11 @@ def _check_pairs(plan: Plan) -> None:
         )
     if plan.aggregator.streams:
         raise ConfigError("an aggregator that streams sees no two updates together: see aggregation.guarded")
+    if plan.aggregator.of_all:
+        raise ConfigError(
+            "a check of pairs (config.byzantine.pairs) refuses honest updates together with lies, and the "
+            "aggregator tolerates as many lies among those that are left as among all (Aggregator.of_all)"
+        )
     assert plan.norm_alarm is not None
     part = pairs.least(sum(plan.segments), plan.per_round, plan.norm_alarm)
     pairs.check(plan.mechanism.about, part)

@@ -11,7 +11,7 @@ from cepam_jax.federated.plan import CLIENTS, Plan
 from cepam_jax.federated.state import ClientArrays, Report, State
 from cepam_jax.mechanisms import Knobs
 
-# Coordinates that a coordinatewise rule is given at a time: its copies, such as a sort's, are no larger.
+# Coordinates that a coordinatewise rule is given at a time: its copies, such as an order's, are no larger.
 COORDINATES_AT_A_TIME = 2**16
 
 _LARGEST = 1e30  # squared norm of an update, for rules by distances: sums of some are still finite

@@ -35,7 +35,7 @@ class Plan(NamedTuple):
       quantize: "updates", or "weights": the client's new weights go through the mechanism.
       wire: whether every message is packed into bytes and unpacked again.
       attack: what the clients do that lie (`ClientArrays.liars`); None: nobody lies.
-      false_alarm: probability with which the server refuses an honest message of the largest norm, at most;
+      false_alarm: probability with which the server refuses an honest message where nobody lies, at most;
         it checks norms then. None: it does not.
       pairs: whether it also refuses updates that are nearer to each other than their noises are (`pairs`);
         norms and pairs share the false alarm then.

@@ -78,8 +78,12 @@ def about_of_chain(transforms: Sequence[Transform], last: About) -> About:
     abouts = [step.about for step in transforms]
     everything = [*abouts, last]
     protection = _protection(transforms, last)
-    # One error's law is the whole one's; of the sum of several none is stated, nor is its deviation.
+    # One error's law is the whole one's; of the sum of several none is stated, nor is its deviation, and a
+    # clip that comes after noise cuts it.
     laws = [about.law for about in everything if about.law != "none"]
+    first = next((place for place, about in enumerate(everything) if about.law != "none"), len(everything))
+    if any(about.clip for about in everything[first + 1 :]):
+        laws.append("other")
     randomness = {key for about in everything for key in about.randomness}
     return About(
         name="+".join([step.name for step in transforms if step.name] + [last.name]),

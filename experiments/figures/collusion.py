@@ -13,6 +13,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
+from cepam_jax.errors import require
 from cepam_jax.federated import admission, pairs
 from cepam_jax.mechanisms import knobs_of
 from cepam_jax.run import build
@@ -20,7 +21,7 @@ from experiments import byzantine_tables, cli, lies, output
 from experiments.figures import byzantine
 from experiments.figures.byzantine import FLOATS
 from experiments.output import Claim
-from experiments.paired import above, all_of, bounds, in_points, spread, verdict
+from experiments.paired import above, all_of, bounds, deviation, in_points, spread, verdict
 from experiments.plots import style
 from experiments.runs import settings_text
 from experiments.tables import markdown
@@ -130,11 +131,11 @@ def table_of(rows) -> str:
     """Both checks beside each other."""
     alone, both = CHECKS
     found = {(r["data"], r["partition"], r["gamma"], r["liars"], r["check"]): r for r in rows}
-    lines, number = [], len(found) // 2
+    lines = []
     for key in dict.fromkeys(key[:4] for key in found):
         first, second = found[*key, alone], found[*key, both]
         gain = np.array(first["lost"]) - np.array(second["lost"])
-        low, high = bounds(gain, 2 * number)
+        low, high = bounds(gain, 2 * len({other[1:4] for other in found if other[0] == key[0]}))
         lines.append(
             [
                 *(f"{part:g}" if isinstance(part, float) else part for part in key),
@@ -170,7 +171,7 @@ def plot(rows):
                 axes.errorbar(
                     [r["liars"] for r in line],
                     [np.mean(r["lost"]) for r in line],
-                    [np.std(r["lost"], ddof=1) / np.sqrt(len(r["lost"])) for r in line],
+                    [deviation(r["lost"]) / np.sqrt(len(r["lost"])) for r in line],  # standard errors
                     color=color,
                     linestyle="-" if paired else "--",
                     marker="o" if paired else "s",
@@ -200,7 +201,10 @@ def define_flags():
 def main():
     f = flags.FLAGS
     byzantine.check_choices()
-    liars, gammas = [int(number) for number in cli.numbers("liars")], cli.numbers("gammas")
+    gammas = cli.numbers("gammas")
+    for number in cli.numbers("liars"):
+        require(number >= 1 and number == int(number), "--liars", number, "whole numbers of at least 1")
+    liars = [int(number) for number in cli.numbers("liars")]
     rows, claims = [], []
     for data in f.data:
         configs = {}

@@ -388,6 +388,15 @@ def test_norms_keep_their_false_alarm_on_both_sides(law, length):
         ),
         (
             mechanisms.chain(
+                mechanisms.clip("l2"),
+                mechanisms.add_noise("gaussian"),
+                mechanisms.clip("l2"),
+                mechanisms.identity(),
+            ),
+            "no law of its whole error",
+        ),
+        (
+            mechanisms.chain(
                 mechanisms.clip("l1"), mechanisms.add_noise("laplace"), mechanisms.lrsuq("laplace")
             ),
             "no law of its whole error",

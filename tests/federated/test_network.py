@@ -25,3 +25,7 @@ def test_columns_come_in_order_and_their_companions_with_them(n):
     np.testing.assert_array_equal(ordered, np.sort(values, 0))
     np.testing.assert_array_equal(np.sort(moved, 0), rows)
     np.testing.assert_array_equal(np.take_along_axis(values, np.asarray(moved, int), 0), ordered)
+    taken = np.arange(n) % 3 != 1
+    ordered = np.asarray(in_order(values, taken=taken))
+    np.testing.assert_array_equal(ordered[: taken.sum()], np.sort(values[taken], 0))
+    assert np.isnan(ordered[taken.sum() :]).all()

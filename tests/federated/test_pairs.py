@@ -180,6 +180,25 @@ def test_copies_evict_honest_participants_one_by_one():
     assert left["mimic"][5:].all() and left["mimic"][:5].sum() == 1
 
 
+@pytest.mark.parametrize("before", ["none", "mixing"])
+@pytest.mark.parametrize(
+    "name", ["median", "trimmed_mean", "multi_krum", "geometric_median", "centered_clipping"]
+)
+def test_rules_that_know_the_noise_bear_what_is_left_of_them(name, before):
+    """However many of f = 5 lies silence an honest update each: what comes out is of honest updates."""
+    n, d, f = 16, 400, 5
+    rule = robust(name, tolerated=f, before=before, noise="known", radius=10.0)
+    part = pairs.least(d, n, 1e-6)
+    for number in range(f + 1):
+        rows = 1 + np.random.default_rng(number).normal(size=(n, d)).astype(np.float32)
+        rows[:number] = rows[f : f + number]
+        facts = Facts(jnp.arange(n), jnp.ones(n), noise=jnp.full(n, float(d)), key=jax.random.key(0))
+        last = jnp.zeros(d) if rule.from_last else None
+        found, _, left = gathering.combined(rule, last, jnp.asarray(rows), facts, apart=part)
+        assert left.sum() == n - 2 * number
+        assert 0.2 < float(found.mean()) < 1.3, number
+
+
 def test_rules_tolerate_no_more_lies_than_can_be_left():
     """Two pairs are gone, so a trimmed mean for three lies drops one value on each side of the others."""
     n, d = 12, 400
@@ -271,6 +290,11 @@ def test_whoever_is_late_is_not_refused():
 def test_a_check_of_pairs_that_means_nothing_is_refused(change, text):
     with pytest.raises(ConfigError, match=text):
         told(AGGREGATORS["mean"], None, **change)
+
+
+def test_a_check_of_pairs_with_a_rule_that_keeps_its_sets_is_refused():
+    with pytest.raises(ConfigError, match="as many lies among those that are left"):
+        told(robust("smallest_diameter", tolerated=1), None)
 
 
 def test_a_check_of_pairs_of_laplace_noise_is_refused():

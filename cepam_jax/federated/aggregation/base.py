@@ -115,6 +115,8 @@ class Aggregator(NamedTuple):
       needs_clip: whether it needs a limit to the updates' norms, a clip of the mechanism.
       needs_law: whether it uses the law of each update's whole error.
       least: the smallest number of participants with which the rule means anything.
+      of_all: for a rule with `combine`: whether it tolerates the same number of lies however few updates are
+        left, so that honest ones may not be refused along with lies.
       leaves_out: for a rule with `combine`: whether it leaves out what `Facts.taken` says.
       configure: config -> the rule with the settings of a configuration; None: it has no settings.
       post_processing: whether the result follows from decoded updates and public facts alone, for a rule that
@@ -137,6 +139,7 @@ class Aggregator(NamedTuple):
     needs_clip: bool = False
     least: int = 1
     leaves_out: bool = False
+    of_all: bool = False
     needs_law: bool = False
     configure: Callable[[Any], "Aggregator"] | None = None
     post_processing: bool = False

@@ -58,10 +58,10 @@ def _ordered(updates, preference, taken):
     """(values f32[n, d] in order, their weights, how many are taken); what is not comes last, of weight 0."""
     n = len(updates)
     taken = jnp.ones(n, bool) if taken is None else taken
-    values = jnp.where(taken[:, None], updates, jnp.inf)
     if preference is None:  # all that are taken weigh the same, and they come first
         weights = (jnp.arange(n) < taken.sum()).astype(jnp.float32)
-        return in_order(values), jnp.broadcast_to(weights[:, None], updates.shape), taken.sum()
+        weights = jnp.broadcast_to(weights[:, None], updates.shape)
+        return in_order(updates, taken=taken), weights, taken.sum()
     weights = jnp.broadcast_to((taken * preference)[:, None], updates.shape)
-    values, weights = in_order(values, weights.astype(jnp.float32))
+    values, weights = in_order(updates, weights.astype(jnp.float32), taken)
     return values, weights, taken.sum()

@@ -13,20 +13,22 @@ import numpy as np
 _LAST = np.iinfo(np.int32).max  # in the order of `_keys` after everything, also after NaN
 
 
-def in_order(values, companion=None):
+def in_order(values, companion=None, taken=None):
     """Rows of values f32[n, c], each column in order; NaN comes last.
 
     Args:
       values: f32[n, c].
       companion: f32[n, c] that is moved along, or None. Among equal values its order is not said.
+      taken: bool[n]; rows that are not come after all that are, also after NaN, and are NaN then. None: all.
 
     Returns:
       f32[n, c], or (f32[n, c], f32[n, c]) with a companion.
     """
-    n = len(values)
+    n, keys = len(values), _keys(values)
     size = 1 << (n - 1).bit_length()
     fill = ((0, size - n), (0, 0))
-    keys = jnp.pad(_keys(values), fill, constant_values=_LAST)
+    keys = keys if taken is None else jnp.where(taken[:, None], keys, _LAST)
+    keys = jnp.pad(keys, fill, constant_values=_LAST)
     moved = [] if companion is None else [jnp.pad(companion, fill)]
     length = 2
     while length <= size:
@@ -44,7 +46,7 @@ def _merged(keys, moved, length: int, mirrored: bool):
     """Compares the halves of each `length` rows; mirrored: the first row with the last."""
 
     def halves(rows):
-        blocks = rows.reshape(-1, 2, length // 2, rows.shape[1])
+        blocks = rows.reshape(len(rows) // length, 2, length // 2, rows.shape[1])
         return blocks[:, 0], blocks[:, 1, ::-1] if mirrored else blocks[:, 1]
 
     def whole(first, second, like):

@@ -154,6 +154,7 @@ def _aggregator(name: str, options: Options) -> Aggregator:
         least=least,
         leaves_out=True,
         needs_law=options.noise == "known",
+        of_all=name == "smallest_diameter",
     )
 
 
@@ -164,15 +165,15 @@ def robust_of(name: str, config) -> Aggregator:
 
 def _combined(name, options: Options, state, rows, facts: Facts):
     """(f32[c], state) of some coordinates of the updates, or of what `_mixed` made of them."""
-    by_coordinate, options = RULES[name].by_coordinate, _left_to_tolerate(name, options, facts)
+    by_coordinate, options = RULES[name].by_coordinate, _left_to_tolerate(options, facts)
     if by_coordinate:
         return by_coordinate(rows, facts, options), state
     return rows[0], state  # the one combination
 
 
-def _left_to_tolerate(name, options: Options, facts: Facts) -> Options:
-    """The options with f less the lies that are gone already; minimum-diameter averaging keeps its sets."""
-    if facts.gone is None or name == "smallest_diameter":
+def _left_to_tolerate(options: Options, facts: Facts) -> Options:
+    """The options with f less the lies that are gone already."""
+    if facts.gone is None:
         return options
     left: Any = jnp.maximum(options.tolerated - facts.gone, 0)
     return options._replace(tolerated=left)
@@ -181,7 +182,7 @@ def _left_to_tolerate(name, options: Options, facts: Facts) -> Options:
 def _mixed(name, options: Options, products, facts: Facts):
     """(weights f32[m, n] or None, Facts of the m rows) of a rule, from the inner products of all updates."""
     rule, n = RULES[name], len(facts.client)
-    options = _left_to_tolerate(name, options, facts)
+    options = _left_to_tolerate(options, facts)
     noise = jnp.zeros(n) if facts.noise is None else facts.noise
     known = options.noise == "known"
     # The last aggregate, where it is a row, has no noise of its own.
@@ -235,9 +236,13 @@ def _preference(options: Options, products, facts: Facts):
     if facts.taken is not None:
         apart = jnp.where(facts.taken[:, None] & facts.taken[None, :], apart, jnp.inf)
     pairs = apart[jnp.triu_indices(n, 1)]
-    honest = jnp.maximum(2, n - options.tolerated)
+    honest = n - options.tolerated - (0 if facts.gone is None else 2 * facts.gone)
+    if facts.taken is not None:
+        honest = jnp.minimum(honest, facts.taken.sum())
+    honest = jnp.maximum(2, honest)
     share = honest * (honest - 1) / max(1, n * (n - 1))
     spread = jnp.maximum(jnp.quantile(pairs, share / 2, method="lower"), 0.0) / 2 if n > 1 else 0.0
+    spread = jnp.where(jnp.isfinite(spread), spread, 0.0)  # fewer than two are left
     # With neither noise nor spread all are worth the same.
     total = spread + noise + 1e-20
     return total.mean() / total
