@@ -121,7 +121,7 @@ def write(message: Message, context: Context, weight: np.ndarray | None, offsets
     layout = _layout(context)
     expectation, kind = _expectation(context, layout), header.kind_of(context.mechanism.code)
     context = _informed(context, message.side)
-    plain, unusual = exceptions.split(message, context, layout.block, weight)
+    plain, escaped = exceptions.split(message, context, layout.block, weight)
     model = _model(context, layout, message.side)
     tensors = _of_tensors(context, message.side)
     writer, parts = Writer(), []
@@ -135,8 +135,8 @@ def write(message: Message, context: Context, weight: np.ndarray | None, offsets
         parts.append(writer.finish())
     rest = side.write(message.side)
     lengths = struct.pack(f"<{len(parts)}I", *map(len, parts)) if offsets else b""
-    extra = b"" if unusual is None else exceptions.write(unusual)
-    flags = (header.OFFSETS if offsets else 0) | (header.EXCEPTIONS if unusual is not None else 0)
+    extra = b"" if escaped is None else exceptions.write(escaped)
+    flags = (header.OFFSETS if offsets else 0) | (header.EXCEPTIONS if escaped is not None else 0)
     flags |= header.BARE if bare else 0
     numbers = (message.length, context.round, context.client)
     front = header.Header(flags, kind, expectation.hints(), *numbers)
@@ -173,7 +173,7 @@ def read(
         if not offsets:
             raise WireError("the message has no offsets: one segment cannot be read alone")
     cursor = side.Cursor(rest)
-    unusual = exceptions.read(cursor) if front.flags & header.EXCEPTIONS else None
+    escaped = exceptions.read(cursor) if front.flags & header.EXCEPTIONS else None
     alone = cursor.rest(context.template.side)
     ranges, tensors = _ranges(layout, offsets), {}
     has_tensors = bool(_of_tensors(context, context.template.side))
@@ -193,7 +193,7 @@ def read(
         if segment is not None and not _holds(layout, i, segment):
             continue
         streams.code(readers[i], context, model, layout.block, (first, last), weight, plain, read_into=True)
-    return exceptions.merge(plain, unusual, message, context)
+    return exceptions.merge(plain, escaped, message, context)
 
 
 def _bodies(cursor: side.Cursor, count: int | None) -> list[bytes]:

@@ -153,7 +153,7 @@ class _Moved:
             stays = first_excess + even_excess + first_excess * even_excess  # but not all at zero
             with_first = np.where(unmoved, stays, first * np.where(parity, odd_sum, even))
             with_second = second * np.where(parity, even, odd_sum)
-            odd[:, axis] = self._decide(
+            odd[:, axis] = self._code_bits(
                 with_second,
                 with_first,
                 None if given is None else given.odd[:, axis],
@@ -174,7 +174,7 @@ class _Moved:
         if len(self.law.grid.shifts) == 1:
             return np.zeros(len(self.at), bool)
         zero, half = (whole.even[:, self.at] for whole in self.law.whole)
-        return self._decide(half, zero, given)
+        return self._code_bits(half, zero, given)
 
     def _sums(self, axis: int, half: np.ndarray) -> tuple[np.ndarray, ...]:
         """Sums f64[J, m] along an axis and over those after it, in each block's coset.
@@ -198,7 +198,7 @@ class _Moved:
             even,
         )
 
-    def _decide(
+    def _code_bits(
         self,
         yes: np.ndarray,
         no: np.ndarray,
@@ -269,14 +269,14 @@ class _Moved:
         at_nearest = exact.exp(np.minimum(e * e / (2 * self.v) - x * x * inverse, 80.0)) / total
         zero = np.where(np.isnan(share), at_nearest, share)
         values = None if given is None else given.multiple[:, axis] - nearest.astype(np.int64)
-        stays = self._decide(zero, 1 - zero, None if values is None else values == 0)
+        stays = self._code_bits(zero, 1 - zero, None if values is None else values == 0)
         multiple = nearest.astype(np.int64)
         at = np.flatnonzero(~stays)
         if not at.size:
             return multiple
         known = None if values is None else values[at]
         up, down = (integers.gaussian_tail(sign * x[at], inverse[:, at], 1.0) for sign in (1.0, -1.0))
-        positive = self._decide(up, down, None if known is None else known > 0, at)
+        positive = self._code_bits(up, down, None if known is None else known > 0, at)
         sign = np.where(positive, 1, -1)
         x, inverse, beyond = sign * x[at], inverse[:, at], np.where(positive, up, down)
         weights = self.weights[:, at] / np.where(beyond > 0, beyond, 1.0)

@@ -105,7 +105,7 @@ def split(
             _clear(values, index, sent, block)
         return CodedSymbols(values, index, forced), None
     index_at = np.flatnonzero(bad_index)
-    unusual = EscapedSymbols(
+    escaped = EscapedSymbols(
         np.flatnonzero(listed),
         values[listed],
         index_at,
@@ -116,7 +116,7 @@ def split(
         index[index_at] = 0
     if sent is not None:
         _clear(values, index, sent, block)
-    return CodedSymbols(values, index, forced), unusual
+    return CodedSymbols(values, index, forced), escaped
 
 
 def _of_blocks(
@@ -175,18 +175,18 @@ def _clear(values: np.ndarray, index: np.ndarray | None, sent: np.ndarray, block
         index[~used] = 0
 
 
-def write(unusual: EscapedSymbols) -> bytes:
+def write(escaped: EscapedSymbols) -> bytes:
     """What is listed, as bytes.
 
     First the numbers of symbols and of indices, then where the symbols are and what they are, then the same
     of the indices; each number takes four bytes.
     """
     return (
-        struct.pack("<II", len(unusual.at), len(unusual.index_at))
-        + unusual.at.astype("<u4").tobytes()
-        + unusual.values.astype("<i4").tobytes()
-        + unusual.index_at.astype("<u4").tobytes()
-        + unusual.index_values.astype("<u4").tobytes()
+        struct.pack("<II", len(escaped.at), len(escaped.index_at))
+        + escaped.at.astype("<u4").tobytes()
+        + escaped.values.astype("<i4").tobytes()
+        + escaped.index_at.astype("<u4").tobytes()
+        + escaped.index_values.astype("<u4").tobytes()
     )
 
 
@@ -198,12 +198,12 @@ def read(cursor: Cursor) -> EscapedSymbols:
     return EscapedSymbols(at, values, index_at, index_values)
 
 
-def merge(plain: CodedSymbols, unusual: EscapedSymbols | None, message: Message, context: Context) -> Message:
+def merge(plain: CodedSymbols, escaped: EscapedSymbols | None, message: Message, context: Context) -> Message:
     """The whole message: what the model wrote, with what was listed in its place.
 
     Args:
       plain: what was read with the model's probabilities.
-      unusual: what was listed; None if nothing was.
+      escaped: what was listed; None if nothing was.
       message: message with the side information and length of the whole.
       context: what sender and receiver know.
 
@@ -214,12 +214,12 @@ def merge(plain: CodedSymbols, unusual: EscapedSymbols | None, message: Message,
       WireError: a symbol is listed beyond the message's end.
     """
     values, index = plain.symbols, plain.index
-    if unusual is not None:
-        if (unusual.at >= len(values)).any() or (
-            len(unusual.index_at) and (index is None or (unusual.index_at >= len(index)).any())
+    if escaped is not None:
+        if (escaped.at >= len(values)).any() or (
+            len(escaped.index_at) and (index is None or (escaped.index_at >= len(index)).any())
         ):
             raise WireError("the message lists a symbol beyond its end")
-        values[unusual.at] = unusual.values
+        values[escaped.at] = escaped.values
         if index is not None:
-            index[unusual.index_at] = unusual.index_values
+            index[escaped.index_at] = escaped.index_values
     return Message(values.view(context.template.symbols.dtype), index, message.side, message.length)

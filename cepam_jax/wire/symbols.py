@@ -98,7 +98,7 @@ def _centered(word: np.ndarray) -> np.ndarray:
     return word.view(np.int32).astype(np.float64) * 2.0**-32
 
 
-def _boxes(model: Model, proposal: int | np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
+def _dither_samples(model: Model, proposal: int | np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
     """The dithers of a proposal of blocks uint32[k], n arrays f64[k], as `blocks.dither_samples` has them."""
     n = model.lattice.dimension
     if model.code.streams[1] is None:
@@ -126,7 +126,7 @@ def zero_at(
     """
     lat = model.lattice
     origin = [np.zeros(len(ids))] * lat.dimension
-    dither = lat.point(origin, _boxes(model, proposal, ids))
+    dither = lat.point(origin, _dither_samples(model, proposal, ids))
     integer = lat.nearest([-v for v in dither])
     return integer, [p + v for p, v in zip(lat.point(integer, origin), dither, strict=True)]
 
@@ -151,7 +151,7 @@ def independent(
     ids = np.arange(first, last, dtype=np.uint32)
     width, spare = _widths(model, ids)
     one_stream = n == 1 and model.layered  # the second word of the layers' stream is the dither
-    axes = [_centered(spare)] if one_stream else _boxes(model, 0, ids)
+    axes = [_centered(spare)] if one_stream else _dither_samples(model, 0, ids)
     dither = np.stack(axes, 1).reshape(-1)[: len(sent)]
     width = np.repeat(width, n)[: len(sent)] / model.scale[first * n : first * n + len(sent)]
     symbols = np.zeros(len(sent), np.int64)

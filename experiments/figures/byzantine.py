@@ -172,12 +172,13 @@ def claim_of(data, partition, trade, seeds) -> Claim:
         if line["liars"]:
             name = f"{line['channel']} with {line['liars']} liars ({line['rule']})"
             named[line["state"]].append(name)
+    strength = f" of strength {flags.FLAGS.strength:g}" if flags.FLAGS.strength else ""
     text = "; ".join(f"{title}: {', '.join(names)}" for title, names in named.items() if names)
     state = False if named["lost"] else None if named["not decided"] else True
     return Claim(
         "this project",
-        f"{data}, {partition}: under the worst attack the best rule loses at most {flags.FLAGS.lost:g} "
-        "points, whatever gamma and number of liars",
+        f"{data}, {partition}: under the worst attack{strength} the best rule loses at most "
+        f"{flags.FLAGS.lost:g} points, whatever gamma and number of liars",
         f"{text}; {seeds} seeds",
         verdict(state, seeds, bool(named["kept"])),
         f"{2 * sum(map(len, named.values()))} bounds of paired t tests; the best rule is chosen by the same "
@@ -325,7 +326,9 @@ def main():
             claims.append(claim_of(data, partition, trade, f.seeds))
     figure = plot(by_panel, channels, liars, f.rules)
     rows = [row for rows, _ in by_panel.values() for row in rows]
-    output.save(settings_text(f.data, f.seeds) + tables_of(by_panel), rows, figure, claims)
+    text = settings_text(f.data, f.seeds)
+    text += f"Attacks of strength {f.strength:g}.\n\n" if f.strength else ""
+    output.save(text + tables_of(by_panel), rows, figure, claims)
 
 
 if __name__ == "__main__":
