@@ -109,7 +109,7 @@ class Federation:
           device_count: devices over which clients are spread; 0: all.
           seed: of all randomness but the partition's; or `Seeds`. Keep it as secret as the data.
           ledger: of an earlier process, of the same parts.
-          byzantine: who lies and how, and whether the server checks norms; by default nobody and no.
+          byzantine: who lies and how, and what the server checks; by default nobody and nothing.
           links: how fast each client's messages travel, and what ends a round; by default not known.
           seeded: whether clients make the first model themselves, so that nothing is sent for it.
           server_noise: law of noise that the server adds in place of the clients, "gaussian" or "laplace".

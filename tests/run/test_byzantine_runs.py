@@ -182,6 +182,21 @@ def test_from_python():
         assert np.asarray(report.participants.admitted)[[0, 1, 3, 4, 6, 7]].all()
         found = made.epsilons()
         np.testing.assert_array_equal(found["released_model"], found["decoded_updates"])
+    made = federation("mean", Byzantine("evict", liars=(2, 5), false_alarm=0.01, pairs=True))
+    _, report = made.step(made.initialize())
+    admitted = np.asarray(report.participants.admitted)
+    assert admitted[[2, 5]].sum() == 0 and admitted.sum() == 4
+    np.testing.assert_array_equal(made.epsilons()["released_model"], made.epsilons()["decoded_updates"])
+    with pytest.raises(ConfigError, match="error_feedback"):
+        cepam_jax.Federation(
+            task,
+            clients,
+            quantizer,
+            sigma=0.1,
+            clip=1.0,
+            byzantine=Byzantine(false_alarm=0.01, pairs=True),
+            error_feedback=True,
+        )
     for lies, text in (
         (Byzantine("mimic"), "liars"),
         (Byzantine(None, (1,)), "liars"),
