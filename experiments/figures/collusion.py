@@ -160,7 +160,7 @@ def table_of(rows) -> str:
 def plot(rows):
     """Points lost over the number of liars, a line for each gamma and check."""
     panels_of = list(dict.fromkeys((r["data"], r["partition"]) for r in rows))
-    figure = Figure(figsize=(4.6 * len(panels_of), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(panels_of), 4.0), layout="constrained")
     panels = figure.subplots(1, len(panels_of), squeeze=False, sharey=True).ravel()
     for axes, (data, partition) in zip(panels, panels_of, strict=True):
         mine = [r for r in rows if (r["data"], r["partition"]) == (data, partition)]
@@ -183,7 +183,7 @@ def plot(rows):
         axes.set_xticks(sorted({r["liars"] for r in mine}))
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("points lost, best rule under its worst attack")
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
