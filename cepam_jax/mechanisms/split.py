@@ -57,6 +57,7 @@ def split(lattice: str = "Z1", share: float = 0.5, quantizer: str = "lrsuq", **o
     built = chain(noise, _with_part_of_sigma(last, public))
     about = built.about._replace(
         name=f"split-{share:g}-{'rotated-' * (quantizer == 'rotated')}{lattice}",
+        law="gaussian",  # of the sum of both, whose deviation is known
         outsiders=Noise("gaussian", lambda knobs: knobs.sigma),
     )
     return built._replace(about=about)
