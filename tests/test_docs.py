@@ -123,7 +123,7 @@ SHORT = {
         "--epsilons=100",
         "--methods=cepam_gaussian",
     ],
-    "experiments.figures.private": ["--smoke"],
+    "experiments.figures.private": ["--smoke", "--config.data.name=digits"],
     "experiments.dpsgd": [
         "--config.data.name=digits",
         "--config.model=linear",
