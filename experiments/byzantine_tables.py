@@ -216,8 +216,8 @@ def single(data):
 
 def longest_of(config) -> float:
     """The longest norm that the server takes, in units of the clip."""
-    d = coordinates_of(config)
-    limits = admission.limits(build.about_of(config), knobs_of(config), d, config.byzantine.false_alarm)
+    alarm = config.byzantine.false_alarm / (2 if config.byzantine.pairs else 1)  # norms and pairs share it
+    limits = admission.limits(build.about_of(config), knobs_of(config), coordinates_of(config), alarm)
     return float(np.max(np.asarray(limits.most))) / config.mechanism.clip_norm
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.errors import ConfigError
-from cepam_jax.federated import admission, central, counting, pairs
+from cepam_jax.federated import admission, central, counting, gathering, pairs
 from cepam_jax.federated.aggregation.base import Aggregator, Public
 from cepam_jax.federated.plan import Plan
 from cepam_jax.mechanisms import About, Knobs
@@ -82,8 +82,8 @@ def _check_pairs(plan: Plan) -> None:
             "a check of pairs (config.byzantine.pairs) refuses honest updates together with lies, and the "
             "aggregator tolerates as many lies among those that are left as among all (Aggregator.of_all)"
         )
-    assert plan.norm_alarm is not None
-    part = pairs.least(sum(plan.segments), plan.per_round, plan.norm_alarm)
+    part = gathering.apart_of(plan)
+    assert part is not None
     pairs.check(plan.mechanism.about, part)
 
 

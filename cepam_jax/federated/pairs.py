@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from scipy import special
 
 from cepam_jax.errors import ConfigError
+from cepam_jax.federated.aggregation import distances
 from cepam_jax.mechanisms import About
 
 _LEAST = 0.1  # c below which the check is refused
@@ -106,8 +107,7 @@ def kept(products, noise, taken, part: float) -> jax.Array:
     """
     n = len(products)
     square = jnp.diagonal(products)
-    apart = square[:, None] + square[None, :] - 2 * products
-    apart = apart + _ROUNDING * (square[:, None] + square[None, :])
+    apart = distances.squared_distances(products) + _ROUNDING * (square[:, None] + square[None, :])
     allowed = part * (noise[:, None] + noise[None, :])
     # How near, of what is allowed; a pair that is not too near never counts.
     near = jnp.where(
@@ -145,10 +145,8 @@ def cover(key, lies, noise, part: float, d: int) -> jax.Array:
     drawn = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(key, n + k), (d,)))(jnp.arange(n))
     drawn = jnp.where(lies[:, None], drawn * jnp.sqrt(part * noise / d)[:, None], 0.0)
     drawn = jnp.where(lies[:, None], drawn - drawn.sum(0) / jnp.maximum(lies.sum(), 1), 0.0)
-    products = jnp.matmul(drawn, drawn.T, precision=jax.lax.Precision.HIGHEST)
-    square = jnp.diagonal(products)
     pair = lies[:, None] & lies[None, :] & ~jnp.eye(n, dtype=bool)
     allowed = part * (noise[:, None] + noise[None, :])
-    apart = square[:, None] + square[None, :] - 2 * products
+    apart = distances.squared_distances(distances.gram(drawn))
     enough = jnp.where(pair, apart / jnp.maximum(allowed, 1e-30), jnp.inf).min()
     return drawn * jnp.sqrt(jnp.where(jnp.isfinite(enough), 1.001 / jnp.maximum(enough, 1e-30), 0.0))

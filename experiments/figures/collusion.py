@@ -14,9 +14,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from cepam_jax.errors import require
-from cepam_jax.federated import admission, pairs
-from cepam_jax.mechanisms import knobs_of
-from cepam_jax.run import build
+from cepam_jax.federated import pairs
 from experiments import byzantine_tables, cli, lies, output
 from experiments.figures import byzantine
 from experiments.figures.byzantine import FLOATS
@@ -93,13 +91,12 @@ def rows_of(data, partition, gammas, liars, configs, results) -> list[dict]:
 
 def longest_of(config) -> float:
     """How long, in clips, what all liars have in common may be."""
-    clip, d = config.mechanism.clip_norm, byzantine_tables.coordinates_of(config)
-    alarm, noise = config.byzantine.false_alarm, d * (clip / config.mechanism.gamma) ** 2
-    part = pairs.least(d, config.num_clients, alarm / 2) if config.byzantine.pairs else 0.0
-    alarm = alarm / 2 if config.byzantine.pairs else alarm
-    limits = admission.limits(build.about_of(config), knobs_of(config), d, alarm)
-    most = float(np.max(np.asarray(limits.most)))
-    return pairs.longest_mean(most, noise, part, config.byzantine.clients) / clip
+    most, lies = byzantine_tables.longest_of(config), config.byzantine.clients
+    if not config.byzantine.pairs:
+        return most
+    d = byzantine_tables.coordinates_of(config)
+    part = pairs.least(d, config.num_clients, config.byzantine.false_alarm / 2)
+    return pairs.longest_mean(most, d / config.mechanism.gamma**2, part, lies)
 
 
 def gains_of(rows) -> dict:
