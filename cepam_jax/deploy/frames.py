@@ -64,6 +64,11 @@ class Link:
         """Whether a message is on its way, and no other may follow yet."""
         return self._sending is not None and not self._sending.done()
 
+    @property
+    def free(self) -> bool:
+        """Whether a message may be sent: none is on its way, and the connection is not being ended."""
+        return not self.busy and not self.writer.is_closing()
+
     def send(self, data: bytes, seconds: float, sent: Callable[[], None], ended: Callable[[], None]) -> None:
         """Begins to send a message; a connection that has not taken it in time is ended.
 
@@ -77,7 +82,8 @@ class Link:
 
     async def _send(self, data, seconds, sent, ended) -> None:
         try:
-            await asyncio.wait_for(write(self.writer, data), seconds)
+            async with asyncio.timeout(seconds):
+                await write(self.writer, data)
         except OSError:  # it has gone, or does not read: TimeoutError is one
             self.writer.transport.abort()
         else:

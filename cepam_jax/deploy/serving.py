@@ -158,8 +158,10 @@ class Serving:
         due = [self._due[client] for client in server.missing if client in self._due]
         due = [when for when in due if when > now]  # who is past it is busy, and its end wakes this
         pause = min([until, stalled + 0.01, now + self._waiting.again, *due]) - now
+        # wait_for of Python 3.11 loses a cancellation that meets what it waits for; this does not.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), max(pause, 0.0))
+            async with asyncio.timeout(max(pause, 0.0)):
+                await self._wake.wait()
 
     def _close_round(self) -> None:
         took = time.monotonic() - self._opened
@@ -173,7 +175,7 @@ class Serving:
     def _ask(self, client: int, now: float) -> None:
         """Begins to send the request, if the client is there, is to be asked, and has read what was sent."""
         link = self._links.get(client)
-        if link is None or link.busy or now < self._due.get(client, now):
+        if link is None or not link.free or now < self._due.get(client, now):
             return
         self._due[client] = now + self._waiting.again
         number = self._server.round
@@ -202,7 +204,7 @@ class Serving:
 
     def _farewell(self, client: int) -> None:
         link = self._links[client]
-        if not link.busy and client not in self._told:
+        if link.free and client not in self._told:
             self._send(link, self._server.done(client), lambda: self._told.add(client))
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -483,6 +483,20 @@ def test_who_was_asked_in_vain_is_asked_again_whatever_others_send():
     assert 2 <= server.asked.count((0, 0)) <= 2 + seconds / 0.4
 
 
+def test_a_server_that_is_stopped_while_it_is_woken_stops():
+    """wait_for of Python 3.11 lost the cancellation then, and the server waited on."""
+
+    async def work():
+        async with served(Rounds()) as (found, rounds, port):
+            await joined(port, 0)
+            found._wake.set()
+            rounds.cancel()
+            await asyncio.wait([rounds], timeout=5.0)
+            return rounds.cancelled()
+
+    assert ends(work())
+
+
 def test_a_round_trip_over_tls_with_what_is_logged(tmp_path):
     certificates.make(tmp_path, "127.0.0.1")
     server, log = Rounds(rounds=3), Log()
