@@ -289,5 +289,5 @@ def _add_axis(family: str, totals: tuple, one: tuple) -> tuple[tuple, None]:
     """What an axis adds to the cost f32[blocks] and to the probability f32[blocks] of `_deviation_nats`."""
     (nats, stays), (center, error, spacing, scale, sent) = totals, one
     cost = code_length.cell_nats(center, spacing, scale, family)
-    nearest = code_length.cell_nats(error, spacing, scale, family)
-    return (nats + jnp.where(sent, cost, 0.0), stays * jnp.where(sent, jnp.exp(-nearest), 1.0)), None
+    nearest = code_length.cell_mass(error, spacing, scale, family)
+    return (nats + jnp.where(sent, cost, 0.0), stays * jnp.where(sent, nearest, 1.0)), None

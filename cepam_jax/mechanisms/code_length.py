@@ -42,7 +42,7 @@ DEVIATION = {
     "mixture": (0.4**2 + 1.6**2) ** 0.5,
     "spheres": sum(weight * deviation**2 for weight, deviation in cell_law.COMPONENTS["spheres"]) ** 0.5,
 }
-_WIDE_SCALE = np.float32(exact.MIXTURE[1][1])
+_MIXTURE = (exact.MIXTURE[1][0], exact.MIXTURE[0][1], exact.MIXTURE[1][1])
 
 
 def resolved(coding: str, best: str) -> str:
@@ -221,25 +221,6 @@ class Scales(NamedTuple):
         return scale_code.most_bits(len(self.lengths(d)), self.laws) if self.source == "own" else 0.0
 
 
-def _mixture_nats(center: Any, width: Any, scale: Any) -> jax.Array:
-    """`cell_nats` of the mixture, whose narrow component is four times as narrow as the wide one.
-
-    With A = 1 - exp(-t) of the wide component, the narrow one has 1 - (1 - A)^4, a polynomial in A without
-    cancellation: half the exponentials of two separate laws.
-    """
-    unit = scale * _WIDE_SCALE
-    near = jnp.clip((jnp.abs(center) - width / 2) / unit, -1e30, 1e30)
-    wide = jnp.minimum(width / unit, 4e30)  # beyond twice the bound of `near`
-    inside, beyond = jnp.minimum(near, 0.0), jnp.maximum(near, 0.0)
-    mass_of_wide: Any = 0.0
-    mass_of_narrow: Any = 0.0
-    for part in (-jnp.expm1(-(inside + wide)), -jnp.expm1(inside)):  # beyond zero, and before it
-        mass_of_wide += part
-        mass_of_narrow += part * (4 + part * (-6 + part * (4 - part)))
-    mass = 0.25 * (mass_of_wide + mass_of_narrow * jnp.exp(-3 * beyond))
-    return beyond - jnp.log(jnp.maximum(mass, jnp.finfo(jnp.float32).tiny))
-
-
 def cell_nats(center: Any, width: Any, scale: Any, family: str) -> jax.Array:
     """-ln P(center - width/2 < X < center + width/2), accurate far into the tails.
 
@@ -253,14 +234,21 @@ def cell_nats(center: Any, width: Any, scale: Any, family: str) -> jax.Array:
       f32[...], in nats.
     """
     if family == "mixture":
-        return _mixture_nats(center, width, scale)
+        return laws.cell_nats(center, width, scale, _MIXTURE)
+    if family == "laplace":
+        out, _, *masses = laws.edges(center, width, 1 / scale)
+        mass = 0.5 * (masses[0] + masses[1])
+        return laws.nats(out, jnp.maximum(mass, jnp.finfo(jnp.float32).tiny))
     # Bounded, so that an all-zero segment (the smallest scale) under huge noise is no inf - inf.
     near = jnp.clip((jnp.abs(center) - width / 2) / scale, -1e30, 1e30)  # negative: cell contains zero
-    wide = jnp.minimum(width / scale, 4e30)
-    if family == "laplace":
-        inside = jnp.minimum(near, 0.0)
-        mass = -0.5 * (jnp.expm1(-(inside + wide)) + jnp.expm1(inside))
-        return jnp.maximum(near, 0.0) - jnp.log(jnp.maximum(mass, jnp.finfo(jnp.float32).tiny))
     log_above = jax.scipy.stats.norm.logsf(near)
-    log_beyond = jax.scipy.stats.norm.logsf(near + wide)
+    log_beyond = jax.scipy.stats.norm.logsf(near + jnp.minimum(width / scale, 4e30))
     return -(log_above + jnp.log(-jnp.expm1(jnp.minimum(log_beyond - log_above, -1e-37))))
+
+
+def cell_mass(center: Any, width: Any, scale: Any, family: str) -> jax.Array:
+    """exp(-`cell_nats`) f32[...], where nobody needs it far into the tails; arguments as there."""
+    if family != "mixture":
+        return jnp.exp(-cell_nats(center, width, scale, family))
+    _, tail, mass = laws.cell(center, width, scale, _MIXTURE)
+    return mass * tail

@@ -45,7 +45,7 @@ def _of_widths() -> np.ndarray:
         close = [np.clip(kink + sign * near, 0, 1) for kink in kinks for sign in (-1, 1)]
         points = np.unique(np.concatenate([np.linspace(0, 1, 33), *close]))
         for law, parts in enumerate(laws.PARTS):
-            nats = laws.cell_nats(x - points + 0.5, 1.0, scales, tuple(parts), np)
+            nats = laws.cell_nats_on_host(x - points + 0.5, 1.0, scales, tuple(parts))
             found[law, row] = np.trapezoid(nats, points, axis=1)
     return found
 

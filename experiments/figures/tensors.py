@@ -70,7 +70,7 @@ def in_hindsight(center: np.ndarray, width: np.ndarray, others: list[np.ndarray]
       others: f64[k] each, nats of the symbols by laws that join the Laplace laws of `SCALES`.
     """
     one = (1.0, 1.0, 1.0)
-    lengths = np.stack([laws.cell_nats(center, width, scale, one, np) for scale in SCALES] + others)
+    lengths = np.stack([laws.cell_nats_on_host(center, width, scale, one) for scale in SCALES] + others)
     least = lengths.min(0)
     likelihood, best = np.exp(least - lengths), lengths.sum(1)
     # Each step lowers the bits; where symbols say little, steps are short: they begin with the best law.
@@ -113,7 +113,7 @@ def measure(setting: str, taken: Taken, gamma: float) -> tuple[list[dict], dict]
         coded = []
         for exponent, law in ((message.side["scale"][i], parts), (moments[i], laws.PARTS[laws.MIXTURE])):
             scale = 2.0 ** (int(exponent) / 8) / float(knobs.sigma)
-            coded.append(laws.cell_nats(center[own], width[own], scale, tuple(law), np))
+            coded.append(laws.cell_nats_on_host(center[own], width[own], scale, tuple(law)))
         found = [len(values), (values == 0).sum(), len(rows), (rows == 0).all(1).sum()]
         found += [np.abs(values).sum(), (values**2).sum(), *(nats.sum() / np.log(2) for nats in coded)]
         least = in_hindsight(center[own], width[own], coded)

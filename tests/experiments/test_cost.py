@@ -14,9 +14,12 @@ def beyond_fedavg(name, counts=True):
 
 
 def test_operations_of_a_round_with_lrsuq():
-    """Words were drawn anew for each of three code lengths once: 1,266 operations a coordinate."""
+    """Words were drawn anew for each of three code lengths once: 1,266 operations a coordinate.
+
+    The logarithm that is left finds the size of a coordinate; those of code lengths are made of operations.
+    """
     found = beyond_fedavg("cepam Z1")
-    assert found.flops < 450 and found.transcendentals < 18 and found.narrow == 0
+    assert found.flops < 720 and found.transcendentals < 1.1 and found.narrow == 0
 
 
 def test_without_lengths_nothing_but_the_quantizer_is_left():

@@ -162,7 +162,7 @@ def test_the_table_is_the_mean_over_layers_and_dithers(law):
     for size, scale in ((-30, -20), (-12, -12), (-4, -8), (8, 4)):
         x, s = 2.0 ** (size / 4), 2.0 ** (scale / 4)
         center = width * (np.rint(x / width - dither) + dither)
-        nats = laws.cell_nats(center, width, s, tuple(laws.PARTS[place].astype(float)), np)
+        nats = laws.cell_nats_on_host(center, width, s, tuple(laws.PARTS[place].astype(float)))
         expected = fitted.table("gaussian")[place, 1 + size + 48, scale + 80]
         error = 5 * nats.std() / number**0.5
         # Radii are told apart in quarters of an octave.
