@@ -440,6 +440,33 @@ def test_liars_pass_the_check_with_noise_of_their_own(name, law):
     np.testing.assert_array_equal(taken, [name != "little_is_enough" or k < 5 for k in range(n)])
 
 
+@pytest.mark.parametrize(
+    ("rule", "gain"), [("krum", 3.0), ("mean", 0.99), ("trimmed_mean", 0.99), ("median", 0.99)]
+)
+def test_a_directed_search_carries_krum_where_distances_do_not(rule, gain):
+    """A row of pure noise is farther from the honest mean than a lie that Krum would take."""
+    random = np.random.default_rng(11)
+    n, f, d = 30, 9, 400
+    updates = jnp.asarray(random.normal(size=(n, d)) + 0.2, jnp.float32)
+    lies = jnp.arange(n) >= n - f
+    longest = jnp.full(n, 1.05 * np.sqrt(1.04 * d))  # as a check of norms would let pass
+    limits = admission.Limits(jnp.zeros(n), longest)
+
+    def aggregate(sent):
+        taken = jnp.where(jnp.linalg.norm(sent, axis=1)[:, None] <= longest[0], sent, 0.0)
+        if rule == "mean":
+            return taken.mean(0)
+        return combine_traced(robust(rule, tolerated=f, before="mixing"), taken)
+
+    seen = Seen(updates, lies, jax.random.key(0), limits, jnp.linalg.norm, aggregate)
+    way = attacks._way(seen, attacks.little_is_enough)
+
+    def carried(name):
+        return float(jnp.vdot(aggregate(lied(ATTACKS[name], seen, 1.0)) - attacks.honest_mean(seen), way))
+
+    assert carried("directed_little") > gain * max(carried("optimal_little"), 0.01 * np.sqrt(d))
+
+
 def test_a_liar_that_knows_the_dither_chooses_what_is_decoded():
     """Dither abuse with real messages: for any target integers exist that decode to it, up to half a cell."""
     mechanism, knobs = mechanisms.lrsuq("gaussian"), Knobs(sigma=0.05)
