@@ -12,6 +12,12 @@ STYLES = (
     ("tab:purple", (0, (3, 1, 1, 1)), "P"),
     ("tab:brown", (0, (1, 1)), "X"),
     ("tab:cyan", (0, (8, 2)), "*"),
+    ("tab:pink", "-", "h"),
+    ("tab:olive", "--", "p"),
+    ("tab:gray", "-.", "<"),
+    ("navy", ":", ">"),
+    ("goldenrod", (0, (5, 1)), "d"),
+    ("darkgreen", (0, (3, 1, 1, 1)), "8"),
 )
 
 
