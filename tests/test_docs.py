@@ -179,6 +179,7 @@ SHORT = {
     "experiments.figures.scenario1": ["--smoke", "--data=digits", "--rounds=4", "--seeds=1", "--gammas=30"],
     "experiments.figures.scenario2": [
         "--smoke",
+        "--settings=digits-linear",
         "--rounds=2",
         "--methods=fedavg,Gaussian noise,CEPAM Z1,Laplace noise",
     ],

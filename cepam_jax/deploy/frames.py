@@ -42,7 +42,9 @@ async def read(reader: asyncio.StreamReader, limit: int) -> bytes:
 
 
 async def write(writer: asyncio.StreamWriter, data: bytes) -> None:
-    """Sends a message, and waits where the other side is slow."""
+    """Sends a message, and waits where the other side is slow; ConnectionError: nobody will get it."""
+    if writer.is_closing():  # what is written then is dropped, and nobody says so
+        raise ConnectionResetError("the connection is being ended")
     writer.write(_LENGTH.pack(len(data)) + data)
     await writer.drain()
 

@@ -49,6 +49,7 @@ def edges(center: Any, width: Any, rate: Any) -> tuple[jax.Array, jax.Array, jax
       mass of its part beyond zero, in units of the tail at its near end; and that of its part before zero.
     """
     # Bounded, so that an all-zero segment (the smallest scale) under huge noise is no inf - inf.
+    rate = jnp.minimum(rate, 3e38)
     near = jnp.clip((jnp.abs(center) - width / 2) * rate, -1e30, 1e30)  # negative: the cell contains zero
     across = jnp.minimum(width * rate, 4e30)  # beyond twice the bound of `near`
     inside, tail = wide_math.fall(jnp.abs(near))

@@ -483,15 +483,38 @@ def test_who_was_asked_in_vain_is_asked_again_whatever_others_send():
     assert 2 <= server.asked.count((0, 0)) <= 2 + seconds / 0.4
 
 
+def test_nothing_is_sent_over_a_connection_that_is_being_ended():
+    """It would be dropped unseen, and whoever was asked so would count as asked."""
+
+    async def work():
+        async with served(Rounds()) as (found, _, port):
+            held = await joined(port, 0)
+            while 0 not in found._links:
+                await asyncio.sleep(0.01)
+            link, sent = found._links[0], []
+            assert link.free or link.busy
+            link.writer.transport.abort()
+            assert not link.free
+            with pytest.raises(ConnectionResetError):
+                await frames.write(link.writer, b"request")
+            link.send(b"request", 1.0, lambda: sent.append(1), lambda: sent.append(2))
+            await asyncio.sleep(0.05)
+            held[1].close()
+            return sent
+
+    assert ends(work()) == [2]
+
+
 def test_a_server_that_is_stopped_while_it_is_woken_stops():
     """wait_for of Python 3.11 lost the cancellation then, and the server waited on."""
 
     async def work():
         async with served(Rounds()) as (found, rounds, port):
-            await joined(port, 0)
+            held = await joined(port, 0)
             found._wake.set()
             rounds.cancel()
             await asyncio.wait([rounds], timeout=5.0)
+            held[1].close()
             return rounds.cancelled()
 
     assert ends(work())

@@ -440,31 +440,53 @@ def test_liars_pass_the_check_with_noise_of_their_own(name, law):
     np.testing.assert_array_equal(taken, [name != "little_is_enough" or k < 5 for k in range(n)])
 
 
-@pytest.mark.parametrize(
-    ("rule", "gain"), [("krum", 3.0), ("mean", 0.99), ("trimmed_mean", 0.99), ("median", 0.99)]
-)
-def test_a_directed_search_carries_krum_where_distances_do_not(rule, gain):
-    """A row of pure noise is farther from the honest mean than a lie that Krum would take."""
+@pytest.mark.parametrize("rule", ["mean", "median", "trimmed_mean", "multi_krum", "krum"])
+def test_a_directed_search_finds_lies_that_are_taken(rule):
+    """Those of the search by distance are refused: what is left is far from the honest mean by its noise."""
     random = np.random.default_rng(11)
     n, f, d = 30, 9, 400
     updates = jnp.asarray(random.normal(size=(n, d)) + 0.2, jnp.float32)
     lies = jnp.arange(n) >= n - f
-    longest = jnp.full(n, 1.05 * np.sqrt(1.04 * d))  # as a check of norms would let pass
-    limits = admission.Limits(jnp.zeros(n), longest)
+    most = np.float32(1.1 * np.sqrt(1.04 * d))
+    limits = admission.Limits(jnp.zeros(n), jnp.full(n, most))
+
+    def taken(sent):
+        return jnp.linalg.norm(sent, axis=1) <= most
 
     def aggregate(sent):
-        taken = jnp.where(jnp.linalg.norm(sent, axis=1)[:, None] <= longest[0], sent, 0.0)
+        kept = taken(sent)
+        sent = jnp.where(kept[:, None], sent, 0.0)
         if rule == "mean":
-            return taken.mean(0)
-        return combine_traced(robust(rule, tolerated=f, before="mixing"), taken)
+            return sent.sum(0) / kept.sum()
+        facts = Facts(jnp.arange(n), jnp.ones(n), key=jax.random.key(0), taken=kept)
+        return gathering.combined(robust(rule, tolerated=f), None, sent, facts)[0]
 
     seen = Seen(updates, lies, jax.random.key(0), limits, jnp.linalg.norm, aggregate)
-    way = attacks._way(seen, attacks.little_is_enough)
+    mean, way = attacks.honest_mean(seen), attacks._way(seen, attacks.little_is_enough)
 
-    def carried(name):
-        return float(jnp.vdot(aggregate(lied(ATTACKS[name], seen, 1.0)) - attacks.honest_mean(seen), way))
+    def sent(name, strength=1.0):
+        return lied(ATTACKS[name], seen, strength)
 
-    assert carried("directed_little") > gain * max(carried("optimal_little"), 0.01 * np.sqrt(d))
+    def carried(updates):
+        return float(jnp.vdot(aggregate(updates) - mean, way))
+
+    directed = sent("directed_little")
+    assert taken(directed)[n - f :].all() and not taken(sent("optimal_little"))[n - f :].any()
+    grid = [carried(sent("little_is_enough", x)) for x in np.geomspace(0.05, 30, 150)]
+    assert carried(directed) > 0.9 * max(grid) > 2 * carried(sent("little_is_enough", 0.125))
+    assert carried(directed) > 5 * carried(sent("optimal_little"))
+
+
+def test_an_aggregate_that_is_no_number_is_not_what_a_search_chooses():
+    updates = jnp.asarray(np.random.default_rng(12).normal(size=(6, 20)) + 1, jnp.float32)
+    limits = admission.Limits(jnp.zeros(6), jnp.full(6, jnp.inf))
+
+    def aggregate(sent):
+        return jnp.where(jnp.abs(sent).max() > 8, jnp.nan, sent.mean(0))
+
+    seen = Seen(updates, jnp.arange(6) >= 4, jax.random.key(0), limits, jnp.linalg.norm, aggregate)
+    for name in ("directed_little", "directed_inner_product"):
+        assert np.isfinite(aggregate(lied(ATTACKS[name], seen, 1.0))).all()
 
 
 def test_a_liar_that_knows_the_dither_chooses_what_is_decoded():
