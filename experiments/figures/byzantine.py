@@ -229,7 +229,7 @@ def define_flags():
     )
     flags.DEFINE_list(
         "attacks",
-        ["label_flip", "mimic", "little_is_enough", "dither_abuse"],
+        ["label_flip", "mimic", "dither_abuse", "directed_little", "directed_inner_product"],
         "Attacks.",
     )
     flags.DEFINE_float("strength", 0.0, "Of all attacks; 0: the usual one of each.")
