@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.errors import require, require_choice
-from cepam_jax.mechanisms import blocks, cell_law, exact, laws, scale_code
+from cepam_jax.mechanisms import blocks, cell_law, laws, scale_code
 from cepam_jax.mechanisms.base import Knobs
 
 SCALES_PER_OCTAVE = 8  # a scale off by 4 % costs less than 0.1 % of the bits
@@ -42,7 +42,7 @@ DEVIATION = {
     "mixture": (0.4**2 + 1.6**2) ** 0.5,
     "spheres": sum(weight * deviation**2 for weight, deviation in cell_law.COMPONENTS["spheres"]) ** 0.5,
 }
-_MIXTURE = (exact.MIXTURE[1][0], exact.MIXTURE[0][1], exact.MIXTURE[1][1])
+_MIXTURE: Any = tuple(map(float, laws.PARTS[laws.MIXTURE]))
 
 
 def resolved(coding: str, best: str) -> str:
