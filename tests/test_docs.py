@@ -91,7 +91,7 @@ SHORT = {
         "--partitions=iid",
         "--seeds=1",
     ],
-    "experiments.figures.collusion": ["--smoke", "--data=digits", "--seeds=1"],
+    "experiments.figures.collusion": ["--smoke", "--data=digits", "--liars=2", "--seeds=1"],
     "experiments.byzantine_tables": [
         "--smoke",
         "--rules=trimmed_mean",
