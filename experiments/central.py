@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
-from ml_collections import config_flags
 
 from cepam_jax import files, settings
 from cepam_jax.data import sources
@@ -30,9 +29,7 @@ from cepam_jax.run.progress import Progress
 from cepam_jax.tasks import Model, Task
 from experiments import cli
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/shakespeare.py", "What is learned, and from what."
-)
+_CONFIG = cli.define_config("configs/shakespeare.py", "What is learned, and from what.")
 _EVALUATIONS = 10  # of a run
 
 

@@ -17,6 +17,9 @@ from cepam_jax.run import runtime, training
 from cepam_jax.run.config import FIELDS
 from experiments import not_begun
 
+# What is defined here is shown by --help of the binary that asks for it.
+flags.disclaim_key_flags()
+
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, as a cluster sends it before it kills."""
@@ -99,11 +102,29 @@ def run(
     app.run(guarded, flags_parser=_parse)
 
 
+def define_config(default: str, text: str):
+    """The flag --config of a configuration file; plugins are imported before, for it may name their fields.
+
+    Without --config on the command line the default's fields are set as soon as the flag is defined, so that
+    what is wrong with them is found here and not by the parser.
+    """
+    with _in_one_line():
+        _import_plugins(sys.argv)
+        return config_flags.DEFINE_config_file("config", default, text)
+
+
 def _parse(argv):
-    """absl's parser; what it and ml_collections say in pages, in one line."""
-    try:
+    """absl's parser."""
+    with _in_one_line():
         _import_plugins(argv)
         return flags.FLAGS(argv)
+
+
+@contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    """What absl and ml_collections say of flags in pages, in one line."""
+    try:
+        yield
     except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown field
         hint = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace("'", "").split())
         _end(f"ConfigError: no such configuration field: {hint}", 1)

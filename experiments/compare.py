@@ -23,7 +23,7 @@ from experiments.paired import spread
 from experiments.runs import mean_of, train_all
 from experiments.tables import markdown
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "File, without a variant.")
+_CONFIG = cli.define_config("configs/digits.py", "File, without a variant.")
 _VARIANTS = flags.DEFINE_list("variants", ["fedavg", "cepam_gaussian"], "Variants of the file.")
 _GAMMAS = flags.DEFINE_list("gammas", [], "Values of gamma for every variant but fedavg; none: its own.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs per variant; run s uses each seed of the file plus s.")

@@ -19,7 +19,6 @@ import numpy as np
 import optax
 from absl import flags
 from jax.flatten_util import ravel_pytree
-from ml_collections import config_flags
 
 from cepam_jax import files, settings
 from cepam_jax.data import sources
@@ -115,7 +114,7 @@ def train(config, held_out: int = 0, seed: int = 0) -> list[dict]:
 
 
 def define_flags():
-    config_flags.DEFINE_config_file("config", "configs/mnist_private.py", "What is learned, how privately.")
+    cli.define_config("configs/mnist_private.py", "What is learned, how privately.")
     flags.DEFINE_string("workdir", None, "Where dpsgd.jsonl goes.", required=True)
     flags.DEFINE_integer("held_out", 0, "Training examples that judge the model.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Added to the configuration's.")

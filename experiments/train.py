@@ -13,13 +13,12 @@ import math
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from cepam_jax.run import devices, training
 from experiments import cli
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/digits.py", "File and variant; a field by --config.name=value.\n" + cli.fields_help()
+_CONFIG = cli.define_config(
+    "configs/digits.py", "File and variant; a field by --config.name=value.\n" + cli.fields_help()
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run.", required=True)
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar.")

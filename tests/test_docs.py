@@ -285,6 +285,21 @@ def run_here(arguments: list[str], monkeypatch) -> None:
         assert end.code in (None, 0), f"exit code {end.code}"
 
 
+def folders_of_commands() -> dict[str, set[str]]:
+    """{work directory: the different commands on all pages that write there}."""
+    found = {}
+    for command in COMMANDS:
+        if folder := re.search(r"--workdir=(\S+)", command):
+            found.setdefault(folder[1], set()).add(command)
+    return found
+
+
+def test_no_two_commands_share_a_work_directory():
+    """Whoever follows two pages would be told that the folder holds another run."""
+    shared = {folder: found for folder, found in folders_of_commands().items() if len(found) > 1}
+    assert not shared
+
+
 def read_here(arguments: list[str], monkeypatch) -> None:
     """As `run_here`, up to where the flags are read; nothing is run."""
 

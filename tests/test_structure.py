@@ -5,8 +5,8 @@ import ast
 import pytest
 from conftest import ROOT
 
-# From the ground up: a module may import from its own floor and from those below.
-FLOORS = (
+# From the ground up: a module may import from its own layer and from those below.
+LAYERS = (
     ("errors", "extras", "files", "registry", "settings"),
     ("mechanisms", "theory"),
     ("wire", "privacy"),
@@ -20,7 +20,7 @@ FLOORS = (
         "",
     ),  # what is used from Python, a federation between machines; the package itself
 )
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 PACKAGE = ROOT / "cepam_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -50,16 +50,16 @@ def imports(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_import_runs_up(path):
     here = part_of(path)
-    assert here in FLOOR, f"{here} has no floor: add it to FLOORS"
+    assert here in LAYER, f"{here} has no layer: add it to LAYERS"
     for other in imports(path):
-        if other in FLOOR:
-            assert FLOOR[other] <= FLOOR[here], f"{path.name} of {here} imports {other}, which is above it"
+        if other in LAYER:
+            assert LAYER[other] <= LAYER[here], f"{path.name} of {here} imports {other}, which is above it"
 
 
-def test_parts_of_one_floor_do_not_import_each_other_in_circles():
+def test_parts_of_one_layer_do_not_import_each_other_in_circles():
     edges = {}
     for path in FILES:
-        edges.setdefault(part_of(path), set()).update(set(imports(path)) & FLOOR.keys() - {part_of(path)})
+        edges.setdefault(part_of(path), set()).update(set(imports(path)) & LAYER.keys() - {part_of(path)})
 
     def reaches(start, goal, seen=()):
         return any(

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from ml_collections import config_flags
 
 from cepam_jax.errors import ConfigError
 from experiments import cli, output
@@ -150,7 +149,7 @@ def plot(found, bits):
 
 
 def define_flags():
-    config_flags.DEFINE_config_file("config", "configs/mnist.py:clipped", "Base configuration.")
+    cli.define_config("configs/mnist.py:clipped", "Base configuration.")
     output.define_workdir()
     flags.DEFINE_list("bits", ["2", "3", "4", "8"], "Bit widths.")
     flags.DEFINE_integer("seeds", 3, "Runs per setting.")

@@ -21,7 +21,6 @@ import ml_collections
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from ml_collections import config_flags
 
 from cepam_jax import privacy
 from cepam_jax.data import sources
@@ -176,7 +175,7 @@ def plot(rows):
 
 
 def define_flags():
-    config_flags.DEFINE_config_file("config", "configs/mnist.py", "Its mechanism is replaced.")
+    cli.define_config("configs/mnist.py", "Its mechanism is replaced.")
     output.define_workdir()
     flags.DEFINE_enum("needs", "two", NEEDS, "Two kinds of clients, or epsilons from strong to weak.")
     flags.DEFINE_float("strong", 100.0, "Epsilon of a strong client against decoded_updates.")

@@ -235,7 +235,7 @@ def goals(rows) -> list[Claim]:
                 f"{name}: two-way compression at most half a point below uplink alone, at equal rounds",
                 f"{points(two['accuracy'], one['accuracy'])} points; {seeds} seeds",
                 _verdict(high <= 0.5, low > 0.5, seeds),
-                f"at most {high:+.2f} points lost, a bound at 95 %",
+                f"{low:+.2f} to {high:+.2f} points lost, bounds at 95 % each",
                 "the server is trusted; both directions",
             )
         )
@@ -261,7 +261,7 @@ def _factor(text: str, ratios, least: float, seeds: int) -> Claim:
         text,
         measured,
         _verdict(low >= math.log(least), high < math.log(least), seeds),
-        f"at least {math.exp(low):.4g} times, a bound at 95 % of the mean logarithm",
+        f"{math.exp(low):.4g} to {math.exp(high):.4g} times, bounds at 95 % each of the mean logarithm",
         "the server is trusted; both directions",
     )
 

@@ -10,7 +10,6 @@ planned rounds (client level, against `config.privacy.adversary`). Runs that wer
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from ml_collections import config_flags
 
 from cepam_jax.errors import require
 from cepam_jax.run import guarantees
@@ -172,7 +171,7 @@ def table(rows) -> str:
 
 
 def define_flags():
-    config_flags.DEFINE_config_file("config", "configs/mnist.py", "Its mechanism is replaced.")
+    cli.define_config("configs/mnist.py", "Its mechanism is replaced.")
     output.define_workdir()
     flags.DEFINE_list("epsilons", ["10", "100", "1000", "10000"], "Targets.")
     flags.DEFINE_list("methods", list(METHODS), "Variants of the configurations.")

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from ml_collections import config_flags
 
 from cepam_jax import files
 from cepam_jax.errors import ConfigError
@@ -146,7 +145,7 @@ def table(rows) -> str:
 
 
 def define_flags():
-    config_flags.DEFINE_config_file("config", "configs/mnist_private.py", "Its mechanism is replaced.")
+    cli.define_config("configs/mnist_private.py", "Its mechanism is replaced.")
     output.define_workdir()
     flags.DEFINE_list("epsilons", ["1", "3", "8"], "Targets.")
     flags.DEFINE_list("methods", list(DEFAULTS), f"Methods beside DP-SGD, of {', '.join(METHODS)}.")

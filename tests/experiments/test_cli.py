@@ -186,6 +186,26 @@ def test_a_wrong_variant_is_one_line_with_the_choices(config, message, root, cap
     assert message in text
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.mechanism.gama=3", 'no such configuration field: gama Did you mean "gamma"'),
+        ("--plugins=no_such_module", "--plugins names 'no_such_module', which cannot be imported"),
+    ],
+)
+def test_a_wrong_argument_beside_the_default_configuration_is_one_line(
+    argument, message, root, capsys, monkeypatch
+):
+    """Its fields are set as soon as the flag is defined, before any parser runs."""
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", ["binary", argument])
+    with pytest.raises(SystemExit):
+        cli.define_config("configs/digits.py", "")
+    text = capsys.readouterr().err
+    assert text.startswith("ConfigError: ") and message in text and text.count("\n") == 1
+    assert "config" not in flags.FLAGS
+
+
 def test_without_a_home_nothing_fails(monkeypatch, tmp_path):
     """A container's user: no HOME, no entry in the list of users."""
 
