@@ -261,7 +261,8 @@ class Federation:
 
     def _alike(self, examples) -> dict[str, np.ndarray]:
         like = {name: array[:1] for name, array in self._clients.examples.items()}
-        return example_sets.check(Examples(like, arrays_of(examples))).test
+        found = example_sets.check(Examples(like, arrays_of(examples))).test
+        return assembly.checked_examples(self._task, found, self._clients.constants)
 
     def facts(self, relation: str = "add_remove") -> guarantees.Facts:
         """What the parts state about privacy, as the accountant reads it."""
@@ -284,10 +285,7 @@ class Federation:
     def epsilons(
         self, delta: float = 1e-5, relation: str = "add_remove", planned_rounds: int = 0
     ) -> dict[str, np.ndarray]:
-        """Adversary -> f64[clients], the epsilon of each client; the arguments as for `privacy`.
-
-        Infinity: no guarantee; `privacy` says why. Zeros before the first step.
-        """
+        """Adversary -> f64[clients], infinity: no guarantee. Arguments as for `privacy`, which says why."""
         if not (ledger := self._ledger_of(planned_rounds)).entries:
             return {n: np.zeros(self._clients.number) for n in privacy.adversaries(self.facts().about.summed)}
         federation = guarantees.federation_from(self.facts(relation), ledger)

@@ -21,6 +21,9 @@ from experiments import not_begun
 flags.disclaim_key_flags()
 
 
+_HELP = "--help shows the flags, --helpfull all of them."
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, as a cluster sends it before it kills."""
 
@@ -87,10 +90,12 @@ def run(
 
     def guarded(argv):
         if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+            _end(f"FlagError: unexpected arguments: {' '.join(argv[1:])}\n{_HELP}", 1)
         logging.set_verbosity(logging.ERROR)  # libraries' notes would tear the progress bar
         f = flags.FLAGS
         with _one_line():
+            if "config" in f:
+                _ = f.config.keys  # of a file that could not be read, the flag says why when it is used
             if smoke and f.smoke:
                 _apply(smoke)
             if "workdir" in f and (f.workdir or f["workdir"].present):
@@ -128,9 +133,11 @@ def _in_one_line() -> Iterator[None]:
     except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown field
         hint = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace("'", "").split())
         _end(f"ConfigError: no such configuration field: {hint}", 1)
+    except OSError as error:
+        _end(f"ConfigError: {str(error).strip().splitlines()[-1].strip()}", 1)
     except flags.Error as error:
         if "Traceback" not in str(error):
-            _end(f"FlagError: {error}\n--help shows the flags, --helpfull all of them.", 1)
+            _end(f"FlagError: {error}\n{_HELP}", 1)
         flag = re.search(r"flag (--\w+=.*?): ", str(error))
         cause = next(line for line in reversed(str(error).splitlines()) if line.strip())
         cause = re.sub(r"^[\w.]+(Error|Exception): ", "", cause.strip())
@@ -146,7 +153,7 @@ def _import_plugins(argv) -> None:
             for name in filter(None, names.split(",")):
                 try:
                     importlib.import_module(name)
-                except ImportError as error:
+                except (ImportError, SyntaxError) as error:
                     _end(f"ConfigError: --plugins names {name!r}, which cannot be imported: {error}", 1)
 
 

@@ -17,6 +17,7 @@ from cepam_jax import federated, mechanisms
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, DatasetError, NonFiniteUpdateError
 from cepam_jax.federated.state import client_keys
+from cepam_jax.privacy.accounting import rounded_up
 from cepam_jax.run import build, checkpoints, ledger, training
 from configs import digits
 
@@ -171,6 +172,42 @@ def test_the_optimizer_may_be_a_function_of_the_round():
     )
 
 
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"optimizer": optax.sgd}, r"the function optax\.sgd itself; call it, as in optax\.sgd\(0\.1\)"),
+        ({"optimizer": optax.sgd(0.1), "learning_rate": 5.0}, "learning_rate is 5.0; it must be left out"),
+        ({"optimizer": optax.sgd(0.1), "momentum": 0.9}, "momentum is 0.9; it must be left out beside"),
+    ],
+)
+def test_rates_that_would_be_ignored_are_refused(training, message):
+    with pytest.raises(ConfigError, match=message):
+        federation(**training)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (Y - 1, "has labels from -1 to 0; the model's 2 outputs stand for those from 0 to 1"),
+        (Y + 1, "has labels from 1 to 2"),
+        (Y[:, None], "must be one whole number for each example"),
+        (Y.astype(np.float32), "must be one whole number for each example"),
+    ],
+)
+def test_labels_that_the_model_does_not_have_are_refused(labels, message):
+    """They trained without a word: -1 is the last class for a loss, and beyond the last it is NaN."""
+    with pytest.raises(DatasetError, match=message):
+        federation(clients=cepam.clients({"inputs": X, "labels": labels}, owners=OWNERS))
+    fed = federation()
+    with pytest.raises(DatasetError, match=r"labels|like those"):
+        fed.evaluate(fed.initialize(), {"inputs": X, "labels": labels})
+
+
+def test_names_of_arrays_that_are_not_there_are_named():
+    with pytest.raises(DatasetError, match="no array 'label'; they have: inputs, labels"):
+        federation(task=cepam.tasks.classification(Net(), example=X[0], labels="label"))
+
+
 RISING = federated.Control(
     knobs=lambda factor, knobs, number: knobs._replace(sigma=knobs.sigma / factor),
     initialize=lambda knobs: jnp.float32(1),
@@ -185,7 +222,7 @@ def test_a_rule_with_a_state_is_accounted_as_applied():
         fed = federation(control=rule)
         after(fed, 4)
         found[name] = fed.epsilons()["released_model"].max()
-        assert f"epsilon = {found[name]:.4g}" in fed.privacy()
+        assert f"epsilon = {rounded_up(found[name])}" in fed.privacy()
         assert fed.privacy(planned_rounds=4) == fed.privacy()
     assert (
         found["rule"] == pytest.approx(found["explicit"], rel=1e-5) and found["rule"] > 2 * found["constant"]

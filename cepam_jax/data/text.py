@@ -139,11 +139,13 @@ def windows(codes: np.ndarray, size: int, stride: int) -> tuple[np.ndarray, np.n
 
     Returns:
       (uint8[windows, size], int32[windows] how many characters count). The last window ends where
-      the text does; if the text is shorter than a window there is one, filled up with zeros that do not
-      count.
+      the text does. Where windows do not overlap (stride >= size) the last does not either: it is filled up
+      with zeros that do not count, as the only one of a text shorter than a window is.
     """
     if len(codes) <= size:
         return np.pad(codes, (0, size - len(codes)))[None], np.array([len(codes)], np.int32)
+    if stride >= size:
+        return _pieces(codes, size, np.arange(0, len(codes) - 1, stride))
     starts = np.arange(0, len(codes) - size + 1, stride)
     if starts[-1] + size < len(codes):
         starts = np.append(starts, len(codes) - size)
@@ -157,10 +159,14 @@ def passages(codes: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
     Returns:
       As `windows`; the last one is filled up where the text does not end with it.
     """
-    starts = np.arange(0, len(codes) - 1, context)
-    lengths = np.minimum(len(codes) - starts, context + 1).astype(np.int32)
-    padded = np.pad(codes, (0, context + 1))
-    return np.lib.stride_tricks.sliding_window_view(padded, context + 1)[starts], lengths
+    return _pieces(codes, context + 1, np.arange(0, len(codes) - 1, context))
+
+
+def _pieces(codes: np.ndarray, size: int, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Windows from these starts on, filled up with zeros behind the text's end; as `windows`."""
+    lengths = np.minimum(len(codes) - starts, size).astype(np.int32)
+    padded = np.pad(codes, (0, size))
+    return np.lib.stride_tricks.sliding_window_view(padded, size)[starts], lengths
 
 
 def of_text(text: str, options: Mapping[str, Any]) -> Examples:

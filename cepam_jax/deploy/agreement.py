@@ -24,7 +24,7 @@ from cepam_jax.data.partition import Partition
 from cepam_jax.deploy import keys
 from cepam_jax.errors import ConfigError, require
 from cepam_jax.federated import AGGREGATORS, Plan
-from cepam_jax.run import allowed, build, guarantees, needs
+from cepam_jax.run import allowed, build, guarantees
 from cepam_jax.run.config import plain, validate
 from cepam_jax.tasks.base import Model, Task
 
@@ -97,7 +97,7 @@ def make(
     server, clients = keys.normal(server), [keys.normal(public) for public in clients]
     names = [str(k) for k in range(number)] if names is None else names
     require(len(names) == number, "number of names", len(names), f"config.num_clients = {number}")
-    config, _ = allowed.planned(config, split.counts, build.program(config, data.specification))
+    config, _ = allowed.planned(config, split.counts, build.program(config, data.specification), watched=True)
     return read(
         _canonical(
             {
@@ -106,7 +106,7 @@ def make(
                 "config": json.loads(config.to_json()),
                 "specification": data.specification,
                 "counts": split.counts.tolist(),
-                "rounds": guarantees.rounds_within_budget(config, split.counts),
+                "rounds": guarantees.rounds_within_budget(config, split.counts, watched=True),
                 "names": names,
                 "clients": clients,
                 "server": server,
@@ -245,12 +245,6 @@ def check(config) -> None:
         require(place[last] == value, f"config.{name}", place[last], f"{value!r} in a deployment: {why}")
     summed = "one whose messages are decoded one by one in a deployment: sums of masks are not built"
     require(config.mechanism.name != "secure_sum", "config.mechanism.name", config.mechanism.name, summed)
-    # Who was drawn can be seen, so nothing may be calibrated by draws that nobody knows.
-    part = 0 < config.clients_per_round < config.num_clients and config.privacy.relation == "replace"
-    why = "0 in a deployment of a part of the clients under replace, where a target counts on hidden draws"
-    target = config.privacy.target_epsilon
-    require(not (part and target), "config.privacy.target_epsilon", target, why)
-    require(not (part and needs.given(config)), "config.needs", "given", why)
     rule = AGGREGATORS.get_or_raise(config.aggregator)
     public = rule.weigh is None or rule.public_weights is not None
     why = "one that does not go by errors, which clients do not report in a deployment"

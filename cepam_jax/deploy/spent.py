@@ -29,13 +29,15 @@ def _federation(server: Server) -> privacy.Federation:
     opened, whole = server.open_entry, server.ledger
     if opened is not None:
         whole = whole.joined([opened])
-    found = guarantees.federation_of(server.agreement.config, server.agreement.counts, ledger=whole)
+    found = guarantees.federation_of(
+        server.agreement.config, server.agreement.counts, ledger=whole, watched=True
+    )
     said = {*uncovered.IN_A_RUN, *uncovered.of_failures(whole.failures)}
     others = tuple(line for line in found.not_covered if line not in said)
     others += uncovered.of_failures(server.ledger.failures) + uncovered.IN_A_DEPLOYMENT
     others += uncovered.of_ahead(server.members.ahead)
     others += uncovered.OPEN_ROUND if opened is not None else ()
-    return found._replace(hidden=False, not_covered=others)
+    return found._replace(not_covered=others)
 
 
 def write_model(server: Server, path: Path) -> None:

@@ -51,6 +51,8 @@ from cepam_jax.mechanisms.joint import Joint, Summed
 # E8; Gaussian and Laplace). At 1e8 sigma, nine tenths of the errors would be exactly zero, and with them
 # the privacy that they are there for.
 RANGE = np.float32(2.0**15)
+# What is larger has a reciprocal that some platforms take for zero, and division by it gives zero, too.
+LARGEST = np.float32(2.0**126)
 
 
 class Keys(NamedTuple):
@@ -149,6 +151,9 @@ class About(NamedTuple):
         after the noise is linear, or adds an error that is independent of what entered. Rounding is neither:
         it may remove the noise of a client altogether. A transform with an inverse, and one after the noise,
         states it of itself: both its ways leave noise as it is, but for an orthogonal map.
+      leaves_noise: whether a mechanism decodes to what entered plus an error that is independent of it, so
+        that noise which was added before is still in the sum of all. What states nothing is taken to remove
+        such noise.
       keeps: the norms in which two updates come no farther apart by what happens to them before that noise. A
         chain derives them from `Transform.keeps`.
       unbounded_by: name of the step of a chain behind which no bound of a clip before it holds, because it
@@ -173,6 +178,7 @@ class About(NamedTuple):
     sensitivity: str | None = None
     leaks: tuple[str, ...] = ()
     summable: bool = False
+    leaves_noise: bool = False
     keeps: tuple[str, ...] = ("l1", "l2")
     unbounded_by: str = ""
     mixes: bool = False

@@ -43,8 +43,7 @@ def _protection(transforms: Sequence[Transform], last: About) -> _Protection:
         keeps = tuple(name for name in keeps if name in last.keeps)
         summable = undone and last.summable
         return _Protection(last.outsiders, last.server, norm, summable, keeps, lost_by)
-    # A law of its own is that of an error independent of x; a clip has none, but is not linear.
-    summable = undone and linear and last.law != "other" and last.clip is None
+    summable = undone and linear and last.leaves_noise
     return _Protection(noise.outsiders, noise.server, norm, summable, keeps, lost_by)
 
 
@@ -99,9 +98,11 @@ def about_of_chain(transforms: Sequence[Transform], last: About) -> About:
         sensitivity=protection.sensitivity,
         leaks=tuple(leak for about in everything for leak in about.leaks),
         summable=protection.summable,
+        leaves_noise=last.leaves_noise and all(map(_leaves_noise, transforms)),
         keeps=protection.keeps,
         unbounded_by=protection.unbounded_by,
         mixes=last.mixes or any(step.mixes for step in transforms),
-        independent=last.independent and all(map(_adds_nothing, transforms)),
+        # A step that moves an update at will has no error either, but what is decoded is not bounded.
+        independent=last.independent and not protection.unbounded_by and all(map(_adds_nothing, transforms)),
         summed=last.summed,
     )

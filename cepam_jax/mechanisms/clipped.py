@@ -16,7 +16,7 @@ import numpy as np
 
 from cepam_jax.errors import require, require_choice
 from cepam_jax.mechanisms import blocks
-from cepam_jax.mechanisms.base import About, Code, Keys, Knobs, Mechanism, Message, check_vector
+from cepam_jax.mechanisms.base import LARGEST, About, Code, Keys, Knobs, Mechanism, Message, check_vector
 from cepam_jax.mechanisms.clip_thresholds import (
     THRESHOLDS,
     kl_threshold,
@@ -190,8 +190,11 @@ def _encode(
     else:
         level = jnp.round(position)
     level = jnp.minimum(level, _intervals(knobs))
-    # An infinite coordinate must not come back as a clipped, finite one.
-    symbols = blocks.integers(jnp.where(jnp.isfinite(x), level, jnp.nan))
+    # A coordinate that is infinite must not come back as a clipped one; beside one that is too large to be
+    # divided by, no range is right.
+    finite = jnp.isfinite(x)
+    fits = jnp.max(jnp.where(finite, jnp.abs(x), 0.0), initial=0.0) <= LARGEST
+    symbols = blocks.integers(jnp.where(finite & fits, level, jnp.nan))
     return Message(symbols, None, {"threshold": thresholds}, x.shape[0])
 
 

@@ -154,9 +154,9 @@ class Scales(NamedTuple):
         """Returns itself; raises ConfigError for an unknown family or source, or for wrong segments."""
         require_choice("coding", self.family, (*FAMILIES, FITTED) if self.block == 1 else BLOCK_FAMILIES)
         require_choice("scales", self.source, SOURCES)
-        lengths = self.segments if isinstance(self.segments, (tuple, list)) else (self.segments,)
-        whole = all((type(n) is int or isinstance(n, np.integer)) and n >= 0 for n in lengths)
-        fits = self.segments is None or whole
+        given = self.segments if isinstance(self.segments, tuple) else ()
+        whole = all((type(n) is int or isinstance(n, np.integer)) and n >= 0 for n in given)
+        fits = self.segments is None or (isinstance(self.segments, tuple) and whole)
         require(fits, "segments", self.segments, "a tuple of whole numbers, the tensors' lengths; or None")
         return self
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax import settings
-from cepam_jax.errors import require_choice
+from cepam_jax.errors import require, require_choice
 from cepam_jax.mechanisms.base import Knobs, Mechanism
 from cepam_jax.mechanisms.chain import chain
 from cepam_jax.mechanisms.clipped import GRANULARITIES, ROUNDINGS, THRESHOLDS
@@ -257,4 +258,7 @@ def knobs_of(config: ml_collections.ConfigDict) -> Knobs:
 def sigma_of_gamma(target: str, gamma, clip_norm):
     """Standard deviation of the error: gamma = C / sigma (Gaussian) or C / b (Laplace, b = sigma/sqrt 2)."""
     require_choice("target", target, TARGETS)
+    if not isinstance(gamma, jax.core.Tracer):
+        positive = bool(np.all(np.isfinite(gamma)) and np.all(np.asarray(gamma) > 0))
+        require(positive, "gamma", gamma, "positive and finite")
     return clip_norm / gamma * (math.sqrt(2) if target == "laplace" else 1.0)

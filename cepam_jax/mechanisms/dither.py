@@ -106,6 +106,7 @@ def sdq(
             knobs=(rate, *sized.knobs),
             local=rate != "bits",
             independent=rate != "bits",
+            leaves_noise=rate != "bits",
         ),
         code=Code(
             "lattice",

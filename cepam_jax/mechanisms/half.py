@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cepam_jax.mechanisms.base import About, Code, Keys, Knobs, Mechanism, Message, check_vector
+from cepam_jax.mechanisms.base import LARGEST, About, Code, Keys, Knobs, Mechanism, Message, check_vector
 
 _BITS = 16
 _UNIT_BITS = 32
@@ -35,11 +35,11 @@ def float16() -> Mechanism:
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """f32[], the power of two at or below the largest finite magnitude of x f32[d]; 1 where there is none."""
+    """f32[], the power of two at or below the largest finite magnitude of x f32[d], or 2^126; 1 for zeros."""
     largest = jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0), initial=0)
     words = jax.lax.bitcast_convert_type(largest, jnp.uint32) & _EXPONENT
     unit = jax.lax.bitcast_convert_type(words, jnp.float32)
-    return jnp.where(unit > 0, unit, 1.0)
+    return jnp.where(unit > 0, jnp.minimum(unit, LARGEST), 1.0)
 
 
 def _encode(keys: Keys, x: jax.Array, knobs: Knobs, weight: jax.Array | None = None) -> Message:

@@ -17,7 +17,7 @@ def identity() -> Mechanism:
         decode=lambda shared, message, knobs: jnp.asarray(message.symbols),
         bits=_bits,
         reference=lambda x, knobs: x,
-        about=About(name="identity", law="none"),
+        about=About(name="identity", law="none", leaves_noise=True),
         code=Code("float"),
         variance=lambda x, knobs: jnp.float32(0),
     )

@@ -115,6 +115,7 @@ def rotated(
             knobs=("sigma", *sized.knobs),
             outsiders=Noise("gaussian", lambda knobs: knobs.sigma),
             summable=True,
+            leaves_noise=True,
         ),
         code=Code(
             "lattice",

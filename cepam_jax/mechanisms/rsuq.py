@@ -117,6 +117,7 @@ def lrsuq(
             knobs=("sigma", *sized.knobs),
             outsiders=Noise(target, lambda knobs: knobs.sigma),
             summable=True,
+            leaves_noise=True,
         ),
         code=Code(
             "lattice",

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cepam_jax.errors import require
+from cepam_jax.errors import WireError, require
 from cepam_jax.mechanisms import blocks, common_rotation, counter
 from cepam_jax.mechanisms.base import (
     RANGE,
@@ -131,11 +131,23 @@ def build(setting: Setting, summed: Summed, lost: float) -> Mechanism:
         code=Code(
             "levels",
             alphabet=lambda knobs: (0, 1 << int(knobs.bits)),
-            informed=lambda side, knobs: knobs._replace(bits=np.float32(side["bits"][0])),
+            informed=_with_bits,
         ),
         variance=partial(_variance, setting),
         joint=joint,
     )
+
+
+def _with_bits(side: dict, knobs: Knobs) -> Knobs:
+    """The knobs with the number of bits that a message's side information states, known on the host.
+
+    Raises:
+      WireError: no sum has integers of so many.
+    """
+    bits = int(side["bits"][0])
+    if not 0 <= bits <= MOST_BITS:
+        raise WireError(f"the message says that its integers have {bits} bits; they have at most {MOST_BITS}")
+    return knobs._replace(bits=np.float32(bits))
 
 
 def step(setting: Setting, knobs: Knobs) -> jax.Array:

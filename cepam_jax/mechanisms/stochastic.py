@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cepam_jax.mechanisms import blocks
-from cepam_jax.mechanisms.base import About, Code, Keys, Knobs, Mechanism, Message, check_vector
+from cepam_jax.mechanisms.base import LARGEST, About, Code, Keys, Knobs, Mechanism, Message, check_vector
 from cepam_jax.mechanisms.knobs import SEVERAL_LEVELS, knob
 from cepam_jax.mechanisms.transforms import l2_norm
 
@@ -76,9 +76,10 @@ def _k_level_encode(keys: Keys, x: jax.Array, knobs: Knobs, weight: jax.Array | 
     del weight
     check_vector(x)
     low, high = _range(x)
-    position, _ = _k_level_positions(x, low, high, knobs)
+    position, spacing = _k_level_positions(x, low, high, knobs)
     top = knob(knobs, "levels", SEVERAL_LEVELS) - 1
     level = jnp.minimum(stochastic_round(position, keys.private), top)
+    level = jnp.where(spacing <= LARGEST, level, jnp.nan)
     return Message(blocks.integers(level), None, {"range": jnp.stack([low, high])}, x.shape[0])
 
 
@@ -159,6 +160,7 @@ def _qsgd_encode(keys: Keys, x: jax.Array, knobs: Knobs, weight: jax.Array | Non
     norm = l2_norm(x)
     position, _ = _qsgd_positions(x, norm, knobs)
     level = jnp.minimum(stochastic_round(position, keys.private), knob(knobs, "levels"))
+    level = jnp.where(norm <= LARGEST, level, jnp.nan)
     return Message(blocks.integers(jnp.sign(x) * level), None, {"norm": norm}, x.shape[0])
 
 

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cepam_jax.errors import require
+from cepam_jax.errors import require, require_choice
 from cepam_jax.mechanisms import counter
-from cepam_jax.mechanisms.base import About, Keys, Knobs, Transform
+from cepam_jax.mechanisms.base import LARGEST, About, Keys, Knobs, Transform
 from cepam_jax.mechanisms.knobs import knob
 
 
@@ -39,9 +39,9 @@ def l1_norm(x: jax.Array) -> jax.Array:
 
 
 def _scale(x: jax.Array) -> jax.Array:
-    """Largest magnitude f32[] of x f32[d]; 1 where all coordinates are zero."""
+    """Largest magnitude f32[] of x f32[d], at most `LARGEST`; 1 where all coordinates are zero."""
     largest = jnp.max(jnp.abs(x), initial=0.0)
-    return jnp.where(largest > 0, largest, 1.0)
+    return jnp.where(largest > 0, jnp.minimum(largest, LARGEST), 1.0)
 
 
 NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {"l2": l2_norm, "l1": l1_norm}
@@ -61,6 +61,7 @@ def clip(norm: str, segments: tuple[int, ...] | None = None) -> Transform:
     Returns:
       A transform with knob `clip`, the bound of the whole in units of the update.
     """
+    require_choice("norm", norm, NORMS)
     measure = NORMS[norm]
     project = partial(_clip, measure) if segments is None else partial(_clip_each, norm, segments)
     return Transform(
@@ -82,6 +83,7 @@ def _clip(measure: Callable[[jax.Array], jax.Array], x: jax.Array, knobs: Knobs)
 
 def share_of_tensor(norm: str, tensors: int) -> float:
     """What a clip of each tensor leaves to each of so many, as a part of the bound of the whole."""
+    require(tensors > 0, "number of tensors", tensors, "at least 1, where each has a share of the clip")
     return tensors**-0.5 if norm == "l2" else 1.0 / tensors
 
 

@@ -182,13 +182,23 @@ class Row(NamedTuple):
         if lost:
             return f"{self.adversary}: no guarantee for {lost} of {len(self.epsilon)} clients ({self.reason})"
         low, high = float(np.min(self.epsilon)), float(np.max(self.epsilon))
-        value = f"{high:.4g}" if low == high else f"{low:.4g} to {high:.4g} over clients"
+        value = rounded_up(high)
+        if low != high:
+            value = f"{rounded_up(low)} to {value} over clients"
         relation = self.relation.replace("_", "/")
         basis = f"; counts on {self.basis}" if self.basis else ""
         return (
             f"{self.adversary}: epsilon = {value} at delta = {self.delta:g}, {self.unit} level, "
             f"{relation}{basis}"
         )
+
+
+def rounded_up(value: float) -> str:
+    """A positive number with four digits that is not below it, but for the noise of the last bits."""
+    if value <= 0:
+        return f"{value:g}"
+    unit = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return f"{math.ceil(value * (1 - 1e-9) / unit) * unit:.4g}"
 
 
 def adversaries(summed: Summed | None) -> tuple[str, ...]:

@@ -156,6 +156,16 @@ def check(federation: Federation) -> None:
     if federation.sampling != "all":
         inside = 0 < federation.per_round <= clients
         require(inside, "per_round", federation.per_round, f"above 0 and at most {clients}, the clients")
+    if federation.summed is not None:
+        _check_sum(federation.summed, clients if federation.sampling == "all" else federation.per_round)
+
+
+def _check_sum(summed: Summed, participants: int) -> None:
+    """Raises ConfigError unless some noise is left in every sum that is opened."""
+    fewest = summed.survivors or participants
+    require(0 < fewest <= participants, "survivors", fewest, f"0, or at most {participants} participants")
+    fits = 0 <= summed.colluders < fewest
+    require(fits, "colluders", summed.colluders, f"below {fewest}, the fewest messages that are opened")
 
 
 def _check_numbers(name: str, values: ArrayLike, clients: int, positive: bool) -> None:

@@ -14,6 +14,7 @@ accounted for.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,24 +33,25 @@ _STEPS = 22  # of a bisection: gamma to one part in 100,000
 _SLACK = 1 - 1e-6  # of an epsilon: compiled rounds may apply knobs that differ in their last bit
 
 
-def planned(config, counts, compiled) -> tuple:
+def planned(config, counts, compiled, watched: bool = False) -> tuple:
     """(A copy of a configuration with the gammas that follow, Allowed); without needs None for the latter.
 
     Args:
       config: valid configuration.
       counts: int[clients], examples of each client.
       compiled: its Program.
+      watched: as for `guarantees.federation_of`.
 
     Raises:
       ConfigError: a need cannot be met, which client's and by how much; or a target epsilon cannot.
     """
     if config.privacy.target_epsilon and config.privacy.calibrate:
-        return guarantees.calibrated(config, counts), None
+        return guarantees.calibrated(config, counts, watched), None
     if not needs.given(config):
         return config, None
     state = jax.eval_shape(compiled.initialize, jax.random.key(0), mechanisms.knobs_of(config))
     shapes = tuple(leaf.shape for leaf in jax.tree.leaves((state.params, state.statistics)))
-    found = largest(config, counts, shapes)
+    found = largest(config, counts, shapes, watched)
     return _with(config, found.gamma), found
 
 
@@ -59,13 +61,14 @@ def write(found: Allowed | None, workdir: Path) -> None:
         files.write(workdir / "needs.txt", found.text())
 
 
-def largest(config, counts, shapes) -> Allowed:
+def largest(config, counts, shapes, watched: bool = False) -> Allowed:
     """The gammas; before anything is trained.
 
     Args:
       config: valid configuration with needs.
       counts: int[clients], examples of each client.
       shapes: of the update's tensors.
+      watched: as for `guarantees.federation_of`.
 
     Raises:
       ConfigError: a need cannot be met: which client's, and by how much.
@@ -85,9 +88,18 @@ def largest(config, counts, shapes) -> Allowed:
     caps = np.minimum(most, by_bits)
     silent = np.array([not need.epsilon and np.isinf(need.bits) for need in wanted])
     caps[silent] = float(config.mechanism.gamma)
-    own = _own_noise(config, counts, wanted, caps)
-    gamma = _shared(config, counts, wanted, own)
-    return _checked(config, counts, wanted, gamma, by_bits, messages, peaks)
+    run = _Planned(config, counts, watched)
+    own = _own_noise(run, wanted, caps)
+    gamma = _shared(run, wanted, own)
+    return _checked(run, wanted, gamma, by_bits, messages, peaks)
+
+
+class _Planned(NamedTuple):
+    """What an epsilon over the planned rounds depends on beside gamma; `watched` as above."""
+
+    config: Any
+    counts: np.ndarray
+    watched: bool
 
 
 def _with(config, gamma):
@@ -141,11 +153,11 @@ def _who(k: int, need: Need) -> str:
     return f"client {k}" + (f" ({need.profile})" if need.profile else "")
 
 
-def _epsilons(config, counts, gamma, adversary: str) -> tuple[np.ndarray, list[str]]:
+def _epsilons(run: _Planned, gamma, adversary: str) -> tuple[np.ndarray, list[str]]:
     """Epsilon of each client over the planned rounds, f64[clients], and why it is infinite, or ""."""
-    federation = guarantees.federation_of(_with(config, gamma), counts)
+    federation = guarantees.federation_of(_with(run.config, gamma), run.counts, watched=run.watched)
     found = privacy.ADVERSARIES[adversary](federation)
-    values = np.array([privacy.guaranteed(one, config.privacy.delta) for one in found])
+    values = np.array([privacy.guaranteed(one, run.config.privacy.delta) for one in found])
     return values, [one.reason for one in found]
 
 
@@ -154,7 +166,7 @@ def targets_of(wanted: list[Need], adversary: str) -> np.ndarray:
     return np.array([dict(need.epsilon).get(adversary, np.inf) for need in wanted])
 
 
-def _own_noise(config, counts, wanted: list[Need], caps: np.ndarray) -> dict[str, np.ndarray]:
+def _own_noise(run: _Planned, wanted: list[Need], caps: np.ndarray) -> dict[str, np.ndarray]:
     """Gammas f64[clients] by their own noise, under "all" adversaries and under all but the released model.
 
     Own noise against the released model is that against decoded updates: whoever sees these sees the model.
@@ -162,17 +174,17 @@ def _own_noise(config, counts, wanted: list[Need], caps: np.ndarray) -> dict[str
     found = caps.copy()
     for adversary in privacy.ADVERSARIES:
         if adversary != RELEASED:
-            found = _alone(config, counts, targets_of(wanted, adversary), adversary, found, wanted)
+            found = _alone(run, targets_of(wanted, adversary), adversary, found, wanted)
     both = found
     targets = targets_of(wanted, RELEASED)
     if np.isfinite(targets).any():
-        _refuse_unprotected(config, counts, targets, RELEASED, wanted)
-        both = _alone(config, counts, targets, "decoded_updates", found, wanted)
+        _refuse_unprotected(run, targets, RELEASED, wanted)
+        both = _alone(run, targets, "decoded_updates", found, wanted)
     return {"others": found, "all": both}
 
 
-def _refuse_unprotected(config, counts, targets, adversary: str, wanted: list[Need]) -> None:
-    values, reasons = _epsilons(config, counts, np.full(len(wanted), _LEAST), adversary)
+def _refuse_unprotected(run: _Planned, targets, adversary: str, wanted: list[Need]) -> None:
+    values, reasons = _epsilons(run, np.full(len(wanted), _LEAST), adversary)
     for k in np.flatnonzero(np.isfinite(targets) & (values > targets)):
         why = (
             f"there is no guarantee: {reasons[k]}" if np.isinf(values[k]) else f"the least is {values[k]:.6g}"
@@ -181,20 +193,20 @@ def _refuse_unprotected(config, counts, targets, adversary: str, wanted: list[Ne
             "" if np.isinf(values[k]) else f", {values[k] - targets[k]:.4g} too much, with gamma = {_LEAST:g}"
         )
         raise ConfigError(
-            f"{_who(k, wanted[k])} needs epsilon {targets[k]:g} against {adversary} over {config.rounds} "
-            f"rounds at delta = {config.privacy.delta:g}: {why}{more}"
+            f"{_who(k, wanted[k])} needs epsilon {targets[k]:g} against {adversary} over {run.config.rounds} "
+            f"rounds at delta = {run.config.privacy.delta:g}: {why}{more}"
         )
 
 
-def _alone(config, counts, targets, adversary: str, caps: np.ndarray, wanted: list[Need]) -> np.ndarray:
+def _alone(run: _Planned, targets, adversary: str, caps: np.ndarray, wanted: list[Need]) -> np.ndarray:
     """The largest gammas f64[clients], up to caps, whose own epsilon each keeps to its target."""
     asks = np.isfinite(targets)
     if not asks.any():
         return caps
-    _refuse_unprotected(config, counts, targets, adversary, wanted)
+    _refuse_unprotected(run, targets, adversary, wanted)
 
     def kept(gamma):
-        return ~asks | (_epsilons(config, counts, gamma, adversary)[0] <= targets * _SLACK)
+        return ~asks | (_epsilons(run, gamma, adversary)[0] <= targets * _SLACK)
 
     return _bisected(kept, np.minimum(caps, _LEAST), caps)
 
@@ -210,7 +222,7 @@ def _bisected(kept: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: n
     return low
 
 
-def _shared(config, counts, wanted: list[Need], own: dict[str, np.ndarray]) -> np.ndarray:
+def _shared(run: _Planned, wanted: list[Need], own: dict[str, np.ndarray]) -> np.ndarray:
     """Gammas f64[clients] where the noises of all count against the released model."""
     targets = targets_of(wanted, RELEASED)
     asks = np.isfinite(targets)
@@ -221,21 +233,21 @@ def _shared(config, counts, wanted: list[Need], own: dict[str, np.ndarray]) -> n
         return np.where(asks, np.minimum(own["others"], np.maximum(own["all"], bound)), own["others"])
 
     def kept(bound):
-        values, _ = _epsilons(config, counts, gammas(bound[0]), RELEASED)
+        values, _ = _epsilons(run, gammas(bound[0]), RELEASED)
         return np.array([np.all(values[asks] <= targets[asks] * _SLACK)])
 
     low, high = own["all"][asks].min(), own["others"][asks].max()
     return gammas(_bisected(kept, np.array([low]), np.array([high]))[0])
 
 
-def _checked(config, counts, wanted, gamma, by_bits, messages, peaks) -> Allowed:
+def _checked(run: _Planned, wanted, gamma, by_bits, messages, peaks) -> Allowed:
     """What was found, after it was held against all needs once more.
 
     Raises:
       ConfigError: it does not meet them: no run begins that breaks a promise.
     """
     names = [name for name in privacy.ADVERSARIES if np.isfinite(targets_of(wanted, name)).any()]
-    epsilon = {name: _epsilons(config, counts, gamma, name)[0] for name in names}
+    epsilon = {name: _epsilons(run, gamma, name)[0] for name in names}
     for name in names:
         over = np.flatnonzero(epsilon[name] > targets_of(wanted, name))
         if over.size:
@@ -245,7 +257,7 @@ def _checked(config, counts, wanted, gamma, by_bits, messages, peaks) -> Allowed
                 f"{targets_of(wanted, name)[k]:g}: no gamma was found that meets all needs"
             )
     bits = np.full(len(wanted), np.nan)
-    unit = np.sqrt(2) if config.mechanism.target == "laplace" else 1.0
+    unit = np.sqrt(2) if run.config.mechanism.target == "laplace" else 1.0
     if messages is not None:
         known = {
             one: messages.longest(one * peaks / unit) for one in set(gamma[np.isfinite(by_bits)].tolist())
@@ -257,5 +269,5 @@ def _checked(config, counts, wanted, gamma, by_bits, messages, peaks) -> Allowed
         close = need.bits < np.inf and gamma[k] >= by_bits[k] * (1 - 1e-9)
         asked = need.epsilon and gamma[k] < float(RANGE) / peaks
         limits.append("bits" if close else "epsilon" if asked else "nothing")
-    peak = 0.0 if messages is None or messages.sent is None else float(config.needs.peak)
+    peak = 0.0 if messages is None or messages.sent is None else float(run.config.needs.peak)
     return Allowed(gamma, wanted, limits, epsilon, bits, peak)

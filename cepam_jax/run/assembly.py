@@ -96,6 +96,7 @@ def assemble(
     parts.check_kind("clients", clients, Clients, "a result of cepam_jax.clients(...)")
     model = jax.eval_shape(task.initialize, jax.random.key(0))
     check_model(model)
+    checked_examples(task, clients.examples, clients.constants)
     leaves = jax.tree.leaves((model.params, model.statistics))
     built = parts.mechanism_of(mechanism, tuple(leaf.shape for leaf in leaves))
     ruling = constant() if control is None else control
@@ -183,6 +184,13 @@ def assemble(
         and not (settings.normalize and (plan.poisson or np.ptp(each_steps) > 0)),
         exposes=parts.exposed(clients, settings, each_steps),
     )
+
+
+def checked_examples(task: Task, examples, constants):
+    """The examples; raises DatasetError for those that the task would learn something wrong from."""
+    if task.check is not None:
+        task.check(examples, constants)
+    return examples
 
 
 def _seeds(seed: Any) -> Seeds:

@@ -1,13 +1,13 @@
 """What a run promises to whom: from its parts' statements and its ledger to `cepam_jax.privacy`."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cepam_jax import mechanisms, privacy
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import aggregation as rules
-from cepam_jax.federated import local, poisson
+from cepam_jax.federated import local
 from cepam_jax.federated.control import Control
 from cepam_jax.federated.local import Influence
 from cepam_jax.run import budgets, build, late, phases, precision, provenance, refusals, uncovered
@@ -124,7 +124,7 @@ def facts_of(config, counts) -> Facts:
 
 
 def federation_of(
-    config, counts, rounds: int | None = None, ledger: Ledger | None = None
+    config, counts, rounds: int | None = None, ledger: Ledger | None = None, watched: bool = False
 ) -> privacy.Federation:
     """The facts that privacy depends on, for clients with these numbers of examples.
 
@@ -133,12 +133,15 @@ def federation_of(
       counts: int[clients], examples of each client.
       rounds: in place of config.rounds; only without a ledger.
       ledger: what the rounds applied; by default what they are planned to apply.
+      watched: whether it can be seen who was drawn, as on the links of a deployment; then nothing is counted
+        on hidden draws.
     """
     facts = facts_of(config, counts)
     if ledger is None:
         rounds = config.rounds if rounds is None else rounds
         ledger = planned(facts.control, mechanisms.knobs_of(config), rounds)
-    return federation_from(facts, ledger)
+    found = federation_from(facts, ledger)
+    return found._replace(hidden=found.hidden and not watched)
 
 
 def plan(config, rounds: int) -> Ledger:
@@ -202,7 +205,7 @@ def federation_from(facts: Facts, ledger: Ledger) -> privacy.Federation:
         counted=counted,
         central=facts.by_server,
         summed=about.summed,
-        **_poisson(facts, ledger),
+        **phases.places_of(facts, ledger),
     )
 
 
@@ -211,15 +214,6 @@ def _equal_knobs(facts: Facts, ledger: Ledger) -> bool:
     names = [name for name in facts.about.knobs if name not in ("sigma", "clip", "scale")]
     each = (getattr(entry.knobs, name) for entry in ledger.entries for name in names)
     return all(value is None or np.ptp(np.asarray(value, np.float64)) == 0 for value in each)
-
-
-def _poisson(facts: Facts, ledger: Ledger) -> dict[str, Any]:
-    """What the accountant must know of places under Poisson sampling."""
-    if not facts.poisson:
-        return {}
-    clients = len(facts.counts)
-    filled = poisson.places(clients, facts.per_round) if facts.central else 0
-    return {"filled": filled, "overflow": ledger.rounds * poisson.overflow(clients, facts.per_round)}
 
 
 def report_text(
@@ -245,8 +239,11 @@ def epsilons(config, counts, ledger: Ledger) -> dict:
     return found
 
 
-def calibrated(config, counts):
+def calibrated(config, counts, watched: bool = False):
     """A copy of the configuration whose gamma meets config.privacy.target_epsilon after all its rounds.
+
+    Args:
+      config, counts, watched: as for `federation_of`.
 
     Raises:
       ConfigError: no gamma does, and why.
@@ -258,7 +255,7 @@ def calibrated(config, counts):
         return changed
 
     gamma = privacy.gamma_for(
-        lambda gamma: federation_of(with_gamma(gamma), counts),
+        lambda gamma: federation_of(with_gamma(gamma), counts, watched=watched),
         config.privacy.adversary,
         config.privacy.target_epsilon,
         config.privacy.delta,
@@ -266,8 +263,11 @@ def calibrated(config, counts):
     return with_gamma(gamma)
 
 
-def rounds_within_budget(config, counts) -> int:
+def rounds_within_budget(config, counts, watched: bool = False) -> int:
     """How many of config.rounds the budget allows, at least one; all without a target.
+
+    Args:
+      config, counts, watched: as for `federation_of`.
 
     Raises:
       ConfigError: not even one round keeps to the target, or nothing is guaranteed.
@@ -276,17 +276,15 @@ def rounds_within_budget(config, counts) -> int:
     if not settings.target_epsilon:
         return config.rounds
     found = privacy.affordable_rounds(
-        lambda rounds: federation_of(config, counts, rounds),
+        lambda rounds: federation_of(config, counts, rounds, watched=watched),
         settings.adversary,
         settings.target_epsilon,
         settings.delta,
         config.rounds,
     )
     if found == 0:
-        first = {
-            row.adversary: row for row in privacy.report(federation_of(config, counts, 1), settings.delta)
-        }
-        row = first[settings.adversary]
+        one = federation_of(config, counts, 1, watched=watched)
+        row = {row.adversary: row for row in privacy.report(one, settings.delta)}[settings.adversary]
         spent = float(row.epsilon.max())
         cause = f"gives no guarantee ({row.reason})" if np.isinf(spent) else f"spends epsilon = {spent:.4g}"
         raise ConfigError(

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from cepam_jax.errors import CheckpointMismatchError
 from cepam_jax.files import naming, set_aside, write
 from cepam_jax.run import ledger
 from cepam_jax.run.ledger import Entry, Ledger
@@ -56,6 +57,29 @@ class LedgerFile:
         whole = kept.count(b"\n") == mark.lines and hashlib.sha256(kept).hexdigest() == mark.sha256
         return kept.decode() if whole else None
 
+    def check_length(self, text: str, last: int) -> None:
+        """Checks that a run goes on behind these lines as far as it has failed before.
+
+        The updates of a round that failed, and of those before it that no checkpoint has, were sent: they
+        are counted when they are run again, and would be forgotten by a run that ends before.
+
+        Raises:
+          CheckpointMismatchError: it ends after `last` rounds, and a later one failed.
+        """
+        tried = self._failed_behind(text)
+        if tried is not None and tried >= last:
+            raise CheckpointMismatchError(
+                f"{self._path.parent} holds a run of which round {tried + 1} failed after its updates were "
+                f"sent, and this one ends after {last}. Ask for at least {tried + 1}, or use another "
+                "--workdir; nothing was changed."
+            )
+
+    def _failed_behind(self, text: str) -> int | None:
+        """Rounds done before the round that failed behind these lines, if they begin the file; else None."""
+        found, kept = self._path.read_bytes() if self._path.exists() else b"", text.encode()
+        behind = found.startswith(kept) and not self.damaged
+        return _failure(text, found[len(kept) :]) if behind else None
+
     def resume(self, text: str) -> str:
         """Makes the file hold these lines, and that a round behind them failed, if the file says so.
 
@@ -74,7 +98,7 @@ class LedgerFile:
         if self.damaged or not found.startswith(kept):
             write(self._path, text)
         else:
-            self.tried = _failure(text, found[len(kept) :])
+            self.tried = self._failed_behind(text)
             with naming(self._path), self._path.open("ab") as file:
                 file.truncate(len(kept))
         self._count(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from cepam_jax import privacy
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import facts as public_facts
+from cepam_jax.federated import poisson
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run.ledger import Entry, Ledger
 
@@ -74,3 +75,12 @@ def _deviation(facts, knobs, noise) -> np.ndarray:
     if noise is None:
         return np.zeros(shape)
     return np.broadcast_to(np.asarray(noise.deviation(knobs), np.float64), shape)
+
+
+def places_of(facts: Facts, ledger: Ledger) -> dict[str, Any]:
+    """What the accountant must know of places under Poisson sampling."""
+    if not facts.poisson:
+        return {}
+    clients = len(facts.counts)
+    filled = poisson.places(clients, facts.per_round) if facts.central else 0
+    return {"filled": filled, "overflow": ledger.rounds * poisson.overflow(clients, facts.per_round)}

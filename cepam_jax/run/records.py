@@ -102,6 +102,7 @@ class RunDirectory:
             )
         self._ledger_file = LedgerFile(workdir / "ledger.jsonl")
         past = "" if found is None else self._past(found)
+        self._ledger_file.check_length(past, self.last)
         claimed = (workdir / "config.json").exists()
         self._store.clean()
         if found is not None:

@@ -35,6 +35,13 @@ def start(
     require(cpu_devices >= 0, "--cpu_devices", cpu_devices, "a number of at least 0")
     if cpu_devices:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
+    alone = "left out without --distributed: this process would train alone"
+    for name, given in (
+        ("coordinator", coordinator),
+        ("num_processes", num_processes),
+        ("process_id", process_id + 1),
+    ):
+        require(distributed or not given, f"--{name}", "given", alone)
     if not distributed:
         return
     if coordinator:

@@ -14,7 +14,7 @@ from cepam_jax import mechanisms
 from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError, require
 from cepam_jax.federated.plan import CLIENTS
-from cepam_jax.run import allowed, blame, build, devices, links_kept, origins, stacking
+from cepam_jax.run import allowed, blame, build, data_kept, devices, links_kept, origins, stacking
 from cepam_jax.run.config import plain, validate
 from cepam_jax.run.devices import RUNS, Layout
 from cepam_jax.run.interrupts import check_interrupt, forget_interrupt, interrupt, saving
@@ -30,8 +30,8 @@ def train(
     """Trains, or continues where an earlier call with the same workdir was stopped.
 
     Writes under workdir: config.json, partition.txt, partition.png, privacy.txt, metrics.jsonl, ledger.jsonl,
-    lock.json, checkpoints/ (with config.init also initial.json). The clients of a round are spread over
-    `config.devices` devices. Everything is computed in 32 bits, also where JAX_ENABLE_X64 is set.
+    data.sha256, lock.json, checkpoints/ (with config.init also initial.json). The clients of a round are
+    spread over `config.devices` devices. Everything is computed in 32 bits, also where JAX_ENABLE_X64 is set.
 
     Args:
       config: as `cepam_jax.defaults()` makes it, with any changes, frozen or not.
@@ -46,7 +46,8 @@ def train(
       ConfigError: before anything is loaded or compiled.
       DataNotPreparedError: within seconds.
       DatasetError: the data set's arrays do not fit together.
-      CheckpointMismatchError: workdir belongs to another configuration, or to a run of more rounds.
+      CheckpointMismatchError: workdir belongs to another configuration, to other data, or to a run of more
+        rounds.
       CheckpointDamagedError: workdir holds nothing intact to go on from.
       WorkdirInUseError: another process trains there.
       NonFiniteUpdateError: a client's update, its decoded update or the new model was NaN or infinite; the
@@ -202,10 +203,11 @@ def _open(compiled, config, data, workdir):
     origin, whole = origins.of_config(config, compiled.task, workdir)
     initial = compiled.initialize(jax.random.key(config.seeds.model), mechanisms.knobs_of(config), whole)
     initial = jax.tree.map(np.asarray, initial)
-    known = links_kept.check(config, workdir)
+    known, examples = links_kept.check(config, workdir), data_kept.check(data, workdir)
     record = RunDirectory(asked, config, split, data, initial, workdir, compiled.task, origin)
     if devices.is_main():
         links_kept.write(known, workdir)
+        data_kept.write(examples, workdir)
     allowed.write(plan, workdir)
     return record
 

@@ -8,10 +8,8 @@ _SHARED = (
     "each reveals as much again, and those with equal seeds share their noise, which their difference lacks"
 )
 _SEEDS = "whoever knows or guesses them has all noise"
-_FOR_WHOM = (
-    "losses, norms, signals and message lengths of private updates, without noise; they are for whoever may "
-    "see the data"
-)
+_FOR_THEM = "they are for whoever may see the data"
+_FOR_WHOM = f"losses, norms, signals and message lengths of private updates, without noise; {_FOR_THEM}"
 
 SERVER_NOISE = (
     "the server's honesty: it sees every decoded update, and the noise that it adds and keeps to itself is "
@@ -27,6 +25,8 @@ OF_SUMS = (
 IN_A_RUN = (
     _WIRE,
     f"metrics.jsonl and what is printed while training: {_FOR_WHOM}",
+    "the other files of a work directory: partition.txt and partition.png count each client's labels, and "
+    f"checkpoints hold what clients keep between rounds, without noise; {_FOR_THEM}",
     "the mean and deviation of all training pixels or features, by which inputs, if any, are normalized, "
     "computed without noise",
     f"other runs on the same data: {_SHARED}",
@@ -36,7 +36,7 @@ IN_A_RUN = (
 IN_A_DEPLOYMENT = (
     _WIRE + ", which hides no lengths",
     "when messages are sent, how long each takes, and who answers: whoever watches the links or reads the "
-    "server's state and logs knows who was drawn, so nothing is counted on draws",
+    "server's state and logs knows who was drawn, so nothing is counted on hidden draws",
     "a server that draws, asks or counts otherwise than agreed: honest draws are taken for granted. A client "
     "answers each round once, whatever it is asked",
     "a directory that is put back to an earlier state, by a backup or a copy: where the other side has seen "

@@ -72,6 +72,8 @@ class Task(NamedTuple):
         its parameters; None: all is trained, and the Model is whole.
       begin: (whole Model, key) -> Model, the part of it that is trained and what stays frozen, the inverse of
         `whole` at the beginning; None likewise.
+      check: (examples, constants), on the host -> None; raises DatasetError for examples that it would learn
+        something wrong from, such as labels that the model does not have. None: nothing is checked.
     """
 
     initialize: Callable[[jax.Array], Model]
@@ -86,6 +88,7 @@ class Task(NamedTuple):
     whole: Callable[[Model], Model] | None = None
     begin: Callable[[Model, jax.Array], Model] | None = None
     turned: Callable[[Batch], Batch] | None = None
+    check: Callable[[Batch, Any], None] | None = None
 
 
 # Name -> function (settings, specification of the examples) -> Task; `register` adds one by the function's

@@ -6,8 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from cepam_jax.errors import DatasetError
 from cepam_jax.tasks.base import Sums, Task
 from cepam_jax.tasks.networks import Network, network
 
@@ -61,7 +63,33 @@ def classification(
         formats=FORMATS,
         project=net.project,
         turned=turned if num_classes else None,
+        check=lambda examples, constants: _check(net, inputs, labels, prepare, examples, constants),
     )
+
+
+def _check(net: Network, inputs: str, labels: str, prepare: Callable | None, examples, constants) -> None:
+    """Raises DatasetError unless every example has one label, and an output of the model stands for it."""
+    for name in (inputs, labels):
+        if name not in examples:
+            raise DatasetError(f"examples have no array {name!r}; they have: {', '.join(sorted(examples))}")
+    found = np.asarray(examples[labels])
+    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
+        raise DatasetError(
+            f"{labels!r} is an array {found.dtype}{list(found.shape)}; it must be one whole number for each "
+            "example"
+        )
+    one = jax.ShapeDtypeStruct((1, *np.shape(examples[inputs])[1:]), np.asarray(examples[inputs]).dtype)
+
+    def outputs(key, x):
+        x = x if prepare is None else prepare(x, constants, None)
+        return net.apply(net.initialize(key), x, None)[0]
+
+    classes = jax.eval_shape(outputs, jax.random.key(0), one).shape[-1]
+    if len(found) and not 0 <= found.min() <= found.max() < classes:
+        raise DatasetError(
+            f"{labels!r} has labels from {found.min()} to {found.max()}; the model's {classes} outputs stand "
+            f"for those from 0 to {classes - 1}"
+        )
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ segment (with offsets). The symbols of a stream are coded in chunks, see `stream
 
 import struct
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -168,10 +169,9 @@ def read(
     kind, length = header.kind_of(context.mechanism.code), context.template.length
     front, rest = header.read(data, kind, length, _expectation(context, layout))
     offsets = bool(front.flags & header.OFFSETS)
-    if segment is not None:
-        require(0 <= segment < len(layout.lengths), "segment", segment, f"below {len(layout.lengths)}")
-        if not offsets:
-            raise WireError("the message has no offsets: one segment cannot be read alone")
+    wanted = _wanted(context, layout, segment)
+    if segment is not None and not offsets:
+        raise WireError("the message has no offsets: one segment cannot be read alone")
     cursor = side.Cursor(rest)
     escaped = exceptions.read(cursor) if front.flags & header.EXCEPTIONS else None
     alone = cursor.rest(context.template.side)
@@ -190,7 +190,7 @@ def read(
     model = _model(context, layout, message_side)
     plain = exceptions.empty(context)
     for i, (first, last) in enumerate(ranges):
-        if segment is not None and not _holds(layout, i, segment):
+        if not _holds(layout, i, wanted):
             continue
         streams.code(readers[i], context, model, layout.block, (first, last), weight, plain, read_into=True)
     return exceptions.merge(plain, escaped, message, context)
@@ -211,9 +211,28 @@ def _bodies(cursor: side.Cursor, count: int | None) -> list[bytes]:
     return bodies
 
 
-def _holds(layout: _Layout, stream: int, segment: int) -> bool:
-    """Whether a stream has coordinates of a segment: its own, or the one in which its first block begins."""
-    first = int(np.sum(layout.lengths[:segment]))
-    last = first + layout.lengths[segment]
+def _wanted(context: Context, layout: _Layout, segment: int | None) -> tuple[int, int]:
+    """The first coordinate that is asked for, and the one behind the last.
+
+    Args:
+      context: what sender and receiver know.
+      layout: of its messages.
+      segment: number of a tensor, empty ones counted; None: all are asked for.
+
+    Raises:
+      ConfigError: there is no such tensor.
+    """
+    if segment is None:
+        return 0, layout.size
+    lengths = context.mechanism.code.segments or (layout.size,)
+    known = isinstance(segment, Integral) and not isinstance(segment, bool) and 0 <= segment < len(lengths)
+    require(known, "segment", segment, f"a whole number below {len(lengths)}, the number of tensors")
+    first = sum(lengths[:segment])
+    return first, first + lengths[segment]
+
+
+def _holds(layout: _Layout, stream: int, wanted: tuple[int, int]) -> bool:
+    """Whether a stream has wanted coordinates: its own, or those of the block that begins before them."""
+    first, last = wanted
     low, high = layout.bounds[stream] * layout.block, layout.bounds[stream + 1] * layout.block
     return bool(low < last and first < high)

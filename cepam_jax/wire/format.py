@@ -30,9 +30,12 @@ _LENGTHS = 2**31  # of updates, whose coordinates int32 counts
 
 def key_words(key: jax.Array) -> np.ndarray:
     """The words of a PRNG key (typed or raw), uint32[2 or 4]."""
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
-    return np.asarray(key)
+    words = np.asarray(key)
+    fits = words.dtype == np.uint32 and words.shape in ((2,), (4,))
+    require(fits, "shared", f"{words.dtype}{list(words.shape)}", "one PRNG key, such as jax.random.key(1)")
+    return words
 
 
 def host_knobs(knobs: Knobs) -> Knobs:

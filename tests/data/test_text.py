@@ -73,11 +73,20 @@ def test_windows_reach_from_beginning_to_end(length, stride):
     for window, counts in zip(found, lengths, strict=True):
         np.testing.assert_array_equal(window[:counts], np.arange(window[0], window[0] + counts))
         assert not window[counts:].any()
-    assert found[0, 0] == 1 and found[-1].max() == length
-    if length >= 9 >= stride:
-        assert set(found.ravel()) == set(codes)
-    if length >= 9:
-        assert (lengths == 9).all()
+    assert found[0, 0] == 1
+    if stride < 9:
+        assert found[-1].max() == length and set(found[found > 0]) == set(codes)
+        assert length < 9 or (lengths == 9).all()
+
+
+@pytest.mark.parametrize("stride", [9, 10, 20])
+def test_windows_that_do_not_overlap_have_no_character_twice(stride):
+    """An epsilon for examples of which each has its own characters is asked for with such a stride."""
+    for length in range(10, 60):
+        found, lengths = text.windows(np.arange(1, length + 1, dtype=np.uint8), 9, stride)
+        inside = found[found > 0]
+        assert len(set(inside)) == len(inside) and (lengths >= 2).all()
+        assert len(found) == len(range(0, length - 1, stride))
 
 
 @pytest.mark.parametrize("length", [2, 8, 9, 10, 16, 17, 18, 40])

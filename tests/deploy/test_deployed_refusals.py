@@ -6,12 +6,14 @@ import json
 import os
 import struct
 
+import numpy as np
 import pytest
 
 pytest.importorskip("cryptography", reason="NO CRYPTOGRAPHY: pip install -r requirements-deploy.txt")
 
 from deploy import federation
 
+from cepam_jax import privacy
 from cepam_jax.deploy import agreement, envelope, joining, keys, spent, store
 from cepam_jax.deploy.envelope import Envelope, Refused
 from cepam_jax.errors import (
@@ -21,6 +23,7 @@ from cepam_jax.errors import (
     DatasetError,
     WorkdirInUseError,
 )
+from cepam_jax.run import allowed, guarantees
 
 
 @pytest.fixture(scope="module")
@@ -470,12 +473,35 @@ def test_two_commits_are_two_versions(tmp_path):
 def test_nothing_is_counted_on_draws(ends):
     """Whoever watches the links knows who was drawn; the report says so, and that a round is open."""
     text = spent.report(ends.server)
-    assert "nothing is counted on draws" in text and "metrics.jsonl" not in text
+    assert "nothing is counted on hidden draws" in text and "metrics.jsonl" not in text
     assert "the open round" in text and "rounds that failed" not in text
-    config = federation.small(clients_per_round=4)
-    config.privacy.relation, config.privacy.target_epsilon = "replace", 100.0
-    with pytest.raises(ConfigError, match="target_epsilon"):
-        agreement.check(config)
+
+
+@pytest.mark.parametrize("relation", ["add_remove", "replace"])
+def test_gamma_and_rounds_are_chosen_without_hidden_draws(relation):
+    """With them a target was met that the deployment's own report exceeds."""
+    counts = np.full(200, 7)
+    config = federation.small(num_clients=200, clients_per_round=10, rounds=40)
+    config.privacy.relation, config.privacy.target_epsilon = relation, 1.5
+
+    def spent_by(chosen, rounds, watched):
+        found = guarantees.federation_of(chosen, counts, rounds, watched=watched)
+        return float(privacy.report(found, config.privacy.delta)[0].epsilon.max())
+
+    for watched in (True, False):
+        chosen = guarantees.calibrated(config, counts, watched)
+        assert spent_by(chosen, 40, watched) == pytest.approx(1.5, rel=1e-3)
+    assert spent_by(chosen, 40, watched=True) > 1.6  # the twin counts on what cannot be known
+    chosen = guarantees.calibrated(config, counts, watched=True)
+    chosen.rounds = 80
+    rounds = guarantees.rounds_within_budget(chosen, counts, watched=True)
+    assert spent_by(chosen, rounds, True) <= 1.5 < spent_by(chosen, rounds + 1, True)
+    assert rounds < guarantees.rounds_within_budget(chosen, counts)
+    config.privacy.target_epsilon = 0.0
+    config.needs.profiles, config.needs.clients = "all: epsilon 1.5 against released_model", "200 all"
+    segments = ((650,),)
+    few, many = (allowed.largest(config, counts, segments, watched).gamma[0] for watched in (True, False))
+    assert few < 0.95 * many
 
 
 def test_keys_are_the_owners_alone(tmp_path):

@@ -1,5 +1,6 @@
 """Integers for secure sums: rotation, decoding, the law of the error, the modulus, bytes, what is refused."""
 
+import dataclasses
 import functools
 
 import jax
@@ -196,6 +197,10 @@ def test_bytes_are_the_bits_of_the_modulus():
     assert bits == 3000 * modulus + 16 and bits / 8 <= len(data) <= 1.02 * bits / 8 + 30
     with pytest.raises(WireError):
         wire.unpack(data, plain, jax.random.key(9), KNOBS, 3000)
+    for wrong in (-1, 22, 880):
+        side = {**message.side["chain"], "bits": jnp.full(1, wrong, jnp.int32)}
+        with pytest.raises(WireError, match=f"says that its integers have {wrong} bits"):
+            wire.pack(dataclasses.replace(message, side={"chain": side}), plain, KEYS.shared, KNOBS)
     error = mechanism.decode(KEYS.shared, message, KNOBS) - mechanism.reference(x, KNOBS)
     assert np.mean(np.square(error)) == pytest.approx(float(mechanism.variance(x, KNOBS)), rel=0.15)
 

@@ -23,6 +23,50 @@ def test_clip_bounds_the_norm_and_keeps_short_updates(norm, scale):
 
 
 @pytest.mark.parametrize("norm", transforms.NORMS)
+@pytest.mark.parametrize("size", [8e37, 9e37, 1.7e38, 3.3e38])
+def test_clip_bounds_what_is_nearly_too_large_for_a_float(norm, size):
+    """Above 2^126 a reciprocal is denormal, zero on many platforms, and so was every norm by it."""
+    x = jnp.array([size, -size / 2, 0.1, 0, 1], jnp.float32)
+    measure, apply = transforms.NORMS[norm], mechanisms.clip(norm).reference
+    for run in (lambda f: f, jax.jit, lambda f: lambda x: jax.jit(jax.vmap(f))(x[None])[0]):
+        assert run(measure)(x) >= 0.99 * size
+        clipped = np.asarray(run(lambda x: apply(x, Knobs(clip=jnp.float32(1))))(x), np.float64)
+        assert np.linalg.norm(clipped, int(norm[1])) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("size", [1e37, 4e37, 9e37, 1.7e38, 3.3e38])
+@pytest.mark.parametrize(
+    "mechanism",
+    [
+        mechanisms.k_level(),
+        mechanisms.binary(),
+        mechanisms.qsgd(),
+        mechanisms.clipped(threshold="max"),
+        mechanisms.clipped(),
+        mechanisms.float16(),
+    ],
+    ids=lambda one: one.about.name,
+)
+def test_quantizers_code_what_is_nearly_too_large_or_say_that_they_cannot(mechanism, size):
+    unit = np.linspace(-1, 1, 16).astype(np.float32)
+    knobs, keys = Knobs(bits=4.0, levels=9.0), mechanisms.Keys(jax.random.key(1), jax.random.key(2))
+
+    def decoded(x):
+        return mechanism.decode(keys.shared, mechanism.encode(keys, x, knobs), knobs)
+
+    found, usual = (np.asarray(jax.jit(decoded)(one), np.float64) for one in (np.float32(size) * unit, unit))
+    near = np.abs(found / size - usual) <= 0.01
+    assert (near | ~np.isfinite(found)).all()
+
+
+def test_norms_and_tensors_that_no_clip_has_are_named():
+    with pytest.raises(ConfigError, match="norm is 'l3'; it must be one of 'l1', 'l2'"):
+        mechanisms.clip("l3")
+    with pytest.raises(ConfigError, match="number of tensors is 0"):
+        mechanisms.clip("l2", ()).reference(jnp.zeros(0), Knobs(clip=1.0))
+
+
+@pytest.mark.parametrize("norm", transforms.NORMS)
 def test_a_clip_of_each_tensor_keeps_the_bound_of_the_whole(norm):
     """Also where all tensors are long; a short one among long ones is left as it is."""
     segments, knobs = (3, 50, 7), Knobs(clip=jnp.float32(2))

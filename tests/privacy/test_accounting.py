@@ -10,6 +10,7 @@ from scipy import optimize, stats
 from cepam_jax import privacy
 from cepam_jax.errors import ConfigError
 from cepam_jax.privacy import Federation, ObservedDraws, Phase, releases
+from cepam_jax.privacy.accounting import rounded_up
 from cepam_jax.privacy.events import ADVERSARIES
 
 DELTA = 1e-5
@@ -351,3 +352,11 @@ def test_the_report_names_adversary_unit_delta_and_relation():
     assert "no protection" in weak and "no protection" not in privacy.text(federation(9.0), DELTA)
     mixed = privacy.text(federation(np.linspace(1, 2, 5), 5), DELTA)
     assert "over clients" in mixed
+
+
+def test_a_printed_epsilon_is_not_below_the_one_that_was_found():
+    for value in (2.0004, 1.99999, 20, 20.0000001, 1.23449e-5, 98765.4, 9.9999, 1e6, 3.0):
+        shown = rounded_up(value)
+        assert value * (1 - 1e-8) <= float(shown) <= 1.00101 * value
+        assert len(shown.replace(".", "").lstrip("0").split("e")[0]) <= 4
+    assert rounded_up(2.0004) == "2.001" and rounded_up(3.0) == "3"

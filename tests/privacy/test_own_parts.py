@@ -10,6 +10,7 @@ import pytest
 from test_simulation import NOISE, federation
 
 from cepam_jax import mechanisms
+from cepam_jax.federated import central
 from cepam_jax.mechanisms import Keys, Knobs, Transform
 from cepam_jax.privacy import accounting, audit
 from cepam_jax.run import guarantees
@@ -64,6 +65,10 @@ SILENCERS = {
         Transform("gate", forward=lambda keys, x, knobs: (gate(x, 0.6), None), keeps=("l2",)),
         lambda own: (mechanisms.add_noise("gaussian"), own, mechanisms.identity()),
     ),
+    "a step after it, in a chain of its own": (
+        Transform("gate", forward=lambda keys, x, knobs: (gate(x, 0.6), None), keeps=("l2",)),
+        lambda own: (mechanisms.add_noise("gaussian"), mechanisms.chain(own, mechanisms.identity())),
+    ),
 }
 
 
@@ -78,6 +83,30 @@ def test_noise_that_an_own_transform_may_remove_is_not_counted_for_others(name):
     summed = printed(mechanism, sigma, about=mechanism.about._replace(summable=True))
     assert summed < attacked <= printed(mechanism, sigma)
     assert proved(mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq()), sigma) <= summed
+
+
+def test_a_quantizer_whose_step_follows_from_noised_updates_does_not_leave_their_noise_in_the_sum():
+    """Half of an error's law is not enough: its scale, which others see, is that of one client's noise."""
+    steps = mechanisms.clip("l2"), mechanisms.add_noise("gaussian")
+    rates = {rate: mechanisms.chain(*steps, mechanisms.sdq(rate=rate)) for rate in ("step", "bits")}
+    assert rates["step"].about.summable and not rates["bits"].about.summable
+    unstated = mechanisms.identity()
+    unstated = unstated._replace(about=unstated.about._replace(leaves_noise=False))
+    assert not mechanisms.chain(*steps, unstated).about.summable
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_a_step_without_a_norm_sends_is_clipped_before_the_server_adds_noise(nested):
+    """Otherwise one client moved the sum ten times as far as the printed epsilon counts on."""
+    louder = Transform("louder", forward=lambda keys, x, knobs: (10 * x, None))
+    after = (mechanisms.chain(louder, mechanisms.sdq()),) if nested else (louder, mechanisms.sdq())
+    about = mechanisms.chain(mechanisms.clip("l2"), *after).about
+    plain = mechanisms.chain(mechanisms.clip("l2"), mechanisms.sdq()).about
+    knobs = Knobs(clip=jnp.float32(1))
+    far = jnp.full(4, 5.0)
+    assert plain.independent and not about.independent
+    assert jnp.linalg.norm(central.bounded(about, far, knobs, drawn_alone=False)) < 1.001
+    np.testing.assert_array_equal(central.bounded(plain, far, knobs, drawn_alone=False), far)
 
 
 def test_transforms_of_this_project_leave_the_noise_in_the_sum():

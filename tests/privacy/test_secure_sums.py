@@ -158,6 +158,21 @@ def test_too_large_a_step_has_no_guarantee_or_one_that_says_so():
     assert math.isinf(row.epsilon[0]) and "too large beside the noise" in row.text()
 
 
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"survivors": 6}, "survivors is 6; it must be 0, or at most 5"),
+        ({"survivors": 0, "colluders": 5}, "colluders is 5; it must be below 5"),
+        ({"survivors": 2, "colluders": 3}, "colluders is 3; it must be below 2"),
+    ],
+)
+def test_sums_without_any_noise_are_refused(changes, field):
+    federation = guarantees.federation_of(config_of(num_clients=5), np.full(5, 10))
+    wrong = federation._replace(summed=federation.summed._replace(**changes))
+    with pytest.raises(ConfigError, match=field):
+        privacy.report(wrong, 1e-5)
+
+
 def test_where_noises_do_not_add_up_a_client_has_its_own():
     federation = guarantees.federation_of(config_of(), np.full(6, 10))
     own = rows()["decoded_updates"].epsilon[0]

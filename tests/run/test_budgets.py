@@ -10,6 +10,7 @@ from cepam_jax import federated, mechanisms
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError
 from cepam_jax.federated import control
 from cepam_jax.federated.control import CONTROLS, Control
+from cepam_jax.privacy.accounting import rounded_up
 from cepam_jax.run import build, guarantees, ledger
 from cepam_jax.run.config import validate
 from cepam_jax.run.training import train, train_many
@@ -49,7 +50,7 @@ def test_a_run_prints_the_epsilon_of_its_budget_from_the_first_round_on(rule, tm
         assert same(line["epsilon"], whole)
     text = (tmp_path / "privacy.txt").read_text()
     assert text.count("on a budget fixed beforehand that holds whatever earlier results led to") == 3
-    assert f"epsilon = {whole['released_model']:.4g} " in text
+    assert f"epsilon = {rounded_up(whole['released_model'])} " in text
     book = ledger.read((tmp_path / "ledger.jsonl").read_text())
     spent = sum(e.rounds * (0.2 / float(e.knobs.sigma)) ** 2 for e in book.entries)
     assert 0 < spent <= 6 and (len(book.entries) > 1 or rule == "plateau")

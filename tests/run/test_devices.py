@@ -14,7 +14,8 @@ from run import spread_digits
 
 from cepam_jax import mechanisms
 from cepam_jax.data import sources
-from cepam_jax.run import build, training
+from cepam_jax.errors import ConfigError
+from cepam_jax.run import build, runtime, training
 from cepam_jax.run.checkpoints import Checkpoints
 from cepam_jax.run.metrics import read_lines
 from configs import digits
@@ -162,3 +163,12 @@ def test_bad_numbers_of_processes_are_named(tmp_path, root, flags, message):
     )
     text = process.communicate(timeout=120)[0]
     assert process.returncode == 1 and message in text
+
+
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [(("127.0.0.1:1", 0, -1), "coordinator"), (("", 2, -1), "num_processes"), (("", 0, 0), "process_id")],
+)
+def test_numbers_of_processes_alone_are_not_ignored(given, flag):
+    with pytest.raises(ConfigError, match=f"--{flag} is 'given'; it must be left out without --distributed"):
+        runtime.start(0, False, *given)

@@ -323,6 +323,21 @@ def test_a_round_that_fails_is_counted_for_what_left_the_clients(at, monkeypatch
     assert not book.refused
 
 
+def test_a_run_does_not_end_before_a_round_that_failed(monkeypatch, tmp_path):
+    """Its updates were sent, and those of rounds before it in its block: a shorter run would forget them."""
+    failing(monkeypatch, 3)
+    with pytest.raises(NonFiniteUpdateError):
+        run(tmp_path, **FAILS)
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    for rounds in (2, 3):
+        with pytest.raises(CheckpointMismatchError, match="of which round 4 failed after its updates"):
+            run(tmp_path, **FAILS | {"rounds": rounds})
+        unchanged = {path: path.read_bytes() for path in before if path.name != "lock.json"}
+        assert unchanged == {path: text for path, text in before.items() if path.name != "lock.json"}
+    with pytest.raises(NonFiniteUpdateError):
+        run(tmp_path, **FAILS | {"rounds": 4})
+
+
 def test_a_round_that_fails_no_longer_has_used_its_noise_twice(monkeypatch, tmp_path):
     failing(monkeypatch, 3)
     with pytest.raises(NonFiniteUpdateError):

@@ -17,7 +17,7 @@ import pytest
 from cepam_jax import files, mechanisms
 from cepam_jax.data import sources
 from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError, ConfigError, WorkdirInUseError
-from cepam_jax.run import build, checkpoints, guarantees, locks, records, training
+from cepam_jax.run import build, checkpoints, data_kept, guarantees, locks, records, training
 from cepam_jax.run.metrics import MetricsFile, lines_up_to, parse, read_lines
 from configs import digits
 
@@ -298,6 +298,22 @@ def test_no_line_of_another_run_stays(run, tmp_path, capsys):
         assert (run / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
     assert (run / "metrics.damaged.jsonl").read_bytes() == before
     assert "no config.json says whose lines" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_data(run, monkeypatch):
+    """A folder that was prepared anew under its old name, or a data set of one's own that has changed."""
+    data = sources.load_examples("digits", "", sources.options_of(small()))
+    swapped = {name: np.roll(array, 1, axis=0) for name, array in data.train.items()}
+    other = data._replace(train=swapped)
+    assert data_kept.digest(other) != data_kept.digest(data) == (run / "data.sha256").read_text().strip()
+    before = content(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.sources, "load_examples", lambda *given: other)
+        with pytest.raises(CheckpointMismatchError, match="a run on other examples than these"):
+            train(run, rounds=8)
+    assert content(run) == before
+    (run / "data.sha256").unlink()  # as in a run of an earlier version
+    assert len(train(run, rounds=8)) == 5 and (run / "data.sha256").exists()
 
 
 def test_a_run_stopped_before_its_first_block_begins_again_without_a_word(run, finished, capsys):

@@ -149,8 +149,28 @@ def test_one_tensor_is_read_alone(lattice, segment):
     assert len(data) - len(plain) <= 12 * len(SEGMENTS)
     with pytest.raises(WireError, match="has no offsets"):
         wire.unpack(plain, mechanism, KEYS.shared, KNOBS, len(whole), segment=segment)
-    with pytest.raises(ConfigError, match="segment is 3; it must be below 3"):
-        wire.unpack(data, mechanism, KEYS.shared, KNOBS, len(whole), segment=3)
+    for wrong in (3, -1, 1.5, True):
+        with pytest.raises(ConfigError, match=f"segment is {wrong}; it must be a whole number below 3"):
+            wire.unpack(data, mechanism, KEYS.shared, KNOBS, len(whole), segment=wrong)
+
+
+def test_empty_tensors_count_when_one_is_read_alone():
+    mechanism = mechanisms.lrsuq("gaussian", "Z1", (5, 0, 33, 2))
+    message = mechanism.encode(KEYS, programs.updates(40), KNOBS)
+    data = wire.pack(message, mechanism, KEYS.shared, KNOBS, offsets=True)
+    whole = np.asarray(mechanism.decode(KEYS.shared, message, KNOBS))
+    for number, here in enumerate((slice(0, 5), slice(5, 5), slice(5, 38), slice(38, 40))):
+        back = wire.unpack(data, mechanism, KEYS.shared, KNOBS, 40, segment=number)
+        np.testing.assert_array_equal(mechanism.decode(KEYS.shared, back, KNOBS)[here], whole[here])
+        elsewhere = np.delete(np.asarray(back.symbols), np.r_[here])
+        assert not elsewhere.any()
+
+
+@pytest.mark.parametrize("key", [np.arange(2), np.zeros((3, 2), np.uint32), jax.random.split(KEYS.shared, 3)])
+def test_what_is_no_key_is_named(key):
+    mechanism = segmented("Z1")[0]
+    with pytest.raises(ConfigError, match=r"shared is '.*'; it must be one PRNG key"):
+        wire.pack(segmented("Z1")[1], mechanism, key, KNOBS)
 
 
 def test_the_header_is_small():
