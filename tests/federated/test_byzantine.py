@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from federated.test_rounds import CLIENTS, SIZE, as_local_update, federation, local_update, make, start
+from mechanisms.programs import FAST
 
 from cepam_jax import federated, mechanisms
 from cepam_jax.errors import ConfigError
@@ -49,7 +50,23 @@ def combine(rule, updates, noise=None, key=None):
     n, d = updates.shape
     facts = Facts(jnp.arange(n), jnp.ones(n), noise=noise, key=jax.random.key(0) if key is None else key)
     state = rule.initialize(d) if rule.initialize else None
-    return np.asarray(gathering.combined(rule, state, updates, facts)[0])
+    return np.asarray(combining(rule)(state, updates, facts))
+
+
+@functools.lru_cache(maxsize=8)
+def combining(rule):
+    """The rule as one program: outside of one, each of its loops is compiled at every call."""
+    return jax.jit(lambda *given: gathering.combined(rule, *given)[0], compiler_options=FAST)
+
+
+def lying(name, strength, seen):
+    """What liars of an attack send, by one program."""
+    static = (seen.norm, seen.aggregate)
+
+    def run(strength, *arrays):
+        return lied(ATTACKS[name], Seen(*arrays, *static), strength)
+
+    return jax.jit(run, compiler_options=FAST)(jnp.float32(strength), *seen[:4])
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -90,7 +107,7 @@ def test_attacks_equal_those_of_byzfl(name):
         jnp.linalg.norm,
         functools.partial(combine_traced, chosen),
     )
-    sent = lied(ATTACKS[attack], seen, ATTACKS[attack].strength)
+    sent = lying(attack, ATTACKS[attack].strength, seen)
     np.testing.assert_array_equal(sent[: len(honest)], honest)
     for row in sent[len(honest) :]:
         np.testing.assert_allclose(row, found["results"][name], rtol=1e-3, atol=1e-4)
@@ -171,12 +188,11 @@ def test_known_noise_brings_a_mean_nearer():
 
 def test_a_weighted_median_is_a_median_of_copies():
     random = np.random.default_rng(6)
+    median = jax.jit(federated.aggregation.coordinates.coordinate_median, compiler_options=FAST)
     for _ in range(20):
         updates, copies = random.normal(size=(5, 3)), random.integers(1, 5, 5)
         whole = np.median(np.repeat(updates, copies, axis=0), axis=0)
-        here = federated.aggregation.coordinates.coordinate_median(
-            jnp.asarray(updates), jnp.asarray(copies, jnp.float32)
-        )
+        here = median(jnp.asarray(updates), jnp.asarray(copies, jnp.float32))
         np.testing.assert_allclose(here, whole, rtol=1e-6)
 
 
@@ -196,7 +212,7 @@ def test_what_is_refused_is_as_if_it_were_not_there(name, noise, before):
             jnp.arange(len(rows)), jnp.ones(len(rows)), jnp.asarray(30 * deviations**2), taken=chosen
         )
         state = rule.initialize(30) if rule.initialize else None
-        return np.asarray(gathering.combined(rule, state, jnp.asarray(rows, jnp.float32), facts)[0])
+        return np.asarray(combining(rule)(state, jnp.asarray(rows, jnp.float32), facts))
 
     without = found(updates[taken], sigma[taken], None)
     np.testing.assert_allclose(found(updates, sigma, jnp.asarray(taken)), without, rtol=1e-3, atol=1e-4)
@@ -205,12 +221,13 @@ def test_what_is_refused_is_as_if_it_were_not_there(name, noise, before):
 
 
 def test_buckets_hold_everybody_once():
+    buckets = jax.jit(distances.buckets, static_argnums=(1, 2), compiler_options=FAST)
     for n, size in itertools.product((7, 8), (1, 2, 3)):
-        mixing = distances.buckets(jax.random.key(n), n, size)
+        mixing = buckets(jax.random.key(n), n, size)
         assert mixing.shape == (-(-n // size), n)
         np.testing.assert_allclose(mixing.sum(1), 1, rtol=1e-6)
         assert ((mixing > 0).sum(0) == 1).all()
-    assert (distances.buckets(jax.random.key(0), 8, 2) != distances.buckets(jax.random.key(1), 8, 2)).any()
+    assert (buckets(jax.random.key(0), 8, 2) != buckets(jax.random.key(1), 8, 2)).any()
 
 
 @pytest.mark.parametrize(
@@ -254,23 +271,27 @@ def liars(*numbers):
     return jnp.isin(jnp.arange(CLIENTS), jnp.asarray(numbers))
 
 
-def one_round(attack, aggregator, fed=None, **plan):
+def one_round(attack, aggregator, fed=None, name="lrsuq_gaussian_z1", **plan):
     fed = (fed or federation())._replace(liars=liars(1, 4), strength=jnp.float32(attack.strength))
-    _, run, more = make(attack=attack, aggregator=guarded(aggregator, True), **plan)
+    _, run, more = make(name, attack=attack, aggregator=guarded(aggregator, True), **plan)
     fed = fed._replace(knobs=fed.knobs._replace(**more))
     state = start()._replace(aggregator=jnp.zeros(SIZE) if aggregator.from_last else None)
-    return jax.jit(run)(state, fed)
+    return jax.jit(run, compiler_options=FAST)(state, fed)
 
 
 def test_a_round_aggregates_what_liars_send():
     """By hand: five honest updates with mean m, and twice -3 m, in a mean over seven."""
     mechanism, _, _ = make()
+    through = jax.jit(
+        lambda keys, x, knobs: mechanism.decode(keys.shared, mechanism.encode(keys, x, knobs), knobs),
+        compiler_options=FAST,
+    )
     fed, decoded, scales = federation(), [], []
     for k in range(CLIENTS):
         knobs = jax.tree.map(lambda a, k=k: a[k], fed.knobs)
         key, keys = client_keys(fed, 0, k)
         update, _, scale = local_update(start().params, None, fed.rows[k], fed.counts[k], fed.steps[k], key)
-        decoded.append(mechanism.decode(keys.shared, mechanism.encode(keys, update, knobs), knobs))
+        decoded.append(through(keys, update, knobs))
         scales.append(scale)
     honest = np.mean([x for k, x in enumerate(decoded) if k not in (1, 4)], axis=0)
     state, report = one_round(attacks.Attack(attacks.sign_flip, 3.0), AGGREGATORS["mean"], per_chunk=3)
@@ -293,7 +314,11 @@ def test_every_attack_runs_and_the_check_refuses_what_is_too_large(rule, name):
     aggregator = robust(rule, tolerated=2) if rule in RULES else AGGREGATORS[rule]
     fed = federation()
     fed = fed._replace(knobs=fed.knobs._replace(sigma=jnp.full(CLIENTS, 0.1)))
-    state, report = one_round(attack, aggregator, fed, false_alarm=1e-9)
+    # Through the quantizer once: what liars and the check do to decoded updates, whoever decoded them.
+    channel = (
+        "lrsuq_gaussian_z1" if (rule, name) == ("centered_clipping", "dither_abuse") else "noise_gaussian"
+    )
+    state, report = one_round(attack, aggregator, fed, channel, false_alarm=1e-9)
     told = report.participants
     assert bool(report.ran) and np.isfinite(state.params["w"]).all()
     refused = 1 - np.asarray(told.admitted)
@@ -318,7 +343,7 @@ def test_honest_updates_that_are_refused_stay_refused_under_an_attack(monkeypatc
         knobs=fed.knobs._replace(sigma=jnp.full(CLIENTS, 1.0), clip=jnp.linspace(0.1, 9, CLIENTS))
     )
     _, run, _ = make(aggregator=guarded(AGGREGATORS["mean"], False, True), false_alarm=0.01)
-    _, plain = jax.jit(run)(start(), fed)
+    _, plain = jax.jit(run, compiler_options=FAST)(start(), fed)
     _, report = one_round(ATTACKS["mimic"], AGGREGATORS["mean"], fed, false_alarm=0.01)
     honest = ~np.asarray(liars(1, 4))
     expected = np.asarray(plain.participants.admitted)[honest]
@@ -335,16 +360,16 @@ def test_a_client_whose_training_diverged_sends_noise_alone_under_a_check():
 
     rule = guarded(AGGREGATORS["mean"], False, True)
     _, run, _ = make(aggregator=rule, local_update=as_local_update(poisoned), false_alarm=1e-9)
-    state, report = jax.jit(run)(start(), federation())
+    state, report = jax.jit(run, compiler_options=FAST)(start(), federation())
     assert bool(report.ran) and np.isfinite(state.params["w"]).all()
     np.testing.assert_array_equal(report.participants.admitted, np.ones(CLIENTS))
 
 
 def test_nan_of_a_liar_ends_no_round_with_a_check_and_fails_it_without():
     attack = ATTACKS["not_finite"]
-    _, report = one_round(attack, AGGREGATORS["mean"])
+    _, report = one_round(attack, AGGREGATORS["mean"], name="noise_gaussian")
     assert not bool(report.ran)
-    _, report = one_round(attack, AGGREGATORS["mean"], false_alarm=1e-6)
+    _, report = one_round(attack, AGGREGATORS["mean"], name="noise_gaussian", false_alarm=1e-6)
     assert bool(report.ran)
 
 
@@ -367,7 +392,9 @@ def test_norms_keep_their_false_alarm_on_both_sides(law, length):
         decoded = mechanism.decode(keys.shared, mechanism.encode(keys, x, knobs), knobs)
         return admission.norm(mechanism.about, decoded)
 
-    norms = np.asarray(jax.jit(jax.vmap(norm_of))(jax.random.split(jax.random.key(0), 20_000)))
+    norms = np.asarray(
+        jax.jit(jax.vmap(norm_of), compiler_options=FAST)(jax.random.split(jax.random.key(0), 20_000))
+    )
     most = alarm + 5 * np.sqrt(alarm / 20_000)
     assert ((norms < limits.least) | (norms > limits.most)).mean() <= most
     inside = np.quantile(norms, [0.05, 0.95])
@@ -414,9 +441,9 @@ def test_a_check_without_a_limit_is_refused(mechanism, text):
         admission.check(mechanism.about)
 
 
-@pytest.mark.parametrize("law", ["gaussian", "laplace"])
-@pytest.mark.parametrize("name", ["sign_flip", "mimic", "dither_abuse", "little_is_enough"])
-def test_liars_pass_the_check_with_noise_of_their_own(name, law):
+@functools.cache
+def honest_messages(law):
+    """(A mechanism with noise of a law, the limits of its decoded updates, eight of them)."""
     mechanism = mechanisms.chain(mechanisms.clip("l2" if law == "gaussian" else "l1"), mechanisms.lrsuq(law))
     knobs, d, n = Knobs(sigma=0.3, clip=2.0), 400, 8
     limits = admission.limits(mechanism.about, knobs, d, 1e-6)
@@ -426,15 +453,24 @@ def test_liars_pass_the_check_with_noise_of_their_own(name, law):
         keys = Keys(*jax.random.split(key))
         return mechanism.decode(keys.shared, mechanism.encode(keys, one, knobs), knobs)
 
+    run = jax.jit(jax.vmap(decoded), compiler_options=FAST)
+    return mechanism, limits, run(jax.random.split(jax.random.key(0), n), x)
+
+
+@pytest.mark.parametrize("law", ["gaussian", "laplace"])
+@pytest.mark.parametrize("name", ["sign_flip", "mimic", "dither_abuse", "little_is_enough"])
+def test_liars_pass_the_check_with_noise_of_their_own(name, law):
+    mechanism, limits, decoded = honest_messages(law)
+    n = len(decoded)
     seen = Seen(
-        jax.vmap(decoded)(jax.random.split(jax.random.key(0), n), x),
+        decoded,
         jnp.arange(n) >= 5,
         jax.random.key(1),
         admission.Limits(*(jnp.full(n, limit) for limit in limits)),
         admission.norm_of(mechanism.about),
         lambda sent: sent.mean(0),
     )
-    sent = lied(ATTACKS[name], seen, ATTACKS[name].strength)
+    sent = lying(name, ATTACKS[name].strength, seen)
     taken = jax.vmap(lambda one: admission.admitted(mechanism.about, one, limits)[1])(sent)
     # 1.5 deviations more in each coordinate are too much noise.
     np.testing.assert_array_equal(taken, [name != "little_is_enough" or k < 5 for k in range(n)])
@@ -464,17 +500,19 @@ def test_a_directed_search_finds_lies_that_are_taken(rule):
     seen = Seen(updates, lies, jax.random.key(0), limits, jnp.linalg.norm, aggregate)
     mean, way = attacks.honest_mean(seen), attacks._way(seen, attacks.little_is_enough)
 
-    def sent(name, strength=1.0):
-        return lied(ATTACKS[name], seen, strength)
-
     def carried(updates):
-        return float(jnp.vdot(aggregate(updates) - mean, way))
+        return jnp.vdot(aggregate(updates) - mean, way)
 
-    directed = sent("directed_little")
-    assert taken(directed)[n - f :].all() and not taken(sent("optimal_little"))[n - f :].any()
-    grid = [carried(sent("little_is_enough", x)) for x in np.geomspace(0.05, 30, 150)]
-    assert carried(directed) > 0.9 * max(grid) > 2 * carried(sent("little_is_enough", 0.125))
-    assert carried(directed) > 5 * carried(sent("optimal_little"))
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def by_strength(strengths):
+        return jax.lax.map(lambda x: carried(lied(ATTACKS["little_is_enough"], seen, x)), strengths)
+
+    directed, optimal = (lying(name, 1.0, seen) for name in ("directed_little", "optimal_little"))
+    assert taken(directed)[n - f :].all() and not taken(optimal)[n - f :].any()
+    grid = by_strength(jnp.asarray([0.125, *np.geomspace(0.05, 30, 150)], jnp.float32))
+    found, nearest = jax.jit(jax.vmap(carried), compiler_options=FAST)(jnp.stack([directed, optimal]))
+    assert found > 0.9 * grid[1:].max() > 2 * grid[0]
+    assert found > 5 * nearest
 
 
 def test_an_aggregate_that_is_no_number_is_not_what_a_search_chooses():
@@ -486,7 +524,7 @@ def test_an_aggregate_that_is_no_number_is_not_what_a_search_chooses():
 
     seen = Seen(updates, jnp.arange(6) >= 4, jax.random.key(0), limits, jnp.linalg.norm, aggregate)
     for name in ("directed_little", "directed_inner_product"):
-        assert np.isfinite(aggregate(lied(ATTACKS[name], seen, 1.0))).all()
+        assert np.isfinite(aggregate(lying(name, 1.0, seen))).all()
 
 
 def test_a_liar_that_knows_the_dither_chooses_what_is_decoded():
@@ -494,8 +532,10 @@ def test_a_liar_that_knows_the_dither_chooses_what_is_decoded():
     mechanism, knobs = mechanisms.lrsuq("gaussian"), Knobs(sigma=0.05)
     keys = Keys(jax.random.key(1), jax.random.key(2))
     target = jnp.linspace(-3, 3, 500)
-    message = mechanism.encode(keys, jnp.zeros(500), knobs)
+    encode = jax.jit(mechanism.encode, compiler_options=FAST)
+    message = encode(keys, jnp.zeros(500), knobs)
 
+    @functools.partial(jax.jit, compiler_options=FAST)
     def decoded(symbols):
         return mechanism.decode(keys.shared, dataclasses.replace(message, symbols=symbols), knobs)
 
@@ -503,7 +543,8 @@ def test_a_liar_that_knows_the_dither_chooses_what_is_decoded():
     origin, step = decoded(zero), decoded(zero + 1) - decoded(zero)
     forged = decoded(jnp.round((target - origin) / step).astype(jnp.int32))
     assert (np.abs(forged - target) <= 0.51 * np.abs(step)).all()
-    honest = mechanism.decode(keys.shared, mechanism.encode(keys, target, knobs), knobs)
+    sent = encode(keys, target, knobs)
+    honest = jax.jit(mechanism.decode, compiler_options=FAST)(keys.shared, sent, knobs)
     # Honest encoding adds the noise that hides it: over all accepted proposals the error is Gaussian.
     assert np.std(honest - target) > 0.04
 
@@ -516,8 +557,10 @@ def test_a_rule_over_parts_of_the_coordinates_is_the_same(monkeypatch):
         noise = jnp.linspace(1, 2, 9)
         whole = combine(rule, updates, noise)
         monkeypatch.setattr(gathering, "COORDINATES_AT_A_TIME", 17)
+        combining.cache_clear()
         np.testing.assert_allclose(combine(rule, updates, noise), whole, rtol=1e-4, atol=1e-5)
         monkeypatch.undo()
+        combining.cache_clear()
 
 
 def test_a_rule_by_errors_is_refused_among_liars():
