@@ -60,13 +60,15 @@ def combining(rule):
 
 
 def lying(name, strength, seen):
-    """What liars of an attack send, by one program."""
+    """What liars of an attack, or of one by its name, send: by one program."""
     static = (seen.norm, seen.aggregate)
 
-    def run(strength, *arrays):
-        return lied(ATTACKS[name], Seen(*arrays, *static), strength)
+    attack = ATTACKS[name] if isinstance(name, str) else name
 
-    return jax.jit(run, compiler_options=FAST)(jnp.float32(strength), *seen[:4])
+    def run(strength, cover, *arrays):
+        return lied(attack, Seen(*arrays, *static, cover), strength)
+
+    return jax.jit(run, compiler_options=FAST)(jnp.float32(strength), seen.cover, *seen[:4])
 
 
 @pytest.mark.parametrize("name", SAME)

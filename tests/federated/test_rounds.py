@@ -1,8 +1,11 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from mechanisms.programs import FAST
 
 from cepam_jax import mechanisms
 from cepam_jax.federated import control, participation, rounds, spread
@@ -81,8 +84,16 @@ def make(name="lrsuq_gaussian_z1", **changes):
     return mechanism, rounds.make_round(plan._replace(**changes)), federation_knobs
 
 
+@functools.lru_cache(maxsize=4)
+def alone(mechanism):
+    """The mechanism as programs of its own: outside of one, each operation is compiled for itself."""
+    names = ("encode", "decode", "bits", "reference")
+    return mechanism._replace(**{n: jax.jit(getattr(mechanism, n), compiler_options=FAST) for n in names})
+
+
 def by_hand(mechanism, fed, state, weigh, memory=None, base=0.0):
     """One round as the pseudocode has it, client after client: (mean update, sums, messages' losses)."""
+    mechanism = alone(mechanism)
     top, below, scale, lost = 0.0, 0.0, 0.0, []
     sums = {"bits": 0.0, "signal": 0.0, "noise": 0.0}
     for k in range(CLIENTS):
