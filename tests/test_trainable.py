@@ -25,7 +25,8 @@ def first_path(model):
 
 
 def has_matrices(name, data):
-    return any(leaf.ndim == 2 for leaf in jax.tree.leaves(start(name, data)[1].params))
+    model = jax.eval_shape(made(name, data)[0].initialize, jax.random.key(0))
+    return any(leaf.ndim == 2 for leaf in jax.tree.leaves(model.params))
 
 
 WITH_MATRICES = [pair for pair in ONE_EACH if has_matrices(*pair)]

@@ -23,7 +23,7 @@ SPECIFICATION = (
     (("mean", "float32", (1,)), ("std", "float32", (1,))),
 )
 TASK = image_classification(defaults(), SPECIFICATION)
-PARAMS = TASK.initialize(jax.random.key(0)).params
+PARAMS = jax.jit(TASK.initialize)(jax.random.key(0)).params
 
 
 def update_of(training, row, count, steps, key):
