@@ -64,6 +64,26 @@ def free() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+_fast = [False]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Tests marked `compiled_fast`: programs as XLA's own passes leave them; the others: as users have them.
+
+    The former take two thirds of the time to compile, which is most of the time of a short run. What was
+    compiled the one way is let go of before the other begins, lest a test to the bit compares two compilers.
+    """
+    fast = item.get_closest_marker("compiled_fast") is not None
+    if fast or "jax" in sys.modules:
+        import jax  # noqa: PLC0415  after the variables are set below
+
+        if _fast[0] != fast:
+            free()
+            jax.config.update("jax_disable_most_optimizations", fast)
+            _fast[0] = fast
+
+
 @pytest.fixture(autouse=True)
 def bounded_memory():
     """After a test that left a worker large. Programs that are needed again come from the cache on disk."""

@@ -5,6 +5,7 @@ are followed in tests/test_extend.py.
 """
 
 import contextlib
+import os
 import re
 import runpy
 import shlex
@@ -57,6 +58,8 @@ PROCESSES = (
     "experiments.figures.error_law",
     "experiments.benchmarks.sweeps",
 )
+# That commands and blocks run is tested here; what they print is checked against laws elsewhere.
+pytestmark = pytest.mark.compiled_fast
 # Families with data and tasks of their own, which are small: their runs are only cut to a round.
 OWN_DATA = ("configs/hospitals.py", "configs/graphs.py")
 # Flags that make a module's commands short.
@@ -381,8 +384,9 @@ def test_command(command, tmp_path, monkeypatch):
         run_here(short(MADE, tmp_path / "made"), monkeypatch)
         arguments.append(f"--{earlier[1]}={tmp_path / 'made'}")
     if arguments[1] in PROCESSES:
+        quick = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+            [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, env=quick
         )
         assert done.returncode == 0, done.stderr
     else:

@@ -90,8 +90,8 @@ def clients(
     if not isinstance(examples, Mapping):
         raise DatasetError(f"examples are a {type(examples).__name__}; they must be a dictionary of arrays")
     for name, value in (("number", number), ("seed", seed)):
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
-        require(whole, name, value, "a whole number of at least 0")
+        fits = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
+        require(fits, name, value, "a whole number of at least 0")
     if (owners is None) == (number == 0):
         raise ConfigError("clients(...) needs either owners=, one per example, or number=, of clients")
     arrays = arrays_of(examples)

@@ -169,8 +169,8 @@ def read(
     kind, length = header.kind_of(context.mechanism.code), context.template.length
     front, rest = header.read(data, kind, length, _expectation(context, layout))
     offsets = bool(front.flags & header.OFFSETS)
-    wanted = _wanted(context, layout, segment)
-    if segment is not None and not offsets:
+    wanted = None if segment is None else _wanted(context, layout, segment)
+    if wanted is not None and not offsets:
         raise WireError("the message has no offsets: one segment cannot be read alone")
     cursor = side.Cursor(rest)
     escaped = exceptions.read(cursor) if front.flags & header.EXCEPTIONS else None
@@ -190,7 +190,7 @@ def read(
     model = _model(context, layout, message_side)
     plain = exceptions.empty(context)
     for i, (first, last) in enumerate(ranges):
-        if not _holds(layout, i, wanted):
+        if wanted is not None and not _holds(layout, i, wanted):
             continue
         streams.code(readers[i], context, model, layout.block, (first, last), weight, plain, read_into=True)
     return exceptions.merge(plain, escaped, message, context)
@@ -211,19 +211,17 @@ def _bodies(cursor: side.Cursor, count: int | None) -> list[bytes]:
     return bodies
 
 
-def _wanted(context: Context, layout: _Layout, segment: int | None) -> tuple[int, int]:
-    """The first coordinate that is asked for, and the one behind the last.
+def _wanted(context: Context, layout: _Layout, segment: int) -> tuple[int, int]:
+    """The first coordinate of a tensor, and the one behind its last.
 
     Args:
       context: what sender and receiver know.
       layout: of its messages.
-      segment: number of a tensor, empty ones counted; None: all are asked for.
+      segment: number of the tensor, empty ones counted.
 
     Raises:
       ConfigError: there is no such tensor.
     """
-    if segment is None:
-        return 0, layout.size
     lengths = context.mechanism.code.segments or (layout.size,)
     known = isinstance(segment, Integral) and not isinstance(segment, bool) and 0 <= segment < len(lengths)
     require(known, "segment", segment, f"a whole number below {len(lengths)}, the number of tensors")

@@ -14,6 +14,8 @@ from cepam_jax.run.config import validate
 from cepam_jax.run.records import RunDirectory
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 CLIENTS = 5
 
 

@@ -14,6 +14,8 @@ from cepam_jax.federated import aggregation, gathering
 from cepam_jax.federated.aggregation import AGGREGATORS, Aggregator, Facts, Public
 from cepam_jax.federated.state import client_keys
 
+pytestmark = pytest.mark.compiled_fast
+
 
 def aggregate(rule, updates, counts, errors):
     """What a rule makes of updates f32[n, d], outside of any round."""

@@ -13,6 +13,8 @@ from cepam_jax.federated.state import Behind
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import ledger
 
+pytestmark = pytest.mark.compiled_fast
+
 
 def growing(factor=1.7):
     """A rule with a state: gamma times `factor` after every round, whatever happened."""

@@ -12,6 +12,8 @@ from cepam_jax.run.config import validate
 from cepam_jax.run.lines import summarize
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 TIMES = {"seconds", "seconds_per_round"}
 TOLD = {"bits_per_coordinate", "uplink_bits", "uplink_bits_estimate", "messages_counted", "messages"}
 CLIENTS = 4

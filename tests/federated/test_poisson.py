@@ -34,6 +34,8 @@ from cepam_jax.run.training import train
 from cepam_jax.tasks import Model
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 N, EXPECTED, D = 40, 10, 100_000
 ALARM = 1e-4  # of each test of a law, at a fixed seed
 COUNTS = np.arange(10, 10 + N, dtype=np.int32)

@@ -15,6 +15,8 @@ from cepam_jax.federated.aggregation import AGGREGATORS, Public, Published, of_c
 from cepam_jax.run.config import validate
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 
 def weights_of(tau, deviations):
     deviations = jnp.asarray(deviations, jnp.float32)

@@ -16,6 +16,8 @@ from cepam_jax.run.config import validate
 from cepam_jax.run.training import train, train_many
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 COUNTS = np.full(10, 140)
 RULES = ("plateau", "signal_to_noise", "greedy")
 OUTSIDERS = ("released_model", "colluding_clients", "decoded_updates")

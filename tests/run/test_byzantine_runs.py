@@ -12,6 +12,8 @@ from cepam_jax.run import guarantees, training
 from cepam_jax.run.config import validate
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 TIMES = ("seconds", "seconds_per_round")
 
 

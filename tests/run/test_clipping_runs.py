@@ -14,6 +14,8 @@ from cepam_jax.run.config import validate
 from cepam_jax.run.training import train, train_many
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 KEPT = ("accuracy", "loss", "uplink_bits", "epsilon")
 
 

@@ -15,6 +15,8 @@ from cepam_jax.run import build, evaluation, records, training
 from cepam_jax.run.metrics import read_lines
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 
 def small(variant="cepam_gaussian", **changes):
     config = digits.get_config(variant)

@@ -21,6 +21,8 @@ from cepam_jax.mechanisms.noise import scaled_noise
 from cepam_jax.run import guarantees, ledger, ledger_file
 from cepam_jax.run.training import train
 
+pytestmark = pytest.mark.compiled_fast
+
 # What a federation may have done in an earlier process, and what differs now.
 OTHERS = {
     "mechanism was 'clip_l2+gaussian-noise": {

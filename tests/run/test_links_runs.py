@@ -13,6 +13,8 @@ from configs import digits
 from experiments import links as afterwards
 from experiments.figures import links as figure
 
+pytestmark = pytest.mark.compiled_fast
+
 TIMES = ("seconds", "seconds_per_round")
 
 

@@ -19,6 +19,8 @@ from cepam_jax.run.config import validate
 from cepam_jax.tasks.base import TASKS
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 CLIENTS = 6
 SHAPES = ((10,), (64, 10))
 COUNTS = np.full(CLIENTS, 100)

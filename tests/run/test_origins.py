@@ -14,6 +14,8 @@ from cepam_jax.run import build, finished, origins, training
 from cepam_jax.run.checkpoints import digest
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 
 def config_of(variant="cepam_gaussian", **changes):
     config = digits.get_config(variant)

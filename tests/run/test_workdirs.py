@@ -21,6 +21,8 @@ from cepam_jax.run import build, checkpoints, data_kept, guarantees, locks, reco
 from cepam_jax.run.metrics import MetricsFile, lines_up_to, parse, read_lines
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 TIMES = ("seconds", "seconds_per_round")
 
 
