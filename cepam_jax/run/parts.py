@@ -114,7 +114,7 @@ def local_update(task: Task, training: LocalTraining, optimizer: Optimizer | Non
         raise ConfigError("optimizer is given; update_kind 'gradient' takes no local steps: leave it out")
     if training.normalize:
         raise ConfigError("normalize is True; it must be False with an optimizer: its weights are not known")
-    if getattr(optimizer, "__module__", "").startswith("optax") and callable(optimizer):
+    if callable(optimizer) and str(getattr(optimizer, "__module__", "")).startswith("optax"):
         name = getattr(optimizer, "__name__", "sgd")
         raise ConfigError(f"optimizer is the function optax.{name} itself; call it, as in optax.{name}(0.1)")
     for name in ("learning_rate", "momentum"):
