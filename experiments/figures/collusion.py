@@ -189,7 +189,7 @@ def define_flags():
     for name, value in {
         "liars": ["3", "6", "9"],
         "rules": ["trimmed_mean", "geometric_median", "centered_clipping"],
-        "attacks": ["optimal_little", "optimal_inner_product", "optimal_evicting", "dither_abuse", "evict"],
+        "attacks": ["directed_little", "directed_inner_product", "optimal_evicting", "dither_abuse", "evict"],
         "gammas": ["30", "10"],
     }.items():
         flags.FLAGS[name].default = flags.FLAGS[name].value = value
