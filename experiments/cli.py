@@ -95,7 +95,7 @@ def run(
         f = flags.FLAGS
         with _one_line():
             if "config" in f:
-                _ = f.config.keys  # of a file that could not be read, the flag says why when it is used
+                getattr(f.config, "keys", None)  # where a file could not be read, it says why when it is used
             if smoke and f.smoke:
                 _apply(smoke)
             if "workdir" in f and (f.workdir or f["workdir"].present):
