@@ -3,6 +3,7 @@
 Every message names the thing that is wrong, its value and what would be right.
 """
 
+from numbers import Integral
 from typing import Any
 
 
@@ -60,6 +61,11 @@ def require(condition: bool, field: str, value: Any, allowed: str) -> None:
     """Raises ConfigError "`field` is `value`; it must be `allowed`" unless condition."""
     if not condition:
         raise ConfigError(f"{field} is {value!r}; it must be {allowed}")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, of Python or of NumPy, and no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def require_choice(field: str, value: Any, choices) -> None:

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cepam_jax.errors import ConfigError, require
+from cepam_jax.errors import ConfigError, is_whole, require
 from cepam_jax.extras import need
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def integer(default: int, help: str, low: int = 1, high: int = 2**31 - 1, **opti
         default,
         help,
         f"an integer of at least {low} and at most {high}",
-        lambda v: isinstance(v, Integral) and not isinstance(v, bool) and low <= v <= high,
+        lambda v: is_whole(v) and low <= v <= high,
         **options,
     )
 

@@ -285,7 +285,7 @@ class Federation:
     def epsilons(
         self, delta: float = 1e-5, relation: str = "add_remove", planned_rounds: int = 0
     ) -> dict[str, np.ndarray]:
-        """Adversary -> f64[clients], infinity: no guarantee. Arguments as for `privacy`, which says why."""
+        """Adversary -> f64[clients]; zeros before a step; infinity: no guarantee, `privacy` says why."""
         if not (ledger := self._ledger_of(planned_rounds)).entries:
             return {n: np.zeros(self._clients.number) for n in privacy.adversaries(self.facts().about.summed)}
         federation = guarantees.federation_from(self.facts(relation), ledger)

@@ -10,7 +10,7 @@ from cepam_jax.data import examples as example_sets
 from cepam_jax.data import partition as partitions
 from cepam_jax.data.examples import Arrays, Examples, number_of
 from cepam_jax.data.partition import Partition
-from cepam_jax.errors import ConfigError, DatasetError, require, require_choice
+from cepam_jax.errors import ConfigError, DatasetError, is_whole, require, require_choice
 
 
 class Clients(NamedTuple):
@@ -90,7 +90,7 @@ def clients(
     if not isinstance(examples, Mapping):
         raise DatasetError(f"examples are a {type(examples).__name__}; they must be a dictionary of arrays")
     for name, value in (("number", number), ("seed", seed)):
-        fits = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
+        fits = is_whole(value) and value >= 0
         require(fits, name, value, "a whole number of at least 0")
     if (owners is None) == (number == 0):
         raise ConfigError("clients(...) needs either owners=, one per example, or number=, of clients")

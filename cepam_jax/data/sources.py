@@ -17,7 +17,7 @@ import numpy as np
 from cepam_jax import settings
 from cepam_jax.data import examples
 from cepam_jax.data.prepared import prepared
-from cepam_jax.errors import DatasetError, require, require_choice
+from cepam_jax.errors import DatasetError, is_whole, require, require_choice
 from cepam_jax.extras import need
 from cepam_jax.registry import Registry
 
@@ -158,7 +158,7 @@ def _checked(data):
             f"its function returned a {type(data).__name__}; it must return a sources.Dataset or "
             f"examples.Examples"
         )
-    whole = isinstance(data.num_classes, (int, np.integer)) and not isinstance(data.num_classes, bool)
+    whole = is_whole(data.num_classes)
     if not whole or not 1 <= data.num_classes <= _MOST_CLASSES:
         raise DatasetError(
             f"num_classes is {data.num_classes!r}; it must be a whole number from 1 to {_MOST_CLASSES:,}"

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax import settings
-from cepam_jax.errors import require
+from cepam_jax.errors import is_whole, require
 from cepam_jax.federated.local import LocalUpdate
 from cepam_jax.federated.lying import ATTACKS, Attack
 from cepam_jax.federated.state import ClientArrays
@@ -103,7 +103,7 @@ def checked(byzantine: Byzantine | None, clients: int) -> tuple[Attack | None, A
     liars = list(given)
     attack = ATTACKS.get_or_raise(attack) if isinstance(attack, str) else attack
     require(isinstance(attack, Attack | None), "attack", attack, "a federated.Attack or the name of one")
-    whole = all(isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in liars)
+    whole = all(is_whole(k) for k in liars)
     fits = whole and all(0 <= k < clients for k in liars)
     require(fits and len(set(liars)) == len(liars) < clients, "liars", liars, f"some clients below {clients}")
     require((attack is None) == (not liars), "liars", liars, "given together with attack, or neither")

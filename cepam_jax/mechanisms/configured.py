@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +16,7 @@ from cepam_jax.mechanisms.clipped import GRANULARITIES, ROUNDINGS, THRESHOLDS
 from cepam_jax.mechanisms.code_length import CODINGS
 from cepam_jax.mechanisms.code_length import SOURCES as SCALE_SOURCES
 from cepam_jax.mechanisms.dither import RATES
+from cepam_jax.mechanisms.knobs import on_host
 from cepam_jax.mechanisms.latents import TARGETS
 from cepam_jax.mechanisms.lattices import LATTICES
 from cepam_jax.mechanisms.registry import CONFIGURABLE
@@ -258,7 +258,8 @@ def knobs_of(config: ml_collections.ConfigDict) -> Knobs:
 def sigma_of_gamma(target: str, gamma, clip_norm):
     """Standard deviation of the error: gamma = C / sigma (Gaussian) or C / b (Laplace, b = sigma/sqrt 2)."""
     require_choice("target", target, TARGETS)
-    if not isinstance(gamma, jax.core.Tracer):
-        positive = bool(np.all(np.isfinite(gamma)) and np.all(np.asarray(gamma) > 0))
+    known = on_host(gamma)
+    if known is not None:
+        positive = bool((np.isfinite(known) & (known > 0)).all())
         require(positive, "gamma", gamma, "positive and finite")
     return clip_norm / gamma * (math.sqrt(2) if target == "laplace" else 1.0)

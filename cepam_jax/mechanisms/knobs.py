@@ -58,7 +58,7 @@ def _holds(xp: ModuleType, number: Any, limits: Limits) -> Any:
     return inside & (number == xp.round(number)) if limits.whole else inside
 
 
-def _on_host(value: Any) -> np.ndarray | None:
+def on_host(value: Any) -> np.ndarray | None:
     """A known value as an array; None for a value that is traced or that this process does not hold."""
     if isinstance(value, jax.core.Tracer):
         return None
@@ -85,7 +85,7 @@ def check(knobs: Knobs, names: Sequence[str], limits: Limits | None = None) -> N
         value, allowed = getattr(knobs, name), limits or LIMITS[name]
         field = f"knob {name}"
         require(value is not None, field, value, allowed.text)
-        known = _on_host(value)
+        known = on_host(value)
         if known is None:
             continue
         number = jnp.issubdtype(known.dtype, np.integer) or jnp.issubdtype(known.dtype, np.floating)

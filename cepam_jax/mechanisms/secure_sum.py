@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cepam_jax.errors import WireError, require
+from cepam_jax.errors import WireError, is_whole, require
 from cepam_jax.mechanisms import blocks, common_rotation, counter
 from cepam_jax.mechanisms.base import (
     RANGE,
@@ -90,7 +90,7 @@ def secure_sum(
 def check(survivors: int, colluders: int, cells: float, wrap: float, lost: float) -> None:
     """Raises ConfigError unless the arguments of `secure_sum` are in their ranges."""
     for name, value in (("survivors", survivors), ("colluders", colluders)):
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
+        whole = is_whole(value) and value >= 0
         require(whole, name, value, "a whole number of at least 0")
     alone = survivors == 0 or colluders < survivors
     require(alone, "colluders", colluders, f"fewer than survivors = {survivors}")

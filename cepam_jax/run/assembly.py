@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from cepam_jax.data.clients import Clients
-from cepam_jax.errors import require, require_choice
+from cepam_jax.errors import is_whole, require, require_choice
 from cepam_jax.federated import (
     ClientArrays,
     Downlink,
@@ -196,7 +196,7 @@ def checked_examples(task: Task, examples, constants):
 def _seeds(seed: Any) -> Seeds:
     seeds = seed if isinstance(seed, Seeds) else Seeds(seed, seed, seed)
     for name, value in seeds._asdict().items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < 2**32
+        whole = is_whole(value) and 0 <= value < 2**32
         require(whole, f"seed of the {name}", value, "a whole number from 0 to 2**32 - 1")
     return seeds
 

@@ -228,6 +228,11 @@ class Checkpoints:
             raise CheckpointDamagedError(f"its state cannot be read ({type(error).__name__})") from error
 
 
+def begun(workdir: Path) -> bool:
+    """Whether a work directory holds a run of which something is saved."""
+    return (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir())
+
+
 def _remove(path: Path) -> None:
     """Removes a folder, or what stands in its place."""
     if path.is_dir() and not path.is_symlink():

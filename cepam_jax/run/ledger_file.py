@@ -98,7 +98,7 @@ class LedgerFile:
         if self.damaged or not found.startswith(kept):
             write(self._path, text)
         else:
-            self.tried = self._failed_behind(text)
+            self.tried = _failure(text, found[len(kept) :])
             with naming(self._path), self._path.open("ab") as file:
                 file.truncate(len(kept))
         self._count(text)

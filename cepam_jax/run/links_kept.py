@@ -10,6 +10,7 @@ import numpy as np
 from cepam_jax import files
 from cepam_jax.errors import CheckpointMismatchError
 from cepam_jax.federated import links
+from cepam_jax.run.checkpoints import begun
 
 _COPY = "links.csv"
 _COLUMNS = ("up", "down", "latency", "compute")
@@ -33,8 +34,7 @@ def check(config, workdir: Path) -> str:
       ConfigError: the file cannot be read.
     """
     text, path = text_of(config), workdir / _COPY
-    begun = (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir())
-    if text and begun and not path.is_file():
+    if text and begun(workdir) and not path.is_file():
         raise CheckpointMismatchError(
             f"{workdir} holds a run whose {path.name}, the links that it began with, is gone: nobody knows "
             "whether they are those of the file now. Put it back, or use another --workdir; nothing was "

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from cepam_jax.data.clients import Clients
-from cepam_jax.errors import ConfigError, require
+from cepam_jax.errors import ConfigError, is_whole, require
 from cepam_jax.federated import aggregation, local
 from cepam_jax.federated.aggregation import Aggregator
 from cepam_jax.federated.control import Control
@@ -185,7 +185,7 @@ def check_kind(name: str, value: Any, kind: Any, allowed: str) -> Any:
 
 def count(name: str, value: Any, most: int) -> int:
     """A whole number from 0 to `most`; ConfigError names it otherwise."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    whole = is_whole(value)
     require(whole and 0 <= value <= most, name, value, f"a whole number from 0 (as it suits) to {most}")
     return int(value)
 

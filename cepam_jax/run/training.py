@@ -155,11 +155,12 @@ def _train(configs, workdirs, progress, label, layout, keep_failures=False):
     asked = (first.data.name, first.data.dir, sources.options_of(first))
     data = sources.load_examples(*asked)
     compiled = build.program(first, data.specification, layout)
+    examples_digest = data_kept.digest(data)
     records: list[RunDirectory] = []
     try:
         for config, workdir in zip(configs, workdirs, strict=True):
             check_interrupt()
-            records.append(_open(compiled, config, data, workdir))
+            records.append(_open(compiled, config, data, examples_digest, workdir))
         running = [record for record in records if record.open or record.untouched]
         for record in records:
             if record not in running:
@@ -196,18 +197,19 @@ def _where(records, runs) -> str:
     )
 
 
-def _open(compiled, config, data, workdir):
+def _open(compiled, config, data, examples_digest, workdir):
     split = build.split_of(config, data)
     asked = json.loads(config.to_json())
     config, plan = allowed.planned(config, split.counts, compiled)
     origin, whole = origins.of_config(config, compiled.task, workdir)
     initial = compiled.initialize(jax.random.key(config.seeds.model), mechanisms.knobs_of(config), whole)
     initial = jax.tree.map(np.asarray, initial)
-    known, examples = links_kept.check(config, workdir), data_kept.check(data, workdir)
+    known = links_kept.check(config, workdir)
+    data_kept.check(examples_digest, workdir)
     record = RunDirectory(asked, config, split, data, initial, workdir, compiled.task, origin)
     if devices.is_main():
         links_kept.write(known, workdir)
-        data_kept.write(examples, workdir)
+        data_kept.write(examples_digest, workdir)
     allowed.write(plan, workdir)
     return record
 

@@ -6,12 +6,11 @@ segment (with offsets). The symbols of a stream are coded in chunks, see `stream
 
 import struct
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cepam_jax.errors import WireError, require
+from cepam_jax.errors import WireError, is_whole, require
 from cepam_jax.mechanisms import code_length
 from cepam_jax.mechanisms.base import Message
 from cepam_jax.wire import exceptions, header, scales, side, streams, symbols
@@ -223,7 +222,7 @@ def _wanted(context: Context, layout: _Layout, segment: int) -> tuple[int, int]:
       ConfigError: there is no such tensor.
     """
     lengths = context.mechanism.code.segments or (layout.size,)
-    known = isinstance(segment, Integral) and not isinstance(segment, bool) and 0 <= segment < len(lengths)
+    known = is_whole(segment) and 0 <= segment < len(lengths)
     require(known, "segment", segment, f"a whole number below {len(lengths)}, the number of tensors")
     first = sum(lengths[:segment])
     return first, first + lengths[segment]

@@ -11,14 +11,13 @@ that one tensor can be read alone.
 
 import functools
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cepam_jax.errors import require
+from cepam_jax.errors import is_whole, require
 from cepam_jax.mechanisms.base import Keys, Knobs, Mechanism, Message
 from cepam_jax.mechanisms.knobs import check
 from cepam_jax.wire import body, header
@@ -72,7 +71,7 @@ def _template(mechanism: Mechanism, length: int, given: tuple[bool, ...], tensor
 
 def _check_number(field: str, value: Any, limit: int) -> None:
     """Raises ConfigError unless a value is a whole number from 0 to limit - 1."""
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    whole = is_whole(value)
     require(whole and 0 <= value < limit, field, value, f"a whole number of at least 0 and below {limit}")
 
 

@@ -7,7 +7,6 @@ import optax
 import pytest
 from federated.test_rounds import CLIENTS, SIZE, alone, by_hand, federation, local_update, make, start
 from federated.test_rounds import WEIGHTS as HAND_WEIGHTS
-from mechanisms.programs import FAST
 
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import aggregation, gathering
@@ -57,7 +56,7 @@ def test_laws(name):
 def test_a_round_with_a_median_is_the_median_of_what_was_decoded(per_chunk, per_round):
     mechanism, run, _ = make(aggregator=AGGREGATORS["median"], per_chunk=per_chunk, per_round=per_round)
     fed = federation(np.arange(1, CLIENTS + 1))
-    state, report = jax.jit(run, compiler_options=FAST)(start(), fed)
+    state, report = jax.jit(run)(start(), fed)
     mechanism = alone(mechanism)
     decoded, scales = [], []
     for k in np.asarray(report.participants.client):

@@ -61,9 +61,7 @@ def combining(rule):
 
 def lying(name, strength, seen):
     """What liars of an attack, or of one by its name, send: by one program."""
-    static = (seen.norm, seen.aggregate)
-
-    attack = ATTACKS[name] if isinstance(name, str) else name
+    attack, static = ATTACKS[name] if isinstance(name, str) else name, (seen.norm, seen.aggregate)
 
     def run(strength, cover, *arrays):
         return lied(attack, Seen(*arrays, *static, cover), strength)

@@ -682,7 +682,7 @@ def test_64_bit_jax_gives_the_same_lines(tmp_path, finished, root):
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         cwd=root,
-        env={**os.environ, "JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # as here
+        env={**os.environ, "JAX_ENABLE_X64": "1"},
         capture_output=True,
         text=True,
         check=False,

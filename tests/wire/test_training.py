@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError
@@ -17,17 +16,11 @@ def no_picture(monkeypatch):
     monkeypatch.setattr("cepam_jax.data.partition.plot", lambda table, path: Path(path).touch())
 
 
-@pytest.fixture(autouse=True)
-def compiled_fast(request):
-    """The slow tests: machine code as it comes, after XLA's own passes. Most of their time is compilation."""
-    slow = request.node.get_closest_marker("slow") is not None
-    jax.config.update("jax_disable_most_optimizations", slow)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+SLOW = (pytest.mark.slow, pytest.mark.compiled_fast)
 
 
 def slow(*case):
-    return pytest.param(*case, marks=pytest.mark.slow)
+    return pytest.param(*case, marks=SLOW)
 
 
 def config_of(variant, **fields):
@@ -78,6 +71,7 @@ def test_public_scales_need_a_mechanism_that_codes_with_scales(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.compiled_fast
 def test_a_run_with_public_scales_resumes(tmp_path):
     whole = train(
         config_of("cepam_gaussian", **{"mechanism.scales": "public"}), tmp_path / "a", progress=False
@@ -90,6 +84,7 @@ def test_a_run_with_public_scales_resumes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.compiled_fast
 @pytest.mark.parametrize(("variant", "factor"), [("split", 1.1), ("noise_gaussian_sdq", 1.1)])
 def test_public_scales_count_the_noise_that_is_coded(variant, factor, tmp_path):
     """The last aggregate less its noise says nothing of the noise that was added before the quantizer."""

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax import settings
-from cepam_jax.errors import require
+from cepam_jax.errors import is_whole, require
 from cepam_jax.federated.control.base import Control, Released
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.theory import rate
@@ -137,7 +137,7 @@ def filtered(
     Raises:
       ConfigError: a number is out of range.
     """
-    whole = isinstance(rounds, (int, np.integer)) and not isinstance(rounds, bool) and rounds >= 1
+    whole = is_whole(rounds) and rounds >= 1
     require(whole and rounds <= 10**6, "rounds", rounds, "a whole number from 1 to 1000000")
     budget = float(budget or rounds)
     fields = {"budget": ("filter.rounds", budget), "bits": ("filter.bits", bits)}
