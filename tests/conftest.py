@@ -81,9 +81,7 @@ def pytest_runtest_setup(item):
         if _fast[0] != fast:
             free()
             jax.config.update("jax_disable_most_optimizations", fast)
-            os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(
-                int(fast)
-            )  # of started processes
+            os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(fast))  # of started processes
             _fast[0] = fast
 
 
