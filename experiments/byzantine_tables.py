@@ -16,11 +16,9 @@ by variance). Where nobody lies, all 25 share the digits out, and the rules bear
 
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 
-from cepam_jax.data import sources
 from cepam_jax.data.partition import Partition
 from cepam_jax.federated import ATTACKS, admission, byzantine
 from cepam_jax.mechanisms import knobs_of
@@ -28,7 +26,7 @@ from cepam_jax.run import build
 from experiments import cli, lies, output
 from experiments.output import Claim
 from experiments.paired import above, all_of, bounds, in_points, points, spread, verdict
-from experiments.runs import config_of, define_training_flags
+from experiments.runs import config_of, coordinates_of, define_training_flags
 from experiments.tables import markdown
 
 RULES = ("median", "trimmed_mean", "multi_krum", "geometric_median", "centered_clipping")
@@ -219,13 +217,6 @@ def longest_of(config) -> float:
     alarm = config.byzantine.false_alarm / (2 if config.byzantine.pairs else 1)  # norms and pairs share it
     limits = admission.limits(build.about_of(config), knobs_of(config), coordinates_of(config), alarm)
     return float(np.max(np.asarray(limits.most))) / config.mechanism.clip_norm
-
-
-def coordinates_of(config) -> int:
-    """d of an update."""
-    data = sources.load_examples(config.data.name, config.data.dir, sources.options_of(config))
-    model = jax.eval_shape(build.task_of(config, data.specification).initialize, jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves((model.params, model.statistics)))
 
 
 def workers(data):

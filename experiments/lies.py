@@ -272,13 +272,15 @@ def _read(path: Path) -> dict:
         try:
             found.update([json.loads(text)])
         except ValueError:
-            break  # cut off by a kill
+            continue  # cut off by a kill
     return found
 
 
 def _add(path: Path, name: str, line: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps([name, line]) + "\n")
+    with path.open("a+b") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+        cut = file.read(1) not in (b"", b"\n")  # by a kill: what follows must not be a part of that line
+        file.write((("\n" if cut else "") + json.dumps([name, line]) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import integrate, optimize, stats
 
 FALSE_ALARMS = 0.05  # that any of the bounds behind one claim is wrong
 TOGETHER = f"together at {100 * FALSE_ALARMS:g} %"
@@ -51,12 +51,19 @@ def points(first, second) -> str:
     return with_error(in_points(first, second))
 
 
-def bounds(values, tests: int = 1) -> tuple[float, float]:
+# Of the folds of a tenfold cross-validation: `share` of `bounds`.
+FOLDS = 1 / 9
+
+
+def bounds(values, tests: int = 1, share: float = 0.0) -> tuple[float, float]:
     """Student's lower and upper confidence bound of a mean.
 
     Args:
-      values: [runs]; independent.
+      values: [runs]; independent, or of folds.
       tests: bounds that are to hold together; each one is wrong with probability `FALSE_ALARMS` / tests.
+      share: where runs are folds of one data set, its test examples over its training examples: folds share
+        training examples, so that their mean varies more than their scatter says (Nadeau and Bengio,
+        Inference for the Generalization Error, Machine Learning 52, 2003: the "corrected resampled" t test).
 
     Returns:
       The two bounds; infinite for fewer than two values, or where one is not finite.
@@ -64,19 +71,20 @@ def bounds(values, tests: int = 1) -> tuple[float, float]:
     values = np.asarray(values, float)
     if len(values) < 2 or not np.isfinite(values).all():
         return -math.inf, math.inf
-    half = stats.t.ppf(1 - FALSE_ALARMS / tests, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    error = values.std(ddof=1) * math.sqrt(1 / len(values) + share)
+    half = stats.t.ppf(1 - FALSE_ALARMS / tests, len(values) - 1) * error
     return float(values.mean() - half), float(values.mean() + half)
 
 
-def above(values, least: float, tests: int = 1) -> bool | None:
+def above(values, least: float, tests: int = 1, share: float = 0.0) -> bool | None:
     """Whether the mean is above `least`: shown, its opposite shown, or neither."""
-    low, high = bounds(values, tests)
+    low, high = bounds(values, tests, share)
     return True if low > least else False if high < least else None
 
 
-def below(values, most: float, tests: int = 1) -> bool | None:
+def below(values, most: float, tests: int = 1, share: float = 0.0) -> bool | None:
     """Whether the mean is below `most`: shown, its opposite shown, or neither."""
-    return above(-np.asarray(values, float), -most, tests)
+    return above(-np.asarray(values, float), -most, tests, share)
 
 
 def all_of(states: Iterable[bool | None]) -> bool | None:
@@ -106,33 +114,49 @@ def verdict(state: bool | None, seeds: int, part: bool | None = False) -> str:
     return {True: "holds", False: "does not hold", None: "not decided"}[state]
 
 
-def power(distance: float, spread_of_runs: float, seeds: int, tests: int = 1) -> float:
-    """Probability that a mean is shown to be on its side of a threshold.
+def power(
+    distance: float, spread_of_runs: float, seeds: int, tests: int = 1, two_sided: bool = False
+) -> float:
+    """Probability that a mean is shown to be on its side of a threshold, or of two.
 
     Args:
       distance: of the true mean from the threshold.
       spread_of_runs: standard deviation over runs.
       seeds: number of runs.
       tests: as for `bounds`.
+      two_sided: whether there are two thresholds, with the true mean in their middle: both bounds have to lie
+        between them, which is far less likely than that one of them does where it is unlikely at all.
 
     Returns:
-      The probability, from the noncentral t distribution; 1 for runs that do not differ.
+      The probability; 1 for runs that do not differ.
     """
     if spread_of_runs == 0:
         return float(distance > 0)
     needed = stats.t.ppf(1 - FALSE_ALARMS / tests, seeds - 1)
-    return float(stats.nct.sf(needed, seeds - 1, distance * math.sqrt(seeds) / spread_of_runs))
+    far = distance * math.sqrt(seeds) / spread_of_runs
+    if not two_sided:
+        return float(stats.nct.sf(needed, seeds - 1, far))
+    # Of a sample of deviation s (over the true one) the mean may be off by far - needed s at most. The square
+    # of s is chi-squared and independent of the mean.
+    law = stats.chi(seeds - 1, scale=1 / math.sqrt(seeds - 1))
+    inside = lambda s: law.pdf(s) * (2 * stats.norm.cdf(far - needed * s) - 1)  # noqa: E731
+    return float(integrate.quad(inside, 0, far / needed, limit=200)[0])
 
 
-def detectable(spread_of_runs: float, seeds: int, tests: int = 1, probability: float = 0.8) -> float:
+def detectable(
+    spread_of_runs: float, seeds: int, tests: int = 1, two_sided: bool = False, probability: float = 0.8
+) -> float:
     """The distance from a threshold that is shown with the given probability; arguments as for `power`."""
     if spread_of_runs == 0:
         return 0.0
-    unit = spread_of_runs / math.sqrt(seeds)
-    end = unit
-    while power(end, spread_of_runs, seeds, tests) < probability:
+
+    def missing(distance):
+        return power(distance, spread_of_runs, seeds, tests, two_sided) - probability
+
+    end = spread_of_runs / math.sqrt(seeds)
+    while missing(end) < 0:
         end *= 2
-    return float(optimize.brentq(lambda d: power(d, spread_of_runs, seeds, tests) - probability, 0, end))
+    return float(optimize.brentq(missing, 0, end))
 
 
 class Finding(NamedTuple):
@@ -190,6 +214,8 @@ def _judge(found: Mapping[str, np.ndarray], margin: float, tests: int, two_sided
     runs = [values for values in found.values() if len(values) > 1 and np.isfinite(values).all()]
     if runs:
         widest = max(runs, key=lambda values: deviation(values) / math.sqrt(len(values)))
-        size = deviation(widest), len(widest), tests
-        why += f"; power {power(margin, *size):.2f} (0.80 for a margin of {detectable(*size):.2g})"
+        size = deviation(widest), len(widest), tests, two_sided
+        chance = power(margin, *size)
+        shown = f"{chance:.2f}" if chance >= 0.01 else "below 0.01"
+        why += f"; power {shown} (0.80 for a margin of {detectable(*size):.2g})"
     return Finding(all_of(states), measured, why)

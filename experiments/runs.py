@@ -3,11 +3,13 @@
 import importlib
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 
+from cepam_jax.data import sources
 from cepam_jax.errors import require_choice
-from cepam_jax.run import training
+from cepam_jax.run import build, training
 from experiments import output
 
 DATA = ("digits", "mnist", "fashion_mnist", "cifar10")
@@ -21,6 +23,13 @@ def define_training_flags(data: tuple[str, ...], seeds: int = 5) -> None:
     flags.DEFINE_integer("seeds", seeds, "Runs of each setting.")
     flags.DEFINE_integer("rounds", 80, "Rounds of each run.")
     flags.DEFINE_bool("progress", True, "Show progress bars.")
+
+
+def coordinates_of(config) -> int:
+    """d of an update of a configuration's model on its data."""
+    data = sources.load_examples(config.data.name, config.data.dir, sources.options_of(config))
+    model = jax.eval_shape(build.task_of(config, data.specification).initialize, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves((model.params, model.statistics)))
 
 
 def config_of(data: str, variant: str, **changes):

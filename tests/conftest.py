@@ -85,6 +85,12 @@ def pytest_runtest_setup(item):
             _fast[0] = fast
 
 
+@pytest.fixture
+def no_picture(monkeypatch):
+    """Drawing the partition is a good part of a run of a few rounds: an empty file stands for it."""
+    monkeypatch.setattr("cepam_jax.data.partition.plot", lambda table, path: Path(path).touch())
+
+
 @pytest.fixture(autouse=True)
 def bounded_memory():
     """After a test that left a worker large. Programs that are needed again come from the cache on disk."""

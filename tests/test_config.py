@@ -96,6 +96,11 @@ def test_impossible_combinations():
     for changes, message in (
         ({"mechanism.rotate": True, "mechanism.sparsify": "top_k"}, "config.mechanism.sparsify is 'top_k'"),
         ({"mechanism.rotate": True, "mechanism.name": "clipped"}, "config.mechanism.granularity is 'tensor'"),
+        (
+            {"task": "next_character", "local.augment": "crop_flip"},
+            "config.local.augment is 'crop_flip'; it must be 'none' where config.task is 'next_character'",
+        ),
+        ({"model": "cnn2", "local.dropout": 0.5}, "config.local.dropout is 0.5; it must be 0 where"),
         ({"mechanism.quantize": "weights"}, "config.mechanism.clip is 'l2'; it must be 'none' where"),
         ({"local.update_kind": "gradient", "local.normalize": True}, "config.local.normalize is True"),
         (

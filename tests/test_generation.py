@@ -13,6 +13,8 @@ from cepam_jax.models import sequences
 from cepam_jax.tasks.generation import _drawer, generate
 from cepam_jax.tasks.networks import network
 
+pytestmark = pytest.mark.compiled_fast
+
 CONTEXT = 6
 
 

@@ -26,6 +26,8 @@ from configs import common
 from configs.graphs import get_config
 from experiments import prepare_graphs
 
+pytestmark = pytest.mark.compiled_fast
+
 
 def graphs_dir() -> str:
     """A folder with graphs/*.npz: $CEPAM_GRAPHS_DIR, or shared/ beside the checkout."""
@@ -347,6 +349,14 @@ def test_a_model_for_other_inputs_is_refused():
         build.program(config, data.specification)
     with pytest.raises(ConfigError, match="a model for nodes: 'gcn', 'gcn_plain'"):
         node_task(two_rings(), "gin")
+
+
+def test_as_many_classes_as_hidden_units():
+    """A bias was named by its width, and the logits of the last layer would have been cut off at zero."""
+    graphs = random_graphs()
+    params = GCN(8, width=8).init(jax.random.key(0), graphs)
+    assert {"bias_8", "bias_8_last"} <= set(params["params"])
+    assert (np.asarray(GCN(8, width=8).apply(params, graphs)) < 0).any()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from cepam_jax.tasks import TASKS
 from cepam_jax.tasks.language import summarize
 from configs import common, shakespeare
 
+pytestmark = pytest.mark.compiled_fast
+
 OPTIONS = (("text", tuple(sorted({**dict(sources._defaults("text")), "context": 12, "stride": 12}.items()))),)
 
 

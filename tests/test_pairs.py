@@ -18,6 +18,8 @@ from cepam_jax.run.config import validate
 from cepam_jax.run.training import train
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 CLIENTS = 4
 # What may meet. The first value is the plain one.
 VALUES = {

@@ -13,6 +13,8 @@ from cepam_jax.run import training
 from cepam_jax.tasks import Model, Task, few_bits, network, rounded_layers
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 
 @pytest.mark.parametrize(("name", "data"), PAIRS)
 def test_the_loss_in_few_bits_is_the_mean_over_examples(name, data):

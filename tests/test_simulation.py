@@ -21,6 +21,8 @@ from cepam_jax.privacy.accounting import rounded_up
 from cepam_jax.run import build, checkpoints, ledger, training
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(60, 5)).astype(np.float32)
 Y = (X[:, 0] + X[:, 1] > 0).astype(np.int32)
@@ -561,6 +563,53 @@ def test_clients_are_evaluated_one_by_one():
     some = fed.evaluate_clients(state, {"inputs": X[:12], "labels": Y[:12]}, owners=OWNERS[:12])
     assert np.isfinite(some["loss"]).tolist() == [True, False, True, False]
     assert some["loss"][2] == pytest.approx(own["loss"][2])
+    for strangers in ([4] * 12, OWNERS[:12].astype(str)):
+        with pytest.raises(ConfigError, match="owners is .*; it must be those of clients, such as .3, 5, 7"):
+            fed.evaluate_clients(state, {"inputs": X[:12], "labels": Y[:12]}, owners=strangers)
+
+
+def test_few_examples_are_not_evaluated_many_times():
+    """Five graphs of a thousand nodes were filled up to a thousand graphs."""
+    seen = []
+
+    def evaluate(model, batch, constants):
+        seen.append(len(batch["labels"]))
+        return TASK.evaluate(model, batch, constants)
+
+    fed = federation(mechanisms.identity(), task=TASK._replace(evaluate=evaluate))
+    fed.evaluate(fed.initialize(), {"inputs": X[:5], "labels": Y[:5]})
+    assert set(seen) == {5}
+
+
+def test_steps_of_each_client_need_updates_of_weights():
+    """A clipped gradient of one batch has no steps: the largest number was taken for all, in silence."""
+    with pytest.raises(ConfigError, match="it must be one number where update_kind is 'gradient'"):
+        federation(steps=[1, 6, 2, 2], update_kind="gradient")
+    federation(steps=[1, 6, 2, 2])
+
+
+def test_public_scales_go_by_noise_that_is_there(tmp_path):
+    """A dither has none to subtract; without knob sigma the first round ended in a TypeError.
+
+    With a configuration a gamma that means nothing there moved the coder by octaves.
+    """
+
+    def scale(sigma, last):
+        sizes = [leaf.size for leaf in jax.tree.leaves(TASK.initialize(jax.random.key(0)).params)]
+        quantizer = last(scales="public", segments=tuple(sizes))
+        knobs = mechanisms.Knobs(clip=1.0, step=0.01 if sigma is None else None, sigma=sigma)
+        chain = mechanisms.chain(mechanisms.clip("l2"), quantizer)
+        return np.asarray(after(federation(chain, sigma=None, clip=None, knobs=knobs), 1).scale)
+
+    assert np.isfinite(scale(None, mechanisms.sdq)).all()
+    assert (scale(0.001, mechanisms.lrsuq) != scale(3.0, mechanisms.lrsuq)).any()
+    bits = []
+    for gamma in (10.0, 1e5):
+        config = digits.get_config("sdq")
+        few = {"model": "linear", "rounds": 2, "eval_every": 2, "mechanism.scales": "public"}
+        config.update_from_flattened_dict(few | {"mechanism.gamma": gamma})
+        bits.append(training.train(config, tmp_path / str(gamma), progress=False)[-1]["uplink_bits"])
+    assert bits[0] == bits[1]
 
 
 def test_example_level_guarantees():

@@ -16,6 +16,8 @@ from cepam_jax.run.config import defaults
 from cepam_jax.tasks import TASKS, Model, Task
 from cepam_jax.tasks.base import check_model
 
+pytestmark = pytest.mark.compiled_fast
+
 FIRST = ("mlp", "gin", "gcn_plain", "transformer_tiny")  # models, of which each task takes one
 
 

@@ -17,6 +17,8 @@ from cepam_jax.tasks.base import check_model
 from cepam_jax.tasks.trainable import adapted, of_config, paths_of, product, restricted
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 ONE_EACH = list({name: (name, data) for name, data in PAIRS}.values())
 
 

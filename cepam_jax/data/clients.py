@@ -55,9 +55,17 @@ class Clients(NamedTuple):
         return np.array([known.get(owner, self.number) for owner in np.asarray(owners).tolist()], np.int32)
 
     def owners_of(self, examples: Arrays, owners) -> np.ndarray:
-        """int32[examples], which client owns each of some other examples; ConfigError as for `client_of`."""
+        """int32[examples], which client owns each of some other examples.
+
+        Raises:
+          ConfigError: as for `client_of`; no owner is a client's, as where their type is another one.
+        """
         found, number = self.client_of(owners), number_of(examples)
         require(found.shape == (number,), "shape of owners", found.shape, f"({number},), one per example")
+        assert self.owners is not None
+        few = np.unique(owners)[:3].tolist()
+        some = bool((found < self.number).any())
+        require(some, "owners", few, f"those of clients, such as {self.owners[:3].tolist()}")
         return found
 
 

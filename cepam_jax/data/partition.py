@@ -49,7 +49,7 @@ def partition(labels, kind: str, num_clients: int, seed: int, examples: int = 0,
       ConfigError: impossible values.
     """
     require_choice("config.partition.kind", kind, KINDS)
-    if labels is None and kind == "iid":
+    if labels is None and kind in ("iid", "quantity"):  # which read no labels
         labels = np.zeros(examples, np.int32)
     if labels is None:
         what = {"natural": "owners", "by_size": "sizes"}.get(kind, "labels")

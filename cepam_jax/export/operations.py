@@ -37,6 +37,17 @@ _INNER = {
 }
 
 
+def _closed(equation: Any) -> Any:
+    """The ClosedJaxpr of an equation that calls a function."""
+    inner = next(each for each in equation.params.values() if isinstance(each, core.ClosedJaxpr | core.Jaxpr))
+    return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, [])
+
+
+def inner_of(equation: Any) -> Any:
+    """The jaxpr of the function that an equation calls, which has the same inputs; None: there is none."""
+    return _closed(equation).jaxpr if equation.primitive.name in _INNER else None
+
+
 def run(graph: Graph, jaxpr: Any, constants: list, inputs: list[Known]) -> list[Known]:
     """The outputs of a jaxpr, whose operations are added to a graph.
 
@@ -64,10 +75,8 @@ def run(graph: Graph, jaxpr: Any, constants: list, inputs: list[Known]) -> list[
 def _results(graph: Graph, equation, inputs: list[Known]) -> list[Known]:
     name, params = equation.primitive.name, equation.params
     if name in _INNER:
-        inner = next(each for each in params.values() if isinstance(each, core.ClosedJaxpr | core.Jaxpr))
-        if isinstance(inner, core.ClosedJaxpr):
-            return run(graph, inner.jaxpr, inner.consts, inputs)
-        return run(graph, inner, [], inputs)
+        inner = _closed(equation)
+        return run(graph, inner.jaxpr, inner.consts, inputs)
     shape = tuple(equation.outvars[0].aval.shape)
     still = all(isinstance(n, int) for n in shape) and not any(isinstance(v, Value) for v in inputs)
     if still and name != "broadcast_in_dim":

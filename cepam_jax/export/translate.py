@@ -71,13 +71,23 @@ def translate(function: Callable, leaves: Mapping[str, np.ndarray], example: np.
 
 def _of_one_use(jaxpr: Any, names: list[str]) -> list[str]:
     """Those of the first inputs that one operation takes, so that they may be stored as it wants them."""
-    uses = [variable for equation in jaxpr.eqns for variable in equation.invars]
-    uses += jaxpr.outvars
-    return [
-        name
-        for name, variable in zip(names, jaxpr.invars, strict=False)
-        if sum(variable is use for use in uses) == 1
-    ]
+    counts = _uses(jaxpr)
+    return [name for name, count in zip(names, counts, strict=False) if count == 1]
+
+
+def _uses(jaxpr: Any) -> list[int]:
+    """How many operations take each input, those of functions inside this one among them."""
+    found = dict.fromkeys(map(id, jaxpr.invars), 0)
+    for equation in jaxpr.eqns:
+        inner = operations.inner_of(equation)
+        counts = [1] * len(equation.invars) if inner is None else _uses(inner)
+        for variable, count in zip(equation.invars, counts, strict=True):
+            if id(variable) in found:
+                found[id(variable)] += count
+    for variable in jaxpr.outvars:
+        if id(variable) in found:
+            found[id(variable)] += 1
+    return [found[id(variable)] for variable in jaxpr.invars]
 
 
 def _described(name: str, array: Any) -> bytes:

@@ -172,11 +172,14 @@ def _scales(plan, state, arrived: Arrived, knobs):
         return None
     about = plan.mechanism.about
     private = about.server.deviation(knobs) if about.server else 0.0
+    # What the server added, or what outsiders face; the error of a dither or of rounding is not subtracted.
+    sigmas = about.outsiders.deviation(knobs) if about.outsiders else 0.0
+    sigmas = knobs.sigma if plan.server_noise else sigmas
     family, late = plan.mechanism.code.family, arrived.report.late
     averaged = plan.per_round if late is None else jnp.maximum(plan.per_round - late.sum(), 1.0)
     if plan.poisson:  # the sum over those who came, or filled up to all places, over its expected number
         averaged = plan.poisson**2 / plan.per_round if plan.server_noise else plan.poisson
-    return public_scales(arrived.aggregate, plan.segments, knobs.sigma, family, averaged, private)
+    return public_scales(arrived.aggregate, plan.segments, sigmas, family, averaged, private)
 
 
 def control(

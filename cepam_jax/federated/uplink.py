@@ -242,7 +242,7 @@ def public_scales(mean, segments, sigmas, family, per_round, private=0.0):
     Args:
       mean: f32[d], aggregated update.
       segments: lengths of its tensors.
-      sigmas: f32[clients], deviation of each client's noise.
+      sigmas: f32[clients] or f32[], deviation of each client's noise in the mean; 0: it has none.
       family: law of the coordinates that the coder assumes.
       per_round: clients that were averaged.
       private: f32[clients] or f32[], deviation of the noise that is added before the quantizer.

@@ -14,8 +14,9 @@ falls, so it is a mixture of uniform laws from the end to such a sum T, of densi
 number has density 2 t, the others are uniform, by symmetry. Each of them is split again; half of all are
 done after each time.
 
-These are the functions of one round. The rounds of `federated` do not use them: a coordinate with a small A
-needs a larger modulus, and no format of a message has one for each coordinate yet.
+These are the functions of one round. The rounds of `federated` do not use them, and no epsilon counts this
+error: `total_variation` is of one coordinate, so that a guarantee over N of them had N times that more delta.
+A coordinate with a small A also needs a larger modulus, and no format of a message has one for each.
 
 Source: Hegazy, Leluc, Li, Dieuleveut: Compression with Exact Error Distribution for Federated Learning,
 arXiv 2310.20682.

@@ -83,6 +83,11 @@ class Network(nn.Module):
                     f"config.model needs larger images: {x.shape[1]}x{x.shape[2]} pixels are left for a "
                     f"{self.kernel}x{self.kernel} convolution and a pooling; use linear or mlp"
                 )
+            if min(x.shape[1:3]) < 2:
+                raise ConfigError(
+                    f"config.model needs larger images: {x.shape[1]}x{x.shape[2]} pixels are left for a "
+                    "pooling; use linear or mlp"
+                )
             # Behind the pooling, which it does not change: the same result, a quarter of the work.
             x = Conv(width, self.kernel, self.padding, pool=True)(x)
             x = Dropout(self.dropout, not train, self.activation)(x)

@@ -111,12 +111,13 @@ class GCN(nn.Module):
             return scale * (scaled + sum_of_neighbours(scaled, ends))
 
         h = (graphs.features * graphs.real).reshape(batch * nodes, -1)
-        for width in (self.width, self.num_classes):
+        for layer, width in enumerate((self.width, self.num_classes)):
             if self.dropout:
                 h = nn.Dropout(self.dropout, deterministic=not train)(h)
             h = spread(nn.Dense(width, use_bias=False)(h))
-            h = h + self.param(f"bias_{width}", nn.initializers.zeros, (width,))
-            h = nn.relu(h) if width == self.width else h
+            name = f"bias_{width}" if layer == 0 or width != self.width else f"bias_{width}_last"
+            h = h + self.param(name, nn.initializers.zeros, (width,))
+            h = h if layer else nn.relu(h)
         return h.reshape(batch, nodes, -1)
 
 

@@ -104,6 +104,8 @@ def assemble(
     summed.check_knobs(built.about, each)
     each_steps = parts.client_steps(steps, clients.number)
     settings = parts.local_training(int(each_steps.max()), batch_size, training, built)
+    same = settings.update_kind == "weights" or len(set(each_steps.tolist())) == 1
+    require(same, "steps", steps, f"one number where update_kind is {settings.update_kind!r}")
     if local is None:
         update = parts.local_update(task, settings, optimizer)
     else:

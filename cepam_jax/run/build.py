@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from cepam_jax import federated, mechanisms, models
-from cepam_jax.data import partition
+from cepam_jax.data import augment, partition
 from cepam_jax.data.examples import Examples, number_of
 from cepam_jax.errors import ConfigError, DatasetError
 from cepam_jax.federated import (
@@ -24,6 +24,7 @@ from cepam_jax.federated import (
     rounds,
     server,
 )
+from cepam_jax.mechanisms import configured
 from cepam_jax.run import evaluation, needs
 from cepam_jax.run.devices import ONE_DEVICE, RUNS, Layout, at_once
 from cepam_jax.run.evaluation import HeldOut
@@ -78,6 +79,12 @@ def _parts_by_name(config) -> tuple:
         control.CONTROLS.get_or_raise(config.control),
         mechanisms.registry.CONFIGURABLE.get_or_raise(config.mechanism.name),
         mechanisms.registry.CONFIGURABLE.get(config.downlink.name),
+        configured.SPARSIFIERS.get(config.mechanism.sparsify),
+        configured.SPARSIFIERS.get(config.downlink.sparsify),
+        augment.AUGMENTATIONS.get_or_raise(config.local.augment),
+        local.OPTIMIZERS.get_or_raise(config.local.optimizer),
+        server.OPTIMIZERS.get_or_raise(config.server.optimizer),
+        control.SCHEDULES.get_or_raise(config.schedule.kind),
     )
 
 

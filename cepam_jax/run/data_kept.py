@@ -33,6 +33,19 @@ def digest(data: Examples) -> str:
     return found.hexdigest()
 
 
+class Held:
+    """Examples that are told from others by their digest: a name may come to stand for other ones."""
+
+    def __init__(self, data: Examples, found: str):
+        self.data, self.digest = data, found
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Held) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
 def check(found: str, workdir: Path) -> None:
     """Checks that examples with this digest are those of the run in a work directory, if there is one.
 

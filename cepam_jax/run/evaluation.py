@@ -173,6 +173,7 @@ def make_evaluate(task: Task, batch_size: int, clients: str = "none") -> Callabl
 def _sums(task, model, examples, constants, rows, batch_size, who=None, num_clients=0):
     """Sums of `task.evaluate` over rows int32[n]; by client, where `who` int32[n] says whose each row is."""
     number = rows.shape[0]
+    batch_size = min(batch_size, number)  # few examples are not evaluated again to fill it
     batches = -(-number // batch_size)
     slots = jnp.arange(batches * batch_size).reshape(batches, batch_size)
 

@@ -142,19 +142,21 @@ def _train_groups(configs, workdirs, progress, labels, together, keep_failures):
 
 
 @functools.lru_cache(maxsize=2)
-def _examples(name, data_dir, options, source, layout):
+def _examples(held, source, layout):
     """(training examples, constants, HeldOut) on the devices."""
-    del source  # registered anew it is another data set
-    data = sources.load_examples(name, data_dir, options)
+    del source  # registered anew its constants may be others
+    data = held.data
     return tuple(devices.put(part, layout.mesh) for part in (data.train, data.constants, build.tested(data)))
 
 
 def _train(configs, workdirs, progress, label, layout, keep_failures=False):
     """The runs of one Program, from their checkpoints to the end."""
     first = configs[0]
-    asked = (first.data.name, first.data.dir, sources.options_of(first))
-    data = sources.load_examples(*asked)
+    data = sources.load_examples(first.data.name, first.data.dir, sources.options_of(first))
     compiled = build.program(first, data.specification, layout)
+    if compiled.task.check is not None:
+        for examples in (data.train, data.test):
+            compiled.task.check(examples, data.constants)
     examples_digest = data_kept.digest(data)
     records: list[RunDirectory] = []
     try:
@@ -167,7 +169,11 @@ def _train(configs, workdirs, progress, label, layout, keep_failures=False):
                 record.close()  # of hundreds of finished runs nothing need stay open
         if running:
             # The examples stay the same: one copy on the devices for all calls.
-            examples = _examples(*asked, sources.SOURCES[asked[0]], layout._replace(together=1))
+            examples = _examples(
+                data_kept.Held(data, examples_digest),
+                sources.SOURCES[first.data.name],
+                layout._replace(together=1),
+            )
             name = label or f"{first.data.name} {first.mechanism.name}"
             check_interrupt()
             _run(compiled, running, data, examples, progress and devices.is_main(), name)

@@ -84,10 +84,20 @@ def _check(net: Network, inputs: str, labels: str, prepare: Callable | None, exa
         x = x if prepare is None else prepare(x, constants, None)
         return net.apply(net.initialize(key), x, None)[0]
 
-    classes = jax.eval_shape(outputs, jax.random.key(0), one).shape[-1]
+    check_labels(found, labels, jax.eval_shape(outputs, jax.random.key(0), one).shape[-1])
+
+
+def check_labels(found: np.ndarray, name: str, classes: int) -> None:
+    """Raises DatasetError unless an output of the model stands for every label.
+
+    Args:
+      found: whole numbers.
+      name: of their array.
+      classes: outputs.
+    """
     if len(found) and not 0 <= found.min() <= found.max() < classes:
         raise DatasetError(
-            f"{labels!r} has labels from {found.min()} to {found.max()}; the model's {classes} outputs stand "
+            f"{name!r} has labels from {found.min()} to {found.max()}; the model's {classes} outputs stand "
             f"for those from 0 to {classes - 1}"
         )
 

@@ -11,7 +11,7 @@ from cepam_jax.data import communities, graphs  # noqa: F401  the data sets of t
 from cepam_jax.errors import DatasetError
 from cepam_jax.models.graphs import Graphs
 from cepam_jax.tasks.base import Sums, Task, register
-from cepam_jax.tasks.classification import classification, cross_entropy
+from cepam_jax.tasks.classification import check_labels, classification, cross_entropy
 from cepam_jax.tasks.networks import network
 
 _COUNTS = ("node_count", "edge_count")
@@ -81,8 +81,11 @@ def graph_classification(config, specification) -> Task:
 
         return call
 
-    # What it takes are not the examples' own arrays.
-    return task._replace(loss=with_graphs(task.loss), evaluate=with_graphs(task.evaluate), check=None)
+    def check(examples, constants):  # what the task takes are not the examples' own arrays
+        del constants
+        check_labels(np.asarray(examples["label"]), "label", facts["num_classes"])
+
+    return task._replace(loss=with_graphs(task.loss), evaluate=with_graphs(task.evaluate), check=check)
 
 
 @register

@@ -14,6 +14,20 @@ settings.declare(
 )
 
 
+# Tasks of this project whose examples are no images.
+_OTHERS = ("binary_outcome", "graph_classification", "next_character", "node_classification")
+
+
+@settings.rule
+def _rules(fields):
+    task = fields["task"]
+    yield (
+        fields["local.augment"] == "none" or task not in _OTHERS,
+        "local.augment",
+        f"'none' where config.task is {task!r}: images are varied",
+    )
+
+
 def normalized(images, constants):
     """Pixels uint8[..., channels] as f32 of zero mean and unit variance over the training set."""
     return (images.astype(np.float32) / 255 - constants["mean"]) / constants["std"]

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from cepam_jax import settings
+from cepam_jax import models, settings
 from cepam_jax.data import text
 from cepam_jax.errors import DatasetError
 from cepam_jax.models import sequences
@@ -14,6 +14,17 @@ from cepam_jax.tasks.networks import Network, network
 __all__ = ["network_of", "next_character"]
 
 settings.declare("local", {"dropout": settings.below_one(0.0, "Rate of dropout, of models of sequences.")})
+
+
+@settings.rule
+def _rules(fields):
+    model = fields["model"]
+    yield (
+        fields["local.dropout"] == 0 or model not in models.MODELS,
+        "local.dropout",
+        f"0 where config.model is {model!r}: only models of sequences have that rate",
+    )
+
 
 FORMATS = {"loss": ".3f", "perplexity": ".2f", "accuracy": ".3f"}
 

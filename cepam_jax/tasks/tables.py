@@ -75,7 +75,16 @@ def binary_outcome(config, specification) -> Task:
         formats={"loss": ".3f", "accuracy": ".3f", "auc": ".4f"},
         project=net.project,
         lower=("loss", "auc_error", "calibration"),
+        check=_check,
     )
+
+
+def _check(examples, constants) -> None:
+    """Raises DatasetError unless every outcome is 0 or 1: of others the loss has no least value."""
+    del constants
+    found = np.asarray(examples["label"])
+    if not np.isin(found, (0, 1)).all():
+        raise DatasetError(f"'label' has {np.unique(found)[:5].tolist()}; each outcome must be 0 or 1")
 
 
 def summarize(sums: Sums, count: float) -> dict[str, float]:

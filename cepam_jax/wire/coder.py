@@ -16,6 +16,9 @@ from cepam_jax.errors import WireError
 LEAST = 2.0**-20
 _BERNOULLI = constriction.stream.model.Bernoulli(perfect=False)
 _UNIFORM_BITS = 16
+# Bits that a reader takes decisions to have cost, over the bits that there are: beyond, nothing wrote them.
+# The library rounds a probability to 24 bits, which changes the least cost of an outcome by a fifteenth.
+_SPENT, _SPENT_MORE = 1.25, 256.0
 
 
 class Coder(Protocol):
@@ -101,10 +104,12 @@ class Reader:
 
     Args:
       data: the bytes that `Writer.finish` returned. Whether they are as many as were written is for the
-        message's checksum to say: a range coder reads on in zeros.
+        message's checksum to say: a range coder reads on in zeros, but not much farther than there are bits:
+        a few bytes could ask for thousands of decisions about each block of an update.
     """
 
     def __init__(self, data: bytes) -> None:
+        self._left = _SPENT * 8 * len(data) + _SPENT_MORE
         words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
         self._decoder = constriction.stream.queue.RangeDecoder(words)
 
@@ -113,7 +118,12 @@ class Reader:
         del outcomes
         if not p.size:
             return np.zeros(0, bool)
-        return self._read(_BERNOULLI, _possible(p)).astype(bool)
+        p = _possible(p)
+        found = self._read(_BERNOULLI, p).astype(bool)
+        self._left += float(np.log2(np.where(found, p, 1 - p)).sum())
+        if self._left < 0:
+            raise WireError("the message's body says more than so few bytes can")
+        return found
 
     def uniform(self, number: int, size: int, values: np.ndarray | None = None) -> np.ndarray:
         """Reads int64[size], integers from 0 to number - 1."""

@@ -94,9 +94,9 @@ def claims(data: str, results: dict) -> list[Claim]:
             static, adapted = results[f"{name} {width} bits"], results[f"{name} {rule}"]
             loss = in_points(accuracies(static), accuracies(adapted))
             gain = sent(static) / sent(adapted)
-            fewer, same = above(gain, GAINS[0], 2), below(loss, MARGIN, 2)
-            part = all_of([above(gain, 1, 2), same])  # fewer bits, if not so much
-            (low, high), (_, most) = bounds(gain, 2), bounds(loss, 2)
+            fewer, same = above(gain, GAINS[0], 3), below(loss, MARGIN, 3)
+            part = all_of([above(gain, 1, 3), same])  # fewer bits, if not so much
+            (low, high), (_, most) = bounds(gain, 3), bounds(loss, 3)
             what = f"{data}, {split}, {rule}: {GAINS[0]} to {GAINS[1]} times fewer bits than static levels"
             measured = f"{np.mean(gain):.2f} times ({low:.2f} to {high:.2f}) against {width} bits"
             lost = f"{np.mean(loss):+.2f} points lost (at most {most:+.2f})"
@@ -106,7 +106,7 @@ def claims(data: str, results: dict) -> list[Claim]:
                     f"{what}, at the same accuracy",
                     f"{measured}; {lost}; {len(loss)} seeds",
                     verdict(all_of([fewer, same]), len(loss), part),
-                    f"at least {GAINS[0]} times and at most {MARGIN} points; 2 bounds of paired t tests, "
+                    f"at least {GAINS[0]} times and at most {MARGIN} points; 3 bounds of paired t tests, "
                     + TOGETHER,
                     NO_PRIVACY,
                 )

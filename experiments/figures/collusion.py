@@ -21,7 +21,7 @@ from experiments.figures.byzantine import FLOATS
 from experiments.output import Claim
 from experiments.paired import above, all_of, bounds, deviation, in_points, spread, verdict
 from experiments.plots import style
-from experiments.runs import settings_text
+from experiments.runs import coordinates_of, settings_text
 from experiments.tables import markdown
 
 CHECKS = {"norms": False, "norms and pairs": True}
@@ -94,7 +94,7 @@ def longest_of(config) -> float:
     most, lies = byzantine_tables.longest_of(config), config.byzantine.clients
     if not config.byzantine.pairs:
         return most
-    d = byzantine_tables.coordinates_of(config)
+    d = coordinates_of(config)
     part = pairs.least(d, config.num_clients, config.byzantine.false_alarm / 2)
     return pairs.longest_mean(most, d / config.mechanism.gamma**2, part, lies)
 

@@ -13,12 +13,20 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from cepam_jax.errors import require_choice
 from experiments import cli, output
 from experiments.plots import style
-from experiments.runs import accuracies, config_of, define_training_flags, mean_of, settings_text, train_all
+from experiments.runs import (
+    accuracies,
+    config_of,
+    coordinates_of,
+    define_training_flags,
+    mean_of,
+    settings_text,
+    train_all,
+)
 from experiments.tables import markdown
 
-COORDINATES = {"digits": 650, "mnist": 25_818}  # of the models below
 MODELS = {"digits": "linear", "mnist": "mlp"}
 CLIPS = {"tight": 0.3, "wide": 3.0}
 
@@ -29,7 +37,7 @@ def configs_of(data: str, budgets: list[float]):
     for name, clip in CLIPS.items():
         for budget in budgets:
             config = config_of(data, "cepam_gaussian", model=MODELS[data], mechanism__clip_norm=clip)
-            config.needs.bits = (budget * COORDINATES[data],) * config.num_clients
+            config.needs.bits = (budget * coordinates_of(config),) * config.num_clients
             config.eval_every = max(1, config.rounds // 4)
             found[f"{data} {name} {budget:g}"] = config
     return found
@@ -76,6 +84,8 @@ def main():
     f = cli.flags.FLAGS
     workdir = Path(f.workdir)
     budgets = [float(budget) for budget in f.budgets]
+    for data in f.data:
+        require_choice("--data", data, MODELS)
     configs = {name: config for data in f.data for name, config in configs_of(data, budgets).items()}
     results = train_all(configs, f.seeds, workdir / "runs", f.progress)
     rows = [row(label, runs, workdir / "runs") for label, runs in results.items()]

@@ -19,7 +19,8 @@ from cepam_jax import files
 from cepam_jax.errors import ConfigError
 from configs import mnist_private
 from experiments import cli, dpsgd, output
-from experiments.paired import spread
+from experiments.output import SERVER_TRUSTED, Claim
+from experiments.paired import MARGIN, bounds, differences, in_points, spread, verdict
 from experiments.plots import style
 from experiments.runs import accuracies, mean_of, train_all
 from experiments.tables import markdown
@@ -97,6 +98,34 @@ def rows_of(base, seeds: int, methods: list[str], targets: list[float], workdir:
     return rows
 
 
+def claims_of(data: str, rows: list[dict]) -> list[Claim]:
+    """Is each method as accurate as DP-SGD at the same epsilon?"""
+    accuracy = {(row["epsilon"], row["method"]): row["accuracies"] for row in rows}
+    claims = []
+    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != REFERENCE):
+        found = {
+            f"epsilon {epsilon:g}": in_points(values, accuracy[epsilon, REFERENCE])
+            for (epsilon, name), values in accuracy.items()
+            if name == method
+        }
+        same, seeds = differences(found, MARGIN), len(next(iter(found.values())))
+        each = "; ".join(
+            f"{label} {low:+.2f} to {high:+.2f}"
+            for label, (low, high) in ((label, bounds(v, 2 * len(found))) for label, v in found.items())
+        )
+        claims.append(
+            Claim(
+                "this project",
+                f"{data}: one image a client, {method} is as accurate as DP-SGD in one place at one epsilon",
+                f"points gained: {each}; {seeds} seeds",
+                verdict(same.state, seeds),
+                same.why,
+                f"{SERVER_TRUSTED}; epsilon against the released model",
+            )
+        )
+    return claims
+
+
 def plot(rows):
     """Accuracy against epsilon, and bits."""
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -163,7 +192,7 @@ def main():
         f"{c.rounds} rounds; epsilon against the released model at delta = {c.privacy.delta:g}, "
         f"{c.privacy.relation}; {f.seeds} seeds\n\n"
     )
-    output.save(settings + table(rows), rows, plot(rows))
+    output.save(settings + table(rows), rows, plot(rows), claims_of(c.data.name, rows))
 
 
 SMOKE = {

@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator
 from cepam_jax.errors import require
 from experiments import cli, output
 from experiments.output import SERVER_TRUSTED, Claim
-from experiments.paired import MARGIN, below, deviation, differences, points, spread, verdict
+from experiments.paired import MARGIN, all_of, below, deviation, differences, points, spread, verdict
 from experiments.plots import style
 from experiments.runs import accuracies, config_of, define_training_flags, mean_of, settings_text, train_all
 from experiments.tables import markdown
@@ -56,7 +56,7 @@ def claims_of(data: str, rows: list[dict]) -> list[Claim]:
         state.append(below(ratio, 1 - SAVING, len(gammas)))
     seeds = len(rows[0]["accuracy"])
     same = differences(accuracy, MARGIN)
-    fewer = None if None in state else all(state)
+    fewer = all_of(state)
     return [
         Claim(
             "this project",

@@ -301,13 +301,13 @@ def exact(clients: int, coordinates: int, cells: float = 1.5) -> dict:
         "scale": parts.scale,
         "split": float(np.mean(scale < scale.max())),
         "bits": float(-np.mean(np.log2(scale))),
-        "credit": 1 / (12 * cells**2),
+        "rounding": 1 / (12 * cells**2),
         "distance": aggregate_gaussian.total_variation(clients),
     }
 
 
 def table_of_exact(rows) -> str:
-    header = ["clients", "plain", "their scale", "bits more", "noise that counts more", "total variation"]
+    header = ["clients", "plain", "their scale", "bits more", "Gaussian rounding", "total variation"]
     return markdown(
         header,
         [
@@ -316,7 +316,7 @@ def table_of_exact(rows) -> str:
                 f"{row['share']:.4f}",
                 f"{row['scale']:.3f}",
                 f"{row['bits']:.3f}",
-                f"{100 * row['credit']:.1f} %",
+                f"{100 * row['rounding']:.1f} %",
                 f"{row['distance']:.1e}",
             ]
             for row in rows
@@ -388,8 +388,9 @@ def main():
     exacts = [exact(clients, 20 * f.coordinates) for clients in cli.numbers("clients", int) if clients > 1]
     text += (
         "The aggregate Gaussian at cells 1.5: with probability *plain* a coordinate has "
-        "one scale and no shift; what is rounded counts as Gaussian noise against outsiders, for exactly so "
-        "many clients.\n\n"
+        "one scale and no shift; to outsiders what is rounded looks like Gaussian noise, for exactly so many "
+        "clients. The total variation is of one coordinate: times those of all rounds, it is too much for a "
+        "guarantee.\n\n"
     )
     others = [
         row

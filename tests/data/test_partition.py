@@ -77,6 +77,13 @@ def test_impossible_values_are_named():
         partition.partition(LABELS[:20], "dirichlet", 20, 0, alpha=0.01)
 
 
+@pytest.mark.parametrize("kind", ["iid", "quantity"])
+def test_kinds_that_read_no_labels_need_none(kind):
+    found = partition.partition(None, kind, 4, 0, examples=40, **OPTIONS[kind])
+    labelled = partition.partition(np.zeros(40, int), kind, 4, 0, **OPTIONS[kind])
+    assert found.counts.sum() == 40 and (found.counts == labelled.counts).all()
+
+
 def test_summary_and_picture(tmp_path):
     table = spread("shards", shards_per_client=2)
     text = partition.summary(table)

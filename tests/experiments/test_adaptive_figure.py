@@ -6,6 +6,8 @@ import pytest
 from cepam_jax.theory import rate
 from experiments.figures import adaptive
 
+pytestmark = pytest.mark.compiled_fast
+
 
 def rows_of(budget, gains, seeds=10):
     """Constant gamma best at 40 rounds; rules with these points more than it, at all lengths."""
@@ -20,7 +22,7 @@ def rows_of(budget, gains, seeds=10):
                 rows.append(
                     {
                         **{"data": "digits", "partition": "iid", "budget": budget, "method": name},
-                        **{"rounds": length, "part": part, "accuracy": accuracy.tolist()},
+                        **{"rounds": length, "part": part, "accuracy": accuracy.tolist(), "diverged": 0},
                         **{"bits": [8.0] * seeds, "epsilon": None},
                     }
                 )

@@ -20,6 +20,8 @@ from cepam_jax.run import runtime, training
 from cepam_jax.run.metrics import read_lines
 from experiments import cli
 
+pytestmark = pytest.mark.compiled_fast
+
 TRAIN = ("experiments.train", "--config.model=linear", "--config.local.steps=1", "--noprogress")
 
 

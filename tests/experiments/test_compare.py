@@ -2,7 +2,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from cepam_jax.run.metrics import read_lines
+
+pytestmark = pytest.mark.compiled_fast
 
 
 def run(root, *arguments):
@@ -13,7 +17,7 @@ def run(root, *arguments):
 
 def test_table_and_picture(tmp_path, root):
     command = ["experiments.compare", f"--workdir={tmp_path}", "--config.rounds=4", "--config.eval_every=2"]
-    command += ["--gammas=100,10", "--seeds=2"]
+    command += ["--gammas=100,10", "--seeds=2", "--config.model=linear"]
     done = run(root, *command)
     assert done.returncode == 0, done.stderr
     # The progress bars: two runs of fedavg, and four of CEPAM that differ in gamma and seeds alone.

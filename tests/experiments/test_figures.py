@@ -35,6 +35,8 @@ from experiments.figures import (
     scenario3,
 )
 
+pytestmark = pytest.mark.compiled_fast
+
 
 @pytest.mark.parametrize(
     ("name", "expected"), [("Z1", 0.521), ("Z2", 0.72), ("Z3", 0.68), ("D4", 0.52), ("E8", 0.36)]
@@ -253,6 +255,20 @@ def test_power_meets_simulation(distance, seeds, tests):
     assert abs(shown - paired.power(distance, 4 / 3, seeds, tests)) > allowed
     needed = paired.detectable(1.0, seeds, tests)
     assert paired.power(needed, 1.0, seeds, tests) == pytest.approx(0.8, abs=1e-6)
+
+
+@pytest.mark.parametrize(("margin", "seeds", "tests"), [(1.0, 5, 2), (3.0, 3, 6), (1.0, 20, 6)])
+def test_power_of_an_equivalence_meets_simulation(margin, seeds, tests):
+    """Both bounds within the margin; the power of one of them alone is not that of both."""
+    found = np.random.default_rng(1).normal(0, 1.0, (4000, seeds))
+    ends = [paired.bounds(one, tests) for one in found]
+    states = [-margin < low and high < margin for low, high in ends]
+    expected = paired.power(margin, 1.0, seeds, tests, two_sided=True)
+    allowed = 5 * np.sqrt(expected * (1 - expected) / 4000)
+    assert abs(np.mean(states) - expected) < allowed
+    assert paired.power(margin, 1.0, seeds, tests) - expected > 2 * allowed
+    needed = paired.detectable(1.0, seeds, tests, two_sided=True)
+    assert paired.power(needed, 1.0, seeds, tests, two_sided=True) == pytest.approx(0.8, abs=1e-6)
 
 
 def test_a_loss_that_five_seeds_cannot_see_is_not_decided():

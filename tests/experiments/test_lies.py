@@ -13,6 +13,8 @@ from cepam_jax.run import training
 from configs import digits
 from experiments import byzantine_tables, lies
 
+pytestmark = pytest.mark.compiled_fast
+
 ROUNDS = 3
 
 

@@ -9,6 +9,8 @@ import pytest
 from cepam_jax.errors import ConfigError
 from experiments import sum_audit
 
+pytestmark = pytest.mark.compiled_fast
+
 TRIALS = 20_000
 SETTINGS = {
     "the server": ("secure_sum", 4, 0.5, 0),

@@ -15,6 +15,8 @@ from cepam_jax.run import build, training
 from cepam_jax.run.metrics import read_lines
 from configs import common, digits
 
+pytestmark = pytest.mark.compiled_fast
+
 TIMES = ("seconds", "seconds_per_round")
 
 
@@ -92,7 +94,7 @@ def start(workdir, root, rounds=120):
         [
             *(sys.executable, "-m", "experiments.train", "--config=configs/digits.py"),
             *(f"--workdir={workdir}", f"--config.rounds={rounds}", "--config.eval_every=2", "--noprogress"),
-            *("--config.server.momentum=0.5", "--config.clients_per_round=7"),
+            *("--config.server.momentum=0.5", "--config.clients_per_round=7", "--config.model=linear"),
         ],
         cwd=root,
         stdout=subprocess.DEVNULL,

@@ -8,6 +8,8 @@ from cepam_jax.run import guarantees
 from configs import digits
 from experiments.figures import trust
 
+pytestmark = pytest.mark.compiled_fast
+
 TARGET = 3.0
 
 

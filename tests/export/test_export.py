@@ -372,6 +372,8 @@ FUNCTIONS = {
     "a power": lambda w, x: x**3 - 1 / (2 + x * x),
     "a constant that is repeated": lambda w, x: x + jnp.broadcast_to(w[0, :1], (1, 5)),
     "a weight in two ways": lambda w, x: (x @ w) @ w.T + w[:, 0],
+    # Only the function inside uses it twice: it was stored as the first use wants it.
+    "a weight in two ways inside": lambda w, x: jax.checkpoint(lambda v: x @ v.T + v[0])(w),
 }
 
 

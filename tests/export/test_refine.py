@@ -12,6 +12,8 @@ from cepam_jax.export.quantize import Setting
 from cepam_jax.run import build
 from configs import digits, shakespeare
 
+pytestmark = pytest.mark.compiled_fast
+
 
 def untrained(config):
     """The predictor of a model whose parameters are random and nowhere zero."""

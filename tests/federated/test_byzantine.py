@@ -32,6 +32,8 @@ from cepam_jax.mechanisms import Keys, Knobs
 from cepam_jax.run import provenance
 from cepam_jax.tasks import Model, Network, classification
 
+pytestmark = pytest.mark.compiled_fast
+
 TABLE = json.loads((Path(__file__).parent / "byzfl.json").read_text())
 
 # Of the table's names: the rule and its options here.

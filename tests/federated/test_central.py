@@ -1,5 +1,7 @@
 """Noise that the server adds: its law, its keys, what it refuses, and that nothing else changes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,8 @@ from cepam_jax.run.training import train, train_many
 from cepam_jax.tasks import Model
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 D, N = 200_000, 4
 SIGMAS, COUNTS = np.float32([0.5, 1.0, 1.0, 2.0]), np.int32([10, 20, 30, 40])
 ALARM = 1e-4  # of each test of a law, at a fixed seed
@@ -40,15 +44,28 @@ def own(model, arrays, client, key, state, number):
     return Trained(arrays.examples["update"][client], jnp.float32(0), jnp.float32(1))
 
 
+SERVER = optax.sgd(1.0)
+
+
+@functools.cache
+def clipped(norm, mechanism):
+    return chain(clip(norm), mechanisms.identity() if mechanism is None else mechanism)
+
+
+@functools.cache
+def compiled(plan):
+    """The round of a plan, compiled once for all keys and updates."""
+    return jax.jit(make_round(plan))
+
+
 def one_round(updates, law="gaussian", mechanism=None, aggregator="mean", per_round=N, **changes):
     """The aggregate f32[d] of the first round, and its report."""
     d = updates.shape[1]
-    bound = clip("l2" if law == "gaussian" else "l1")
     plan = Plan(
         local_update=LocalUpdate(own),
-        mechanism=chain(bound, mechanisms.identity()) if mechanism is None else chain(bound, mechanism),
+        mechanism=clipped("l2" if law == "gaussian" else "l1", mechanism),
         aggregator=AGGREGATORS[aggregator],
-        server=optax.sgd(1.0),
+        server=SERVER,
         segments=(d,),
         per_round=per_round,
         per_chunk=1,
@@ -70,7 +87,7 @@ def one_round(updates, law="gaussian", mechanism=None, aggregator="mean", per_ro
     )
     model = Model({"w": jnp.zeros(d)})
     state = initial_state(plan, model, knobs, N, False, knobs.clip[0])
-    after, report = jax.jit(make_round(plan))(state, arrays)
+    after, report = compiled(plan)(state, arrays)
     if not report.ran:
         raise NotRun
     return np.asarray(after.params["w"]), jax.tree.map(np.asarray, report)

@@ -14,6 +14,8 @@ from cepam_jax.federated.control import Control, Released
 from cepam_jax.federated.state import Report
 from cepam_jax.mechanisms import Knobs
 
+pytestmark = pytest.mark.compiled_fast
+
 START = Knobs(sigma=jnp.float32([0.5, 0.7]), clip=jnp.float32([1.0, 2.0]))
 NORMS = np.float32([0.0, 0.5, 1.5, 1.9, 2.5, 9.0, 1.0])  # of the clients; the clip is 2
 

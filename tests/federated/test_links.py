@@ -22,6 +22,8 @@ from cepam_jax.run import traffic
 from cepam_jax.run.config import validate
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 # Client k needs about k + 1 seconds for messages of 32 bits a number, down at once.
 UP = 32.0 * SIZE / np.arange(1, CLIENTS + 1)
 GIVEN = Links(up=UP, down=1e12, latency=0.25)

@@ -6,6 +6,8 @@ import pytest
 
 from cepam_jax.federated.aggregation.network import in_order
 
+pytestmark = pytest.mark.compiled_fast
+
 ODD = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, -1e-40, 3.0, -7.0, 3e38]
 
 

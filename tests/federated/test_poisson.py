@@ -77,14 +77,28 @@ def own(model, arrays, client, key, state, number):
     return Trained(arrays.examples["update"][client], jnp.float32(0), jnp.float32(1))
 
 
+SERVER = optax.sgd(1.0)
+
+
+@functools.cache
+def clipped(mechanism):
+    return chain(clip("l2"), mechanisms.identity() if mechanism is None else mechanism)
+
+
+@functools.cache
+def compiled(plan):
+    """The round of a plan, compiled once for all seeds."""
+    return jax.jit(make_round(plan))
+
+
 def run(updates, mechanism=None, aggregator="mean", seed=0, expected=EXPECTED, places=None, **changes):
     """(The aggregate of the first round f32[d], State, RoundReport), on the host."""
     d = updates.shape[1]
     plan = Plan(
         local_update=LocalUpdate(own),
-        mechanism=chain(clip("l2"), mechanisms.identity() if mechanism is None else mechanism),
+        mechanism=clipped(mechanism),
         aggregator=AGGREGATORS[aggregator],
-        server=optax.sgd(1.0),
+        server=SERVER,
         segments=(d,),
         per_round=places or poisson.places(N, expected),
         per_chunk=8,
@@ -103,7 +117,7 @@ def run(updates, mechanism=None, aggregator="mean", seed=0, expected=EXPECTED, p
     )
     model = Model({"w": jnp.zeros(d)})
     state = initial_state(plan, model, knobs, N, changes.pop("remembers", False), knobs.clip[0])
-    after, report = jax.jit(make_round(plan))(state, arrays)
+    after, report = compiled(plan)(state, arrays)
     return np.asarray(after.params["w"]), after, jax.tree.map(np.asarray, report)
 
 

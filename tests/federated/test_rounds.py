@@ -17,6 +17,8 @@ from cepam_jax.run import evaluation
 from cepam_jax.run.evaluation import HeldOut
 from cepam_jax.tasks import Model, Network, classification
 
+pytestmark = pytest.mark.compiled_fast
+
 CLIENTS, SIZE = 7, 50
 
 

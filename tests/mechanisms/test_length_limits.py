@@ -13,6 +13,8 @@ from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import cell_cumulants, code_length, length_limits
 from cepam_jax.mechanisms.length_limits import Sent
 
+# In one process: most of them need limits that another has computed.
+pytestmark = pytest.mark.xdist_group("length limits")
 SEGMENTS = (32, 4000, 68)
 D = sum(SEGMENTS)
 MESSAGES = 400
@@ -123,11 +125,10 @@ def test_cumulants_are_those_of_drawn_layers_and_dithers(target, sigma):
 
 @pytest.fixture
 def few_peaks(monkeypatch):
-    """Four in place of ten, so that they can be computed finely."""
+    """Four in place of ten, so that they can be computed finely; what other tests computed is kept."""
     monkeypatch.setattr(length_limits, "_PEAKS", 4)
-    length_limits._node.cache_clear()
-    yield length_limits._peaks(3.0)
-    length_limits._node.cache_clear()
+    monkeypatch.setattr(length_limits, "_node", functools.cache(length_limits._node.__wrapped__))
+    return length_limits._peaks(3.0)
 
 
 @pytest.mark.parametrize("size", [0.0137, 0.31, 5.3])

@@ -10,6 +10,8 @@ from cepam_jax import models
 from cepam_jax.models import dropout
 from cepam_jax.models.apart import apart
 
+pytestmark = pytest.mark.compiled_fast
+
 
 class Theirs(nn.Module):
     rate: float

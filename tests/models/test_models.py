@@ -7,6 +7,8 @@ import pytest
 from cepam_jax import models
 from cepam_jax.errors import ConfigError
 
+pytestmark = pytest.mark.compiled_fast
+
 # Machine code as it comes is enough here, and is compiled in half the time.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -47,6 +49,9 @@ def test_unknown_model_and_too_small_images():
         models.build("resnet", 10)
     with pytest.raises(ConfigError, match="model needs larger images"):
         models.initialize(models.build("cnn2", 10), jax.random.key(0), (8, 8, 1))
+    for size in (7, 2):
+        with pytest.raises(ConfigError, match="1x1 pixels are left for a pooling"):
+            models.initialize(models.build("cnn3", 10), jax.random.key(0), (size, size, 1))
 
 
 def test_a_model_is_added_by_one_function():

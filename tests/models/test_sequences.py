@@ -12,6 +12,8 @@ from cepam_jax.errors import ConfigError
 from cepam_jax.models import sequences
 from cepam_jax.models.transformer import Transformer
 
+pytestmark = pytest.mark.compiled_fast
+
 SIZES = {
     "transformer_tiny": 108_352,
     "transformer_small": 809_856,

@@ -16,6 +16,8 @@ from cepam_jax.privacy import audit
 from cepam_jax.run import build, guarantees
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 CLIENTS, ROUNDS, TRIALS, D, DELTA = 4, 4, 20_000, 8, 0.05
 COUNTS = np.full(CLIENTS, 10)
 

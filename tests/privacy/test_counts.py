@@ -18,6 +18,8 @@ from cepam_jax.run import guarantees
 from cepam_jax.run.config import validate
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 CLIENTS, ROUNDS, TRIALS, D, DELTA = 4, 4, 10_000, 8, 0.05
 COUNTS = np.full(CLIENTS, 10)
 OUTSIDERS = ("released_model", "colluding_clients")

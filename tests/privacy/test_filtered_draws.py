@@ -21,6 +21,8 @@ from cepam_jax.run import budgets, guarantees
 from cepam_jax.run.config import validate
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 CLIENTS, ROUNDS, TRIALS, D, DELTA, MOST = 8, 8, 20_000, 8, 0.05, 2.0
 COUNTS = np.full(CLIENTS, 10)
 ORDERS = 1 + np.geomspace(1e-2, 60, 40)

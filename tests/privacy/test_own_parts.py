@@ -15,6 +15,8 @@ from cepam_jax.mechanisms import Keys, Knobs, Transform
 from cepam_jax.privacy import accounting, audit
 from cepam_jax.run import guarantees
 
+pytestmark = pytest.mark.compiled_fast
+
 SIGNIFICANCE, DELTA, TRIALS = 1e-5, 0.05, 20_000
 KEEPS = {"forward": lambda keys, x, knobs: (x, None), "keeps": ("l2",)}
 

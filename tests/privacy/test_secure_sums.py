@@ -14,6 +14,8 @@ from cepam_jax.run import guarantees
 from cepam_jax.run.config import validate
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 REACH = 40  # integers on either side that have any probability
 
 

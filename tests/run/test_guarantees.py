@@ -23,6 +23,8 @@ from cepam_jax.run.config import validate
 from cepam_jax.run.training import train
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 COUNTS = np.full(10, 140)
 
 

@@ -18,6 +18,8 @@ from cepam_jax.run.ledger import read
 from cepam_jax.run.training import train
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 GAMMAS = (0.3, 1.0, 0.5, 2.0)
 SIGMAS = 1 / np.array(GAMMAS)
 COUNTS = np.full(4, 10)

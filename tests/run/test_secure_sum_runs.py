@@ -13,6 +13,8 @@ from cepam_jax.errors import ConfigError
 from cepam_jax.run import ledger, training
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 TIMES = ("seconds", "seconds_per_round")
 FIELDS = {
     "model": "linear",

@@ -8,6 +8,8 @@ from cepam_jax.run import training
 from cepam_jax.run.metrics import read_lines
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 TIMES = ("seconds", "seconds_per_round")
 
 

@@ -10,6 +10,8 @@ from cepam_jax.run import progress, writers
 from cepam_jax.run.training import train
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 
 def config_of(rounds, **changes):
     config = digits.get_config()

@@ -1,7 +1,6 @@
 """Training with real bytes is the same training."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -9,13 +8,7 @@ from cepam_jax.errors import ConfigError, NonFiniteUpdateError
 from cepam_jax.run.training import train
 from configs import digits
 
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing the partition takes a fifth of so short a run."""
-    monkeypatch.setattr("cepam_jax.data.partition.plot", lambda table, path: Path(path).touch())
-
-
+pytestmark = pytest.mark.usefixtures("no_picture")
 SLOW = (pytest.mark.slow, pytest.mark.compiled_fast)
 
 
