@@ -91,19 +91,20 @@ def claims(data: str, found, bits, seeds: int) -> list[Claim]:
 
     near = {width: (runs(width, "stochastic"), full) for width in few}
     gain = {width: (runs(width, "stochastic"), runs(width, "deterministic")) for width in few}
-    close = [above(in_points(*pair), -1, 2 * len(few)) for pair in near.values()]
-    better = [above(in_points(*pair), 2, 2 * len(few)) for pair in gain.values()]
+    close = [above(in_points(*pair), -1, len(few)) for pair in near.values()]
+    better = [above(in_points(*pair), 2, len(few)) for pair in gain.values()]
 
-    def text(pair):
-        low, high = bounds(in_points(*pair), 2 * len(few))
-        return f"{points(*pair)} points ({low:+.2f} to {high:+.2f})"
+    def text(pair, side):
+        end = bounds(in_points(*pair), len(few))[side == "at most"]
+        return f"{points(*pair)} points ({side} {end:+.2f})"
 
-    rule = f"{2 * len(few)} bounds of paired t tests, {TOGETHER}"
+    rule = f"{len(few)} bounds of paired t tests, {TOGETHER}"
     return [
         Claim(
             "2405.13365",
             f"{data}: 2 to 4 bits are near full precision",
-            "; ".join(f"{width} bits {text(pair)}" for width, pair in near.items()) + f"; {seeds} seeds",
+            "; ".join(f"{width} bits {text(pair, 'at least')}" for width, pair in near.items())
+            + f"; {seeds} seeds",
             verdict(all_of(close), seeds, any_of(close)),
             f"near: at most one point below float32; {rule}",
             NO_PRIVACY,
@@ -111,7 +112,8 @@ def claims(data: str, found, bits, seeds: int) -> list[Claim]:
         Claim(
             "2405.13365",
             f"{data}: stochastic rounding is 2-4 points better than deterministic",
-            "; ".join(f"{width} bits {text(pair)}" for width, pair in gain.items()) + f"; {seeds} seeds",
+            "; ".join(f"{width} bits {text(pair, 'at most')}" for width, pair in gain.items())
+            + f"; {seeds} seeds",
             verdict(all_of(better), seeds, any_of(better)),
             f"at least two points; {rule}",
             NO_PRIVACY,
