@@ -71,8 +71,13 @@ ROUND_NAMES = (
 )
 
 
+@functools.cache
+def clipped(name):
+    return mechanisms.chain(mechanisms.clip("l2"), mechanisms.make(name))
+
+
 def make(name="lrsuq_gaussian_z1", **changes):
-    mechanism = mechanisms.chain(mechanisms.clip("l2"), mechanisms.make(name))
+    mechanism = clipped(name)
     plan = rounds.Plan(
         as_local_update(local_update),
         mechanism,
@@ -86,7 +91,7 @@ def make(name="lrsuq_gaussian_z1", **changes):
     return mechanism, rounds.make_round(plan._replace(**changes)), federation_knobs
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def alone(mechanism):
     """The mechanism as programs of its own: outside of one, each operation is compiled for itself."""
     names = ("encode", "decode", "bits", "reference")
@@ -253,10 +258,10 @@ def test_an_invalid_update_stops_before_it_is_averaged(per_chunk, poison):
         return jnp.where(late & (row[0] >= 4) & (jnp.arange(SIZE) == 3), poison, update), loss, scale
 
     _, run, _ = make(per_chunk=per_chunk, local_update=as_local_update(poisoned))
-    block = evaluation.make_block(run, lambda model, *_: model.params["w"].sum(), length=5)
+    block = jax.jit(evaluation.make_block(run, lambda model, *_: model.params["w"].sum(), length=5))
     state, metrics, total = block(start(), federation(), None, None, 5)
     assert int(state.invalid_client) == 4 and int(state.round) == 1
-    good, _ = make(per_chunk=per_chunk)[1](start(), federation())
+    good, _ = jax.jit(make(per_chunk=per_chunk)[1])(start(), federation())
     np.testing.assert_allclose(state.params["w"], good.params["w"], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(metrics.ran, [1, 0, 0, 0, 0])
     assert np.isfinite(total)
