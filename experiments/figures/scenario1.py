@@ -168,12 +168,12 @@ def cause_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
     private = {name: row for name, row in by_method.items() if name not in ("fedavg", CLIPPED)}
     tests = 1 + 2 * len(private)
     clips = above(by_method[CLIPPED]["losses"], 0.0, tests)
-    _, most = bounds(by_method[CLIPPED]["losses"], tests)
+    least, _ = bounds(by_method[CLIPPED]["losses"], tests)
     claims = [
         Claim(
             "this project",
             f"{data}: the clip alone costs accuracy",
-            f"{CLIPPED}: {by_method[CLIPPED]['lost']} points lost (at most {most:+.2f}); {seeds} seeds",
+            f"{CLIPPED}: {by_method[CLIPPED]['lost']} points lost (at least {least:+.2f}); {seeds} seeds",
             verdict(clips, seeds),
             f"more than nothing; {tests} bounds of paired t tests, {TOGETHER}",
             NO_PRIVACY,

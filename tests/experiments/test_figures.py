@@ -480,6 +480,26 @@ def test_scenario_1_asks_each_seed():
     assert (verdicts(0.05), verdicts(1.0), verdicts(0.05, 2)) == ("holds", "not decided", "not tested")
 
 
+@pytest.mark.parametrize(
+    ("clip", "noise", "expected"),
+    [
+        (3.0, 0.0, ["holds", "holds"]),
+        (3.0, 3.0, ["holds", "does not hold"]),
+        (-1.0, 0.0, ["does not hold", "holds"]),
+    ],
+)
+def test_scenario_1_tells_the_clip_from_the_noise(clip, noise, expected):
+    each = 0.001 * np.linspace(-1, 1, 5)
+    lossless = 0.9 + np.linspace(-0.01, 0.01, 5)
+    rows = [{"method": "fedavg", "accuracy": lossless}]
+    for name, lost in ((scenario1.CLIPPED, clip), ("gamma 30", clip + noise)):
+        accuracy = lossless - lost / 100 + each * (1 if name == "gamma 30" else -1)
+        losses = paired.in_points(lossless, accuracy)
+        rows.append({"method": name, "accuracy": accuracy, "losses": losses, "lost": ""})
+    assert [claim.verdict for claim in scenario1.cause_of("made up", rows, 5)] == expected
+    assert scenario1.cause_of("made up", [rows[0], rows[2]], 5) == []
+
+
 def test_mean_estimation_claims_ask_for_bounds():
     row = {"measured": 0.9, "standard_error": 0.01, "bound": 1.0}
     assert mean_estimation.within_bounds([row], 100)[0] is True
