@@ -121,7 +121,7 @@ def write(message: Message, context: Context, weight: np.ndarray | None, offsets
     layout = _layout(context)
     expectation, kind = _expectation(context, layout), header.kind_of(context.mechanism.code)
     context = _informed(context, message.side)
-    plain, escaped = exceptions.split(message, context, layout.block, weight)
+    regular, escaped = exceptions.split(message, context, layout.block, weight)
     model = _model(context, layout, message.side)
     tensors = _of_tensors(context, message.side)
     writer, parts = Writer(), []
@@ -131,7 +131,7 @@ def write(message: Message, context: Context, weight: np.ndarray | None, offsets
         parts.append(writer.finish())
     for first, last in _ranges(layout, offsets):
         writer = Writer() if offsets else writer
-        streams.code(writer, context, model, layout.block, (first, last), weight, plain)
+        streams.code(writer, context, model, layout.block, (first, last), weight, regular)
         parts.append(writer.finish())
     rest = side.write(message.side)
     lengths = struct.pack(f"<{len(parts)}I", *map(len, parts)) if offsets else b""
@@ -187,12 +187,12 @@ def read(
     message = Message(np.zeros(0, np.int32), None, message_side, context.template.length)
     weight = None if weight_of is None else weight_of(message)
     model = _model(context, layout, message_side)
-    plain = exceptions.empty(context)
+    regular = exceptions.empty(context)
     for i, (first, last) in enumerate(ranges):
         if wanted is not None and not _holds(layout, i, wanted):
             continue
-        streams.code(readers[i], context, model, layout.block, (first, last), weight, plain, read_into=True)
-    return exceptions.merge(plain, escaped, message, context)
+        streams.code(readers[i], context, model, layout.block, (first, last), weight, regular, read_into=True)
+    return exceptions.merge(regular, escaped, message, context)
 
 
 def _bodies(cursor: side.Cursor, count: int | None) -> list[bytes]:

@@ -198,11 +198,13 @@ def read(cursor: Cursor) -> EscapedSymbols:
     return EscapedSymbols(at, values, index_at, index_values)
 
 
-def merge(plain: CodedSymbols, escaped: EscapedSymbols | None, message: Message, context: Context) -> Message:
+def merge(
+    regular: CodedSymbols, escaped: EscapedSymbols | None, message: Message, context: Context
+) -> Message:
     """The whole message: what the model wrote, with what was listed in its place.
 
     Args:
-      plain: what was read with the model's probabilities.
+      regular: what was read with the model's probabilities.
       escaped: what was listed; None if nothing was.
       message: message with the side information and length of the whole.
       context: what sender and receiver know.
@@ -213,7 +215,7 @@ def merge(plain: CodedSymbols, escaped: EscapedSymbols | None, message: Message,
     Raises:
       WireError: a symbol is listed beyond the message's end.
     """
-    values, index = plain.symbols, plain.index
+    values, index = regular.symbols, regular.index
     if escaped is not None:
         if (escaped.at >= len(values)).any() or (
             len(escaped.index_at) and (index is None or (escaped.index_at >= len(index)).any())

@@ -17,10 +17,10 @@ def code(
     block: int,
     blocks: tuple[int, int],
     weight: np.ndarray | None,
-    plain: CodedSymbols,
+    regular: CodedSymbols,
     read_into: bool = False,
 ) -> None:
-    """Writes the symbols of one stream from `plain`, or reads them into it.
+    """Writes the symbols of one stream from `regular`, or reads them into it.
 
     Args:
       coder: Writer or Reader.
@@ -29,21 +29,21 @@ def code(
       block: coordinates per block.
       blocks: numbers (first, last + 1) of the stream's blocks.
       weight: f32[size], 0 where a coordinate is not sent; None: all are.
-      plain: the symbols and indices of the whole message.
+      regular: the symbols and indices of the whole message.
       read_into: whether to read.
     """
     for first, last in symbols.chunks(*blocks, block):
-        chunk = slice(first * block, min(last * block, len(plain.symbols)))
-        values = None if read_into else plain.symbols[chunk].astype(np.int64)
+        chunk = slice(first * block, min(last * block, len(regular.symbols)))
+        values = None if read_into else regular.symbols[chunk].astype(np.int64)
         sent = _sent(chunk, weight)
         if model is None:
             coded = _without_model(coder, context.mechanism.code, context.knobs, sent, values)
         elif acceptance.needed(model.lattice, model.code.layer):
-            coded = _dependent(coder, model, (first, last), sent, values, plain, read_into)
+            coded = _dependent(coder, model, (first, last), sent, values, regular, read_into)
         else:
             coded = symbols.independent(coder, model, first, last, sent, values)
         if read_into:
-            plain.symbols[chunk] = coded
+            regular.symbols[chunk] = coded
 
 
 def _sent(chunk: slice, weight: np.ndarray | None) -> np.ndarray:
@@ -90,7 +90,7 @@ def _dependent(
     blocks: tuple[int, int],
     sent: np.ndarray,
     values: np.ndarray | None,
-    plain: CodedSymbols,
+    regular: CodedSymbols,
     read_into: bool,
 ) -> np.ndarray:
     """Codes blocks whose axes depend on each other; those of which nothing is sent are left out.
@@ -101,7 +101,7 @@ def _dependent(
       blocks: numbers (first, last + 1) of the blocks.
       sent: bool[m], which of the m coordinates of these blocks are sent.
       values: int64[m], their symbols; None when reading.
-      plain: the indices and forced blocks of the whole message; indices are read into it.
+      regular: the indices and forced blocks of the whole message; indices are read into it.
       read_into: whether to read.
 
     Returns:
@@ -115,14 +115,14 @@ def _dependent(
     given = index = forced = None
     if values is not None:
         given = _rows(values, count, n)[chosen]
-        index = None if plain.index is None else plain.index[first:last][chosen].astype(np.int64)
-        forced = None if plain.forced is None else plain.forced[first:last][chosen]
+        index = None if regular.index is None else regular.index[first:last][chosen].astype(np.int64)
+        forced = None if regular.forced is None else regular.forced[first:last][chosen]
     if model.code.layer == "rotated":
         coded, accepted = cells.code(coder, model, ids, given, index, forced)
     else:
         coded, accepted = symbols.dependent(coder, model, ids, exists[chosen], given, index, forced)
-    if read_into and plain.index is not None:
-        plain.index[first:last][chosen] = accepted
+    if read_into and regular.index is not None:
+        regular.index[first:last][chosen] = accepted
     rows = np.zeros((count, n), np.int64)
     rows[chosen] = coded
     return rows.reshape(-1)[:length]
