@@ -276,6 +276,7 @@ class Transform(NamedTuple):
       about: what the step adds to the mechanism's facts: knobs, randomness, clip, unbiased, law, local.
       keeps: the norms, of "l1" and "l2", in which two updates come no farther apart by this step. One that
         states none may scale an update up, so no bound from before it holds behind it.
+      radial: whether `reference` does the same before an orthogonal map as behind it.
     """
 
     name: str
@@ -289,6 +290,7 @@ class Transform(NamedTuple):
     mixes: bool = False
     about: About = About("", "none")
     keeps: tuple[str, ...] = ()
+    radial: bool = False
 
 
 def check_vector(x: jax.Array) -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms.base import Code, Keys, Knobs, Mechanism, Message, Transform, check_vector
-from cepam_jax.mechanisms.chain_facts import about_of_chain
+from cepam_jax.mechanisms.chain_facts import about_of_chain, clips_astray, even_errors
 from cepam_jax.mechanisms.joint import Joint
 
 
@@ -51,6 +51,8 @@ def chain(*steps: Transform | Mechanism) -> Mechanism:
     checked = _checked(steps)
     transforms, last = checked
     has_variance = last.variance and all(step.variance for step in transforms)
+    has_variance = has_variance and even_errors(transforms, last.about)
+    has_variance = has_variance and not clips_astray(transforms, last.about)
     return Mechanism(
         encode=partial(_encode, checked),
         decode=partial(_decode, checked),
@@ -75,6 +77,11 @@ def _checked(steps: Sequence[Any]) -> _Steps:
         raise ConfigError(
             f"chain(...): {undone[0]} cannot stand before {last.about.name}: the server sees a sum, of which "
             "it cannot undo what each client did with randomness of its own"
+        )
+    noised = [step.name for step in transforms if isinstance(step, Transform) and step.about.server]
+    if last.joint and noised:
+        raise ConfigError(
+            f"chain(...): {noised[0]} cannot stand before {last.about.name}: the modulus goes by its noise"
         )
     sparse = None  # name of the last step so far that leaves coordinates out
     for step in transforms:

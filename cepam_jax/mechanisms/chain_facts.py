@@ -64,6 +64,36 @@ def _kept(norm: str | None, keeps: tuple[str, ...]) -> str | None:
     return "l2" if "l2" in keeps else None
 
 
+def clips_astray(transforms: Sequence[Transform], last: About) -> bool:
+    """Whether a chain clips something else than its `reference` does, which is the update clipped.
+
+    It does where an update is noised, rotated or thinned out before it is clipped; a whole L2 clip alone does
+    the same to a rotated update. Then the error has no law and no mean that is known.
+    """
+    moved = turned = False  # at all; by orthogonal maps alone
+    for step in transforms:
+        if step.reference and (moved or (turned and not step.radial)):
+            return True
+        orthogonal = step.about.law == "none" and bool(step.inverse) and step.about.summable
+        turned = turned or orthogonal
+        changed = step.inverse or step.weight or step.about.law != "none"
+        moved = moved or bool(changed and not orthogonal)
+    return last.clip is not None and (moved or turned)
+
+
+def even_errors(transforms: Sequence[Transform], last: About) -> bool:
+    """Whether what follows each noise and mask of a chain errs alike whatever enters it.
+
+    Otherwise the squared error of the whole is not that of an update without the noise and the mask, which a
+    formula knows.
+    """
+    for place, step in enumerate(transforms):
+        if step.about.server or step.weight:
+            if not (last.leaves_noise and all(map(_leaves_noise, transforms[place + 1 :]))):
+                return False
+    return True
+
+
 def about_of_chain(transforms: Sequence[Transform], last: About) -> About:
     """The static facts of a chain.
 
@@ -77,17 +107,21 @@ def about_of_chain(transforms: Sequence[Transform], last: About) -> About:
     abouts = [step.about for step in transforms]
     everything = [*abouts, last]
     protection = _protection(transforms, last)
-    # One error's law is the whole one's; of the sum of several none is stated, nor is its deviation, and a
-    # clip that comes after noise cuts it.
+    # One error's law is the whole one's; of the sum of several none is stated, nor is its deviation, nor of
+    # one that is mixed when a step is undone, but of a Gaussian error by an orthogonal map.
     laws = [about.law for about in everything if about.law != "none"]
-    first = next((place for place, about in enumerate(everything) if about.law != "none"), len(everything))
-    if any(about.clip for about in everything[first + 1 :]):
+    first = next((place for place, about in enumerate(abouts) if about.law != "none"), len(abouts))
+    undone = [step for step in transforms[:first] if step.inverse]
+    if undone and not (laws == ["gaussian"] and all(step.about.summable for step in undone)):
+        laws += ["other"] * bool(laws)
+    astray = clips_astray(transforms, last)
+    if astray:
         laws.append("other")
     randomness = {key for about in everything for key in about.randomness}
     return About(
         name="+".join([step.name for step in transforms if step.name] + [last.name]),
         law=laws[0] if len(laws) == 1 else "other" if laws else "none",
-        unbiased=all(about.unbiased for about in everything),
+        unbiased=not astray and all(about.unbiased for about in everything),
         block=last.block,
         randomness=tuple(sorted(randomness)),
         knobs=tuple(dict.fromkeys(name for about in everything for name in about.knobs)),

@@ -22,7 +22,7 @@ platform gets the same float to the last bit (an entropy coder may rely on it):
 
 The worst relative error against F^-1 is below 1e-6 (a test holds the table against
 scipy.stats), a few units in the last place of an f32. R stays within F^-1(2^-33) and
-F^-1(1 - 2^-33): about 7e-4 and 6.9 sigma for a scalar Gaussian.
+F^-1(1 - 2^-33): about 7e-4 and 7.0 sigma for a scalar Gaussian.
 """
 
 import functools

@@ -180,8 +180,9 @@ def propose(
         size, largest = _sum(jnp.abs(e) for e in errors), lat.cross
     # What cannot be coded is accepted at once: NaN would be rejected forever, and so would points so
     # far out that f32 has no room for the parity of their sum or for an error inside the layer. An
-    # update within `RANGE` gets there in layers a thousand times narrower than most alone (fewer than
-    # one block in 1e7), where the nearest point is off by no more than f32's rounding of x.
+    # update within `RANGE` gets there in layers a hundred times narrower than most alone (of Laplace
+    # layers on Z2 two blocks in a million, of the others fewer than one in 1e7), where the nearest point
+    # is off by no more than f32's rounding of x.
     hopeless = ~(_sum(jnp.abs(q) for q in integers) < _FAR)
     return (size <= np.float32(largest)) | hopeless, [blocks.integers(q) for q in integers]
 

@@ -22,7 +22,10 @@ _FLOAT_BITS = 32
 
 def stochastic_round(position: jax.Array, key: jax.Array) -> jax.Array:
     """Rounds f32[...] at random to one of the two nearest integers, so that the mean is `position`."""
-    return jnp.floor(position + jax.random.uniform(key, position.shape, jnp.float32))
+    lower = jnp.floor(position)
+    # Not floor(position + uniform): far from zero that sum is rounded, and what lies on a level would move.
+    up = jax.random.uniform(key, position.shape, jnp.float32) >= 1 - (position - lower)
+    return lower + up.astype(jnp.float32)
 
 
 def stochastic_variance(position: jax.Array, spacing: jax.Array) -> jax.Array:

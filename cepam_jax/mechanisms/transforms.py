@@ -28,14 +28,26 @@ from cepam_jax.mechanisms.knobs import knob
 
 def l2_norm(x: jax.Array) -> jax.Array:
     """Euclidean norm f32[] of f32[d] that neither overflows nor vanishes for extreme scales."""
-    scale = _scale(x)
-    return scale * jnp.sqrt(jnp.sum(jnp.square(x / scale)))
+    scale, rest = _l2_parts(x)
+    return scale * rest
 
 
 def l1_norm(x: jax.Array) -> jax.Array:
     """Sum of absolute values f32[] of f32[d] that neither overflows nor vanishes for extreme scales."""
+    scale, rest = _l1_parts(x)
+    return scale * rest
+
+
+def _l2_parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two factors f32[] of `l2_norm`: the scale, and the norm in units of it."""
     scale = _scale(x)
-    return scale * jnp.sum(jnp.abs(x) / scale)
+    return scale, jnp.sqrt(jnp.sum(jnp.square(x / scale)))
+
+
+def _l1_parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two factors f32[] of `l1_norm`: the scale, and the norm in units of it."""
+    scale = _scale(x)
+    return scale, jnp.sum(jnp.abs(x) / scale)
 
 
 def _scale(x: jax.Array) -> jax.Array:
@@ -45,6 +57,7 @@ def _scale(x: jax.Array) -> jax.Array:
 
 
 NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {"l2": l2_norm, "l1": l1_norm}
+_PARTS: dict[str, Callable[[jax.Array], tuple[jax.Array, jax.Array]]] = {"l2": _l2_parts, "l1": _l1_parts}
 
 
 def clip(norm: str, segments: tuple[int, ...] | None = None) -> Transform:
@@ -62,8 +75,7 @@ def clip(norm: str, segments: tuple[int, ...] | None = None) -> Transform:
       A transform with knob `clip`, the bound of the whole in units of the update.
     """
     require_choice("norm", norm, NORMS)
-    measure = NORMS[norm]
-    project = partial(_clip, measure) if segments is None else partial(_clip_each, norm, segments)
+    project = partial(_clip, norm) if segments is None else partial(_clip_each, norm, segments)
     return Transform(
         name=f"clip_{norm}" + ("" if segments is None else "_each_tensor"),
         forward=lambda keys, x, knobs: (project(x, knobs), None),
@@ -72,13 +84,22 @@ def clip(norm: str, segments: tuple[int, ...] | None = None) -> Transform:
         about=About("", "none", knobs=("clip",), clip=norm, local=False),
         # Scaling down to the L2 ball is the projection on it; on the L1 ball it may drive updates apart.
         keeps=("l2",) if norm == "l2" else (),
+        radial=norm == "l2" and segments is None,
     )
 
 
-def _clip(measure: Callable[[jax.Array], jax.Array], x: jax.Array, knobs: Knobs) -> jax.Array:
-    """x f32[d], scaled down to norm `knobs.clip` where `measure(x)` exceeds it."""
-    longest = knob(knobs, "clip")
-    return x * jnp.minimum(1.0, longest / jnp.maximum(measure(x), longest))
+_HUGE = 2.0**64
+
+
+def _clip(norm: str, x: jax.Array, knobs: Knobs) -> jax.Array:
+    """x f32[d], scaled down to norm `knobs.clip` where it is longer."""
+    longest, (scale, rest) = knob(knobs, "clip"), _PARTS[norm](x)
+    size = scale * rest
+    usual = jnp.minimum(1.0, longest / jnp.maximum(size, longest))
+    # Of a huge update the norm may be beyond f32, and the factor below it: then it is made small first.
+    small = jnp.where((scale > _HUGE) & (size > longest), np.float32(1 / _HUGE), np.float32(1))
+    factor = jnp.where(small < 1, longest / (scale * small * rest), usual)
+    return (x * small) * factor
 
 
 def share_of_tensor(norm: str, tensors: int) -> float:
@@ -92,7 +113,7 @@ def _clip_each(norm: str, segments: tuple[int, ...], x: jax.Array, knobs: Knobs)
     require(sum(segments) == x.shape[0], "segments", segments, f"lengths with sum {x.shape[0]}, that of x")
     mine = knobs._replace(clip=knob(knobs, "clip") * share_of_tensor(norm, len(segments)))
     parts = jnp.split(x, np.cumsum(segments)[:-1])
-    return jnp.concatenate([_clip(NORMS[norm], part, mine) for part in parts])
+    return jnp.concatenate([_clip(norm, part, mine) for part in parts])
 
 
 _SIGNS, _MASK = 5, 6  # tags of shared streams; part of the message format
@@ -200,16 +221,18 @@ def _mask_inverse(shared: jax.Array, y: jax.Array, side: None, knobs: Knobs, d: 
     """y f32[d], scaled up where it was sent and zero elsewhere; see `Transform.inverse`."""
     del side
     chosen = _mask(shared, knobs, d) > 0
-    return jnp.where(chosen | ~jnp.isfinite(y), y, 0.0) / knob(knobs, "fraction")
+    return jnp.where(chosen | ~jnp.isfinite(y), y, 0.0) / _chance(knobs)
+
+
+def _chance(knobs: Knobs) -> jax.Array:
+    """f32[], the probability with which `_mask` sends a coordinate: the fraction in whole 2^-24, exactly."""
+    return jnp.ceil(knob(knobs, "fraction") * np.float32(2.0**24)) * np.float32(2.0**-24)
 
 
 def _mask_variance(x: jax.Array, knobs: Knobs, rest: Callable) -> jax.Array:
-    """f32[d], expected squared error per coordinate; NaN where that of the rest depends on the coordinate."""
-    after = rest(x, knobs)
-    if after.ndim:  # depends on which coordinates were drawn
-        return jnp.full(x.shape, jnp.nan)
-    fraction = knob(knobs, "fraction")
-    return jnp.square(x) * (1 / fraction - 1) + after / fraction
+    """f32[d], expected squared error per coordinate; that of the rest is one number, as `chain` sees to."""
+    chance = _chance(knobs)
+    return jnp.square(x) * (1 / chance - 1) + rest(x, knobs) / chance
 
 
 def top_k() -> Transform:
@@ -237,8 +260,12 @@ def top_k() -> Transform:
 def _support(x: jax.Array, knobs: Knobs) -> jax.Array:
     """bool[d], true for the `knobs.fraction` of the coordinates of x f32[d] that are largest."""
     order = jnp.argsort(-jnp.abs(x), stable=True)
-    number = jnp.ceil(knob(knobs, "fraction") * x.shape[0])
-    return jnp.zeros(x.shape, bool).at[order].set(jnp.arange(x.shape[0]) < number)
+    wanted = knob(knobs, "fraction") * x.shape[0]
+    # .09 of 300 is 27.000002 in f32.
+    number = jnp.ceil(jnp.where(wanted < 2.0**20, wanted * np.float32(1 - 2.0**-22), wanted)).astype(
+        jnp.int32
+    )
+    return jnp.zeros(x.shape, bool).at[order].set(jnp.arange(x.shape[0], dtype=jnp.int32) < number)
 
 
 def _top_k_forward(keys: Keys, x: jax.Array, knobs: Knobs) -> tuple[jax.Array, jax.Array]:
@@ -252,6 +279,15 @@ def _top_k_forward(keys: Keys, x: jax.Array, knobs: Knobs) -> tuple[jax.Array, j
 def _support_bits(kept: jax.Array, knobs: Knobs, d: int) -> jax.Array:
     """f32[], log2 of the number of subsets of d coordinates that are as large as `kept` bool[d]."""
     del knobs
-    number = jnp.sum(kept).astype(jnp.float32)
-    choose = math.lgamma(d + 1) - jax.lax.lgamma(number + 1) - jax.lax.lgamma(d - number + 1)
-    return jnp.maximum(choose, 0.0) / np.float32(np.log(2))
+    number = jnp.sum(kept)
+    k, m = (jnp.maximum(n, 1).astype(jnp.float32) for n in (number, d - number))
+    # By Stirling's series, in which nothing large cancels: a difference of ln d! is off by percents in f32.
+    entropy = k * jnp.log1p(m / k) + m * jnp.log1p(k / m)
+    ends = 0.5 * jnp.log((k + m) / (k * m) / np.float32(2 * math.pi)) + _stirling(k + m)
+    choose = entropy + ends - _stirling(k) - _stirling(m)
+    return jnp.where((number > 0) & (number < d), choose, 0.0) / np.float32(np.log(2))
+
+
+def _stirling(n: jax.Array) -> jax.Array:
+    """f32[], what Stirling's series adds to ln n!, to .0003 for n = 1 and far less beyond."""
+    return 1 / (12 * n) - 1 / (360 * n**3) + 1 / (1260 * n**5)

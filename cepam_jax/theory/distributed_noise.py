@@ -27,6 +27,7 @@ import numpy as np
 from scipy import optimize
 
 _ORDERS = np.concatenate([1 + np.geomspace(0.01, 1, 40), np.geomspace(2.1, 2000, 200)])
+_WHOLE = np.unique(np.geomspace(2, 2000, 400).round())  # the bound of Skellam noise holds for these alone
 METHODS = ("discrete gaussian", "skellam")
 
 
@@ -66,18 +67,19 @@ def epsilon(
       delta: that goes with epsilon.
       rounds: sums, each with fresh noise.
     """
+    orders = _ORDERS if method == "discrete gaussian" else _WHOLE
     if method == "discrete gaussian":
         k = np.arange(1, n)
         tau = 10 * float(np.sum(np.exp(-2 * (math.pi * deviation) ** 2 * k / (k + 1))))
         moved = delta2 / (math.sqrt(n) * deviation)
         concentrated = min(math.sqrt(moved**2 + tau * d / 2), moved + tau * math.sqrt(d))
-        curve = _ORDERS * concentrated**2 / 2
+        curve = orders * concentrated**2 / 2
     else:
         whole, l1 = n * deviation**2, min(math.sqrt(d) * delta2, delta2**2)
-        more = np.minimum(((2 * _ORDERS - 1) * delta2**2 + 6 * l1) / (4 * whole**2), 3 * l1 / (2 * whole))
-        curve = _ORDERS * delta2**2 / (2 * whole) + more
+        more = np.minimum(((2 * orders - 1) * delta2**2 + 6 * l1) / (4 * whole**2), 3 * l1 / (2 * whole))
+        curve = orders * delta2**2 / (2 * whole) + more
     # Canonne, Kamath, Steinke: The Discrete Gaussian for Differential Privacy, arXiv 2004.00010.
-    gained = (math.log(1 / delta) + (_ORDERS - 1) * np.log1p(-1 / _ORDERS) - np.log(_ORDERS)) / (_ORDERS - 1)
+    gained = (math.log(1 / delta) + (orders - 1) * np.log1p(-1 / orders) - np.log(orders)) / (orders - 1)
     return max(0.0, float(np.min(rounds * curve + gained)))
 
 
