@@ -36,6 +36,12 @@ def check(about: About) -> None:
     """
     stated = about.law == (about.outsiders.law if about.outsiders else "none")
     bounded = about.clip is not None and (about.outsiders is None or about.sensitivity is not None)
+    l1 = about.outsiders is None or about.outsiders.law != "laplace" or about.sensitivity == "l1"
+    if bounded and not l1:
+        raise ConfigError(
+            "the server is to check norms (config.byzantine.check), but where the Laplace noise comes in no "
+            "L1 norm is bounded; clip the L1 norm (config.mechanism.clip=l1), and do not rotate"
+        )
     if not bounded or not stated:
         cause = "states no law of its whole error"
         if not bounded:
@@ -45,11 +51,6 @@ def check(about: About) -> None:
         raise ConfigError(
             f"the server is to check norms (config.byzantine.check), but the mechanism {about.name} {cause}: "
             "nothing says how large an honest update may be decoded"
-        )
-    if about.outsiders is not None and about.outsiders.law == "laplace" and about.sensitivity != "l1":
-        raise ConfigError(
-            "the server is to check norms (config.byzantine.check), but where the Laplace noise comes in no "
-            "L1 norm is bounded; clip the L1 norm (config.mechanism.clip=l1), and do not rotate"
         )
 
 
