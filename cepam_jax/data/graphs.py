@@ -81,11 +81,12 @@ def padded(arrays: Arrays, name: str) -> tuple[dict[str, np.ndarray], int]:
         raise DatasetError(
             f"{name}: kinds of nodes must be from 0 to 255, labels at least 0, nodes 65,535 at most"
         )
-    nodes = np.zeros((len(n), n.max()), np.uint8)
-    nodes[np.arange(n.max()) < n[:, None]] = kinds
-    links = np.zeros((len(n), max(1, m.max()), 2), np.uint16)
-    links[np.arange(links.shape[1]) < m[:, None]] = edges
-    found = {"nodes": nodes, "edges": links, "label": labels.astype(np.int32)}
+    most, most_links = int(n.max()), max(1, int(m.max()))
+    nodes = np.zeros((len(n), most), np.uint8)
+    nodes[np.arange(most) < n[:, None]] = kinds
+    links = np.zeros((len(n), most_links, 2), np.uint16)
+    links[np.arange(most_links) < m[:, None]] = edges
+    found: dict[str, np.ndarray] = {"nodes": nodes, "edges": links, "label": labels.astype(np.int32)}
     found |= {"node_count": n.astype(np.int32), "edge_count": m.astype(np.int32)}
     return found, int(kinds.max()) + 1
 
