@@ -37,7 +37,7 @@ def run(*command, root, **environment):
 def finish(*processes):
     try:
         for process in processes:
-            text = process.communicate(timeout=200)[0]
+            text = process.communicate(timeout=600)[0]  # not how fast they are, but that they end
             assert process.returncode == 0, text
     finally:
         for process in processes:
