@@ -40,7 +40,7 @@ from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import assembly, blame, devices, evaluation, guarantees, parts, precision, uncovered
 from cepam_jax.run.assembly import Seeds
 from cepam_jax.run.ledger import Ledger, planned
-from cepam_jax.tasks.base import Model, Task
+from cepam_jax.tasks.base import Model, Task, check_examples
 
 __all__ = ["Federation", "Seeds"]
 
@@ -262,7 +262,8 @@ class Federation:
     def _alike(self, examples) -> dict[str, np.ndarray]:
         like = {name: array[:1] for name, array in self._clients.examples.items()}
         found = example_sets.check(Examples(like, arrays_of(examples))).test
-        return assembly.checked_examples(self._task, found, self._clients.constants)
+        check_examples(self._task, found, self._clients.constants)
+        return found
 
     def facts(self, relation: str = "add_remove") -> guarantees.Facts:
         """What the parts state about privacy, as the accountant reads it."""

@@ -55,6 +55,11 @@ def points(first, second) -> str:
 FOLDS = 1 / 9
 
 
+def of_folds(share: float) -> str:
+    """What is said of tests with such a `share` of `bounds`; folds are of collections of graphs here."""
+    return ", corrected for folds that share training graphs" if share else ""
+
+
 def bounds(values, tests: int = 1, share: float = 0.0) -> tuple[float, float]:
     """Student's lower and upper confidence bound of a mean.
 

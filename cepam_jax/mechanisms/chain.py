@@ -50,9 +50,12 @@ def chain(*steps: Transform | Mechanism) -> Mechanism:
     """
     checked = _checked(steps)
     transforms, last = checked
-    has_variance = last.variance and all(step.variance for step in transforms)
-    has_variance = has_variance and even_errors(transforms, last.about)
-    has_variance = has_variance and not clips_astray(transforms, last.about)
+    has_variance = (
+        last.variance
+        and all(step.variance for step in transforms)
+        and even_errors(transforms, last.about)
+        and not clips_astray(transforms, last.about)
+    )
     return Mechanism(
         encode=partial(_encode, checked),
         decode=partial(_decode, checked),

@@ -70,14 +70,12 @@ def clips_astray(transforms: Sequence[Transform], last: About) -> bool:
     It does where an update is noised, rotated or thinned out before it is clipped; a whole L2 clip alone does
     the same to a rotated update. Then the error has no law and no mean that is known.
     """
-    moved = turned = False  # at all; by orthogonal maps alone
+    moved = turned = False  # by more than orthogonal maps; by such maps
     for step in transforms:
         if step.reference and (moved or (turned and not step.radial)):
             return True
-        orthogonal = step.about.law == "none" and bool(step.inverse) and step.about.summable
-        turned = turned or orthogonal
-        changed = step.inverse or step.weight or step.about.law != "none"
-        moved = moved or bool(changed and not orthogonal)
+        moved = moved or bool(step.weight) or not _adds_nothing(step)
+        turned = turned or bool(step.inverse)
     return last.clip is not None and (moved or turned)
 
 
@@ -112,10 +110,9 @@ def about_of_chain(transforms: Sequence[Transform], last: About) -> About:
     laws = [about.law for about in everything if about.law != "none"]
     first = next((place for place, about in enumerate(abouts) if about.law != "none"), len(abouts))
     undone = [step for step in transforms[:first] if step.inverse]
-    if undone and not (laws == ["gaussian"] and all(step.about.summable for step in undone)):
-        laws += ["other"] * bool(laws)
     astray = clips_astray(transforms, last)
-    if astray:
+    kept = not undone or (laws == ["gaussian"] and all(step.about.summable for step in undone))
+    if astray or (laws and not kept):
         laws.append("other")
     randomness = {key for about in everything for key in about.randomness}
     return About(

@@ -28,7 +28,7 @@ from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import devices, guarantees, late, parts, provenance, uncovered
 from cepam_jax.run.account import Account
 from cepam_jax.run.ledger import Ledger
-from cepam_jax.tasks.base import Model, Task, check_model
+from cepam_jax.tasks.base import Model, Task, check_examples, check_model
 
 
 class Seeds(NamedTuple):
@@ -96,7 +96,7 @@ def assemble(
     parts.check_kind("clients", clients, Clients, "a result of cepam_jax.clients(...)")
     model = jax.eval_shape(task.initialize, jax.random.key(0))
     check_model(model)
-    checked_examples(task, clients.examples, clients.constants)
+    check_examples(task, clients.examples, clients.constants)
     leaves = jax.tree.leaves((model.params, model.statistics))
     built = parts.mechanism_of(mechanism, tuple(leaf.shape for leaf in leaves))
     ruling = constant() if control is None else control
@@ -186,13 +186,6 @@ def assemble(
         and not (settings.normalize and (plan.poisson or np.ptp(each_steps) > 0)),
         exposes=parts.exposed(clients, settings, each_steps),
     )
-
-
-def checked_examples(task: Task, examples, constants):
-    """The examples; raises DatasetError for those that the task would learn something wrong from."""
-    if task.check is not None:
-        task.check(examples, constants)
-    return examples
 
 
 def _seeds(seed: Any) -> Seeds:

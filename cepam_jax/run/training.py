@@ -20,6 +20,7 @@ from cepam_jax.run.devices import RUNS, Layout
 from cepam_jax.run.interrupts import check_interrupt, forget_interrupt, interrupt, saving
 from cepam_jax.run.progress import Progress, say
 from cepam_jax.run.records import RunDirectory, progress_text
+from cepam_jax.tasks.base import check_examples
 
 __all__ = ["check_interrupt", "forget_interrupt", "interrupt", "train", "train_many"]
 
@@ -154,9 +155,8 @@ def _train(configs, workdirs, progress, label, layout, keep_failures=False):
     first = configs[0]
     data = sources.load_examples(first.data.name, first.data.dir, sources.options_of(first))
     compiled = build.program(first, data.specification, layout)
-    if compiled.task.check is not None:
-        for examples in (data.train, data.test):
-            compiled.task.check(examples, data.constants)
+    for part in (data.train, data.test):
+        check_examples(compiled.task, part, data.constants)
     examples_digest = data_kept.digest(data)
     records: list[RunDirectory] = []
     try:

@@ -103,6 +103,12 @@ settings.declare(
 )
 
 
+def check_examples(task: Task, examples: Any, constants: Any) -> None:
+    """Raises DatasetError for examples that the task would learn something wrong from, by `Task.check`."""
+    if task.check is not None:
+        task.check(examples, constants)
+
+
 def check_model(model: Any) -> None:
     """Checks what `initialize` returned.
 

@@ -38,6 +38,7 @@ from experiments.paired import (
     bounds,
     deviation,
     in_points,
+    of_folds,
     points,
     spread,
     verdict,
@@ -164,11 +165,6 @@ def share_of(data: str) -> float:
     return 0.0 if data in ("cora", "citeseer") else FOLDS
 
 
-def of_folds(data: str) -> str:
-    """What is said of tests on folds."""
-    return ", corrected for folds that share training graphs" if share_of(data) else ""
-
-
 def near_published(data: str, row: dict) -> Claim:
     """Is our mean within one of the published deviations of the published mean?"""
     mean, around = PUBLISHED[data][row["method"]]
@@ -182,7 +178,7 @@ def near_published(data: str, row: dict) -> Claim:
         f"{values.mean():.1f} ± {deviation(values):.1f} %, the mean from {low:.1f} to {high:.1f}; "
         f"{len(values)} seeds",
         verdict(state, len(values)),
-        f"mean within one published deviation; 2 bounds of t tests{of_folds(data)}, together at 5 %",
+        f"mean within one published deviation; 2 bounds of t tests{of_folds(share)}, together at 5 %",
         NO_PRIVACY,
     )
 
@@ -199,7 +195,7 @@ def claims_of(data: str, rows: list[dict]) -> list[Claim]:
             f"{data}: FedAvg is better than clients alone",
             f"points gained: {points(*pair)}; {seeds} seeds",
             verdict(above(in_points(*pair), 0.0, share=share_of(data)), seeds),
-            f"a paired t test{of_folds(data)} at 5 %",
+            f"a paired t test{of_folds(share_of(data))} at 5 %",
             NO_PRIVACY,
         )
     )
@@ -211,16 +207,16 @@ def claims_of(data: str, rows: list[dict]) -> list[Claim]:
                 f"{data}: FedAvg is better than the majority class, {MAJORITY[data]} %",
                 f"{values.mean():.1f} ± {deviation(values):.1f} %; {seeds} seeds",
                 verdict(above(values, MAJORITY[data], share=share_of(data)), seeds),
-                f"a t test{of_folds(data)} at 5 %",
+                f"a t test{of_folds(share_of(data))} at 5 %",
                 NO_PRIVACY,
             )
         )
-    noisy = [row for row in rows if row["method"].startswith("gamma")]
+    share, noisy = share_of(data), [row for row in rows if row["method"].startswith("gamma")]
     states, said = [], []
     for row in noisy:
         fewer = 32 / (row["bits"] * row["bytes_over_bits"])
         lost = in_points(found["FedAvg"]["accuracy"], row["accuracy"])
-        states.append(all_of([below(lost, MARGIN, len(noisy), share_of(data)), fewer >= FEWER]))
+        states.append(all_of([below(lost, MARGIN, len(noisy), share), fewer >= FEWER]))
         text = points(found["FedAvg"]["accuracy"], row["accuracy"])
         said.append(f"{row['method']}: {text} points lost at {fewer:.0f} times fewer bits")
     claims.append(
@@ -229,7 +225,7 @@ def claims_of(data: str, rows: list[dict]) -> list[Claim]:
             f"{data}: some gamma loses less than {MARGIN:g} point to FedAvg at {FEWER} times fewer bits",
             f"{'; '.join(said)}; {seeds} seeds",
             verdict(any_of(states), seeds),
-            f"{len(noisy)} bounds of paired t tests{of_folds(data)}, together at 5 %; bytes counted",
+            f"{len(noisy)} bounds of paired t tests{of_folds(share)}, together at 5 %; bytes counted",
             SERVER_TRUSTED,
         )
     )

@@ -270,7 +270,7 @@ def _factor(text: str, ratios, least: float, seeds: int) -> Claim:
         "goal",
         text,
         measured,
-        verdict(low > math.log(least) or (False if high < math.log(least) else None), seeds),
+        verdict(True if low > math.log(least) else False if high < math.log(least) else None, seeds),
         f"{math.exp(low):.4g} to {math.exp(high):.4g} times, bounds at 95 % each of the mean logarithm",
         "the server is trusted; both directions",
     )

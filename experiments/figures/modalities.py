@@ -28,7 +28,7 @@ from cepam_jax.errors import require
 from cepam_jax.run import training
 from experiments import cli, output
 from experiments.output import SERVER_TRUSTED, Claim
-from experiments.paired import FOLDS, all_of, any_of, below, bounds, deviation, spread, verdict
+from experiments.paired import FOLDS, all_of, any_of, below, bounds, deviation, of_folds, spread, verdict
 from experiments.plots import style
 from experiments.runs import mean_of, seeded
 from experiments.tables import markdown
@@ -145,11 +145,6 @@ def share_of(data: str) -> float:
     return FOLDS if KINDS[data].folds else 0.0
 
 
-def of_folds(data: str) -> str:
-    """What is said of tests on folds."""
-    return ", corrected for folds that share training graphs" if share_of(data) else ""
-
-
 def interval(data: str, values: np.ndarray, tests: int) -> str:
     """The mean loss with its confidence bounds, as text."""
     digits = 2 if KINDS[data].unit == "points" else 3
@@ -180,7 +175,7 @@ def claim_of(data: str, rows: list[dict]) -> Claim:
         "fewer bits",
         f"{'; '.join(said)}; {seeds} seeds",
         verdict(any_of(states), seeds),
-        f"{len(ours)} bounds of paired t tests{of_folds(data)}, together at 5 %; bytes counted",
+        f"{len(ours)} bounds of paired t tests{of_folds(share_of(data))}, together at 5 %; bytes counted",
         SERVER_TRUSTED,
     )
 
@@ -200,7 +195,7 @@ def noise_claim(data: str, rows: list[dict]) -> Claim:
         f"{kind.unit}",
         f"{interval(data, values, 2)} {kind.unit} lost; {len(values)} seeds",
         verdict(state, len(values)),
-        f"two one-sided paired t tests{of_folds(data)}, together at 5 %",
+        f"two one-sided paired t tests{of_folds(share_of(data))}, together at 5 %",
         SERVER_TRUSTED,
     )
 

@@ -180,7 +180,7 @@ def cause_of(data: str, rows: list[dict], seeds: int) -> list[Claim]:
         )
     ]
     for name, row in private.items():
-        same = differences({name: in_points(clipped, row["accuracy"])}, MARGIN, (tests + 1) // 2)
+        same = differences({name: in_points(clipped, row["accuracy"])}, MARGIN, 1 + len(private))
         claims.append(
             Claim(
                 "this project",

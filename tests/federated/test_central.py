@@ -1,12 +1,10 @@
 """Noise that the server adds: its law, its keys, what it refuses, and that nothing else changes."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from federated.plans import SERVER, clipped, compiled, own
 from scipy import stats
 
 from cepam_jax import mechanisms
@@ -16,12 +14,10 @@ from cepam_jax.federated import (
     ClientArrays,
     LocalUpdate,
     Plan,
-    Trained,
     initial_state,
-    make_round,
 )
 from cepam_jax.federated.plan import CLIENTS
-from cepam_jax.mechanisms import Knobs, chain, clip
+from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import guarantees
 from cepam_jax.run.config import validate
 from cepam_jax.run.devices import Layout
@@ -38,24 +34,6 @@ ALARM = 1e-4  # of each test of a law, at a fixed seed
 
 class NotRun(Exception):
     """A round that was not applied."""
-
-
-def own(model, arrays, client, key, state, number):
-    return Trained(arrays.examples["update"][client], jnp.float32(0), jnp.float32(1))
-
-
-SERVER = optax.sgd(1.0)
-
-
-@functools.cache
-def clipped(norm, mechanism):
-    return chain(clip(norm), mechanisms.identity() if mechanism is None else mechanism)
-
-
-@functools.cache
-def compiled(plan):
-    """The round of a plan, compiled once for all keys and updates."""
-    return jax.jit(make_round(plan))
 
 
 def one_round(updates, law="gaussian", mechanism=None, aggregator="mean", per_round=N, **changes):

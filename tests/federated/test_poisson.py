@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from federated.plans import SERVER, clipped, compiled, own
 from scipy import stats
 
 import cepam_jax
@@ -19,9 +19,7 @@ from cepam_jax.federated import (
     ClientArrays,
     LocalUpdate,
     Plan,
-    Trained,
     initial_state,
-    make_round,
     poisson,
     rounds,
 )
@@ -73,30 +71,12 @@ def test_each_client_comes_by_itself():
     assert stats.chisquare(fixed[keep], law[keep] * 2000 / law[keep].sum()).pvalue < ALARM
 
 
-def own(model, arrays, client, key, state, number):
-    return Trained(arrays.examples["update"][client], jnp.float32(0), jnp.float32(1))
-
-
-SERVER = optax.sgd(1.0)
-
-
-@functools.cache
-def clipped(mechanism):
-    return chain(clip("l2"), mechanisms.identity() if mechanism is None else mechanism)
-
-
-@functools.cache
-def compiled(plan):
-    """The round of a plan, compiled once for all seeds."""
-    return jax.jit(make_round(plan))
-
-
 def run(updates, mechanism=None, aggregator="mean", seed=0, expected=EXPECTED, places=None, **changes):
     """(The aggregate of the first round f32[d], State, RoundReport), on the host."""
     d = updates.shape[1]
     plan = Plan(
         local_update=LocalUpdate(own),
-        mechanism=clipped(mechanism),
+        mechanism=clipped("l2", mechanism),
         aggregator=AGGREGATORS[aggregator],
         server=SERVER,
         segments=(d,),
