@@ -56,8 +56,8 @@ FOLDS = 1 / 9
 
 
 def of_folds(share: float) -> str:
-    """What is said of tests with such a `share` of `bounds`; folds are of collections of graphs here."""
-    return ", corrected for folds that share training graphs" if share else ""
+    """What is said of tests with such a `share` of `bounds`: seeds are splits of the same data."""
+    return ", corrected for splits that share training data" if share else ""
 
 
 def bounds(values, tests: int = 1, share: float = 0.0) -> tuple[float, float]:

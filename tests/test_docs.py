@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from conftest import ROOT, check_figure
 
 import cepam_jax
+from cepam_jax.data import sources
 from cepam_jax.run import training
 from configs import hospitals
 
@@ -302,16 +303,22 @@ def test_no_two_commands_share_a_work_directory():
     assert not shared
 
 
-def read_here(arguments: list[str], monkeypatch) -> None:
-    """As `run_here`, up to where the flags are read; nothing is run."""
+class Begun(Exception):
+    """A command would now load examples or train."""
 
-    def only_flags(main, flags_parser):
-        del main
-        flags_parser(sys.argv)
+
+def begin_here(arguments: list[str], monkeypatch) -> None:
+    """As `run_here`, up to where examples are loaded or a run begins, so that all flags have been checked."""
+
+    def begin(*_, **__):
+        raise Begun
 
     with monkeypatch.context() as patch:
-        patch.setattr(app, "run", only_flags)
-        run_here(arguments, patch)
+        patch.setattr(training, "train", begin)
+        patch.setattr(training, "train_many", begin)
+        patch.setattr(sources, "load_examples", begin)
+        with pytest.raises(Begun):
+            run_here(arguments, patch)
 
 
 def short(command: str, workdir) -> list[str]:
@@ -373,8 +380,8 @@ def test_command(command, tmp_path, monkeypatch):
         message = "NO FLOWER: bytes on its sockets are not counted; pip install -r requirements-deploy.txt"
         warnings.warn(message, stacklevel=1)
         pytest.skip(message)
-    if the_same_as(command):  # and that runs: of this one, the flags are read as they stand on the page
-        read_here(shlex.split(command), monkeypatch)
+    if the_same_as(command):  # and that runs: of this one, the flags are checked as they stand on the page
+        begin_here([*shlex.split(command), f"--workdir={tmp_path}"], monkeypatch)
         return
     if "experiments.hospitals" in command:  # of a finished run of its own
         training.train(hospitals_of_one_round(), tmp_path / "run", progress=False)
@@ -402,17 +409,19 @@ def test_a_command_that_fails_is_noticed(tmp_path, monkeypatch, capsys):
     assert not flags.FLAGS.is_parsed()
 
 
-def test_a_command_that_runs_like_another_is_only_read(monkeypatch, tmp_path):
+def test_a_command_that_runs_like_another_is_only_begun(monkeypatch, tmp_path, capsys):
     """Its own flags, of which a wrong one is noticed; nothing is run, whatever ran before in this process."""
     same = [command for command in COMMANDS if the_same_as(command)]
     assert same and all(the_same_as(the_same_as(command)) is None for command in same)
-    first = f"-m experiments.figures.adaptive --data=digits --workdir={tmp_path / 'not_made'}"
+    first = f"-m experiments.figures.adaptive --data=digits --workdir={tmp_path / 'made'}"
     assert what_runs(first + " --seeds=3") == what_runs(first) != what_runs(first + " --rounds=7")
     for _ in range(2):
-        read_here(shlex.split(first), monkeypatch)
-        assert not (tmp_path / "not_made").exists() and not flags.FLAGS.is_parsed()
-        with pytest.raises(AssertionError, match="exit code 1"):
-            read_here([*shlex.split(first), "--no_such_flag=1"], monkeypatch)
+        begin_here(shlex.split(first), monkeypatch)
+        assert not list(tmp_path.rglob("*.jsonl")) and not flags.FLAGS.is_parsed()
+        for wrong in ("--no_such_flag=1", "--partitions=unheard_of"):  # what absl and what the figure refuses
+            with pytest.raises(AssertionError, match="exit code 1"):
+                begin_here([*shlex.split(first), wrong], monkeypatch)
+        assert "unheard_of" in capsys.readouterr().err
 
 
 def test_a_command_without_a_short_version_says_what_to_add(tmp_path):

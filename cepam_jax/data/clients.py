@@ -86,7 +86,8 @@ def clients(
       owners: [examples], whose each example is: integers or strings. Each owner is a client, in sorted order.
       partition: without owners, how the examples are spread; one of `partition.KINDS`, by default "iid".
       number: without owners, how many clients there are.
-      labels: int[examples], by which the kinds "dirichlet" and "shards" divide; for "by_size" the sizes.
+      labels: int[examples], by which the kinds "dirichlet" and "shards" divide, and for "by_size" the sizes;
+        "iid" and "quantity" read none.
       constants: arrays that every batch is seen with, such as the mean of the inputs.
       seed: of the partition alone.
       **options: `alpha`, `shards_per_client` or `exponent`, as the kind needs.
@@ -111,6 +112,8 @@ def clients(
     else:
         names, kind = None, partition or "iid"
         require_choice("partition", kind, sorted(partitions.KINDS.keys() - {"natural"}))
+        if labels is None and kind not in partitions.WITHOUT_LABELS:
+            raise ConfigError(f"clients(partition={kind!r}) needs labels=, a whole number for each example")
         labels = None if labels is None else np.asarray(labels)
         needed = partitions.OPTIONS.get(kind)
         if options.keys() != ({needed} if needed else set()):

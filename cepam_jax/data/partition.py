@@ -12,6 +12,8 @@ import numpy as np
 from cepam_jax import settings
 from cepam_jax.errors import ConfigError, require, require_choice
 
+WITHOUT_LABELS = ("iid", "quantity")  # kinds that read none
+
 
 class Partition(NamedTuple):
     """Ragged client data as a padded table.
@@ -49,7 +51,7 @@ def partition(labels, kind: str, num_clients: int, seed: int, examples: int = 0,
       ConfigError: impossible values.
     """
     require_choice("config.partition.kind", kind, KINDS)
-    if labels is None and kind in ("iid", "quantity"):  # which read no labels
+    if labels is None and kind in WITHOUT_LABELS:
         labels = np.zeros(examples, np.int32)
     if labels is None:
         what = {"natural": "owners", "by_size": "sizes"}.get(kind, "labels")

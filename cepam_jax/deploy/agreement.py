@@ -26,6 +26,7 @@ from cepam_jax.errors import ConfigError, require
 from cepam_jax.federated import AGGREGATORS, Plan
 from cepam_jax.run import allowed, build, guarantees
 from cepam_jax.run.config import plain, validate
+from cepam_jax.settings import FIELDS
 from cepam_jax.tasks.base import Model, Task
 
 SCHEMA = 3
@@ -97,7 +98,12 @@ def make(
     server, clients = keys.normal(server), [keys.normal(public) for public in clients]
     names = [str(k) for k in range(number)] if names is None else names
     require(len(names) == number, "number of names", len(names), f"config.num_clients = {number}")
-    config, _ = allowed.planned(config, split.counts, build.program(config, data.specification), watched=True)
+    config, found = allowed.planned(
+        config, split.counts, build.program(config, data.specification), watched=True
+    )
+    if found is not None:  # the gammas say what the needs said
+        usual = {name: field.default for name, field in FIELDS.items() if name.startswith("needs.")}
+        config.update_from_flattened_dict(usual)
     return read(
         _canonical(
             {
@@ -205,8 +211,12 @@ def number_of(agreement: Agreement, public: str) -> int:
 
 
 def load(path: Path) -> Agreement:
-    """The agreement of a file."""
-    return read(Path(path).read_text())
+    """The agreement of a file; ConfigError if it holds none."""
+    try:
+        text = Path(path).read_text()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no text; it must be an agreement, as `enrol` writes it") from None
+    return read(text)
 
 
 def save(agreement: Agreement, path: Path) -> None:

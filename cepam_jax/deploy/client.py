@@ -185,9 +185,16 @@ class Client:
             self._save(self._run, self._nonce, self._answers, self.answered, (number, digest))
             self._last = number, digest
         shared = self._source.shared(derived.master, number, self.number)
-        (message, _, finite), mine = self._made(state, *self._source.private(number, self.number), shared)
-        self.diverged += not bool(finite)
+        training, private = self._source.private(number, self.number)
+        (message, _, finite), mine = self._made(state, training, private, shared)
         mechanism = self._common.plan.mechanism
+        with jax.enable_x64(False):
+            if not self._common.decodes(shared, message, mine):
+                # Numbers that the mechanism cannot code, as of updates without a clip: zeros, as where
+                # training has left no numbers, for the server would refuse this message whenever it came.
+                zeros = np.zeros(self._common.coordinates, np.float32)
+                message, finite = mechanism.encode(Keys(shared, private), zeros, mine), False
+        self.diverged += not bool(finite)
         body = wire.pack(message, mechanism, shared, mine, bare=True)
         answer = envelope.seal(self._envelope(envelope.REPLY, number, body), derived.up)
         answers = {**self._answers, number: (digest, answer)}

@@ -50,7 +50,7 @@ def main() -> None:
         if given.part == "key":
             print(make_key(given.out))
             return
-        public = [path.read_text().strip() for path in (given.server, *given.clients)]
+        public = [keys.read_public(path) for path in (given.server, *given.clients)]
         config = commands.config_of(given.config, given.set)
         names = [path.name.split(".")[0] for path in given.clients]
         found = make_agreement(config, public[0], public[1:], names)

@@ -87,7 +87,20 @@ def public(text: str) -> X25519PublicKey:
     try:
         return X25519PublicKey.from_public_bytes(bytes.fromhex(text))
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{text!r} is no public key; it must be 64 hexadecimal digits") from error
+        # Not the whole text, which may be somebody's private key.
+        raise ConfigError(f"{text[:4]!r}... is no public key; it must be 64 hexadecimal digits") from error
+
+
+def read_public(path: Path) -> str:
+    """The text of a file with a public key; ConfigError if it is none."""
+    try:
+        text = Path(path).read_text().strip()
+        public(text)
+    except (UnicodeDecodeError, ConfigError):  # neither quotes what may be a private key
+        raise ConfigError(
+            f"{path} is no public key; give the file that ends in .pub, with 64 hexadecimal digits"
+        ) from None
+    return text
 
 
 def normal(text: str) -> str:

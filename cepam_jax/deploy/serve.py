@@ -15,7 +15,6 @@ from pathlib import Path
 from cepam_jax.deploy import agreement, commands, frames, keys, spent
 from cepam_jax.deploy.server import Server
 from cepam_jax.deploy.serving import Serving, Waiting
-from cepam_jax.errors import NonFiniteUpdateError
 from cepam_jax.run import runtime
 
 
@@ -30,8 +29,6 @@ async def serve(given: argparse.Namespace) -> None:
     commands.log("started", round=server.round, rounds=found.rounds, agreement=found.digest.hex()[:16])
     serving = Serving(server, commands.log, Waiting(given.again, given.patience))
     try:
-        if server.failed:  # in an earlier process
-            raise NonFiniteUpdateError(server.failed)
         # Also of a run that is not finished.
         with commands.leaving(given.directory / "privacy.txt", lambda: spent.report(server) + "\n"):
             await serving.run(host, port, tls, lambda port: commands.log("listening", port=port))

@@ -15,6 +15,7 @@ from cepam_jax.deploy import envelope, frames, joining
 from cepam_jax.deploy.envelope import Refused
 from cepam_jax.deploy.frames import Link, Traffic
 from cepam_jax.deploy.server import Server
+from cepam_jax.errors import NonFiniteUpdateError
 
 _GREETED = 30.0  # seconds in which who has dialled must join
 _POLL = 0.02  # seconds between looks at the end
@@ -37,7 +38,7 @@ class Waiting(NamedTuple):
 
     again: float = 30.0
     patience: float = 600.0
-    closing: float = 2.0
+    closing: float = 7.0  # longer than a client waits until it dials again
 
 
 class _Strangers:
@@ -112,6 +113,7 @@ class Serving:
 
         Raises:
           Stalled: a round did not end in time.
+          NonFiniteUpdateError: the model diverged, now or in an earlier process.
           OSError: the address is taken, or the state could not be written.
           WorkdirInUseError: another process may have the state.
         """
@@ -119,9 +121,12 @@ class Serving:
         ready(listener.sockets[0].getsockname()[1])
         try:
             self._open()
-            while not self._server.finished:
-                await self._wait()
+            with contextlib.suppress(NonFiniteUpdateError):  # clients are told first
+                while not self._server.finished:
+                    await self._wait()
             await self._tell()
+            if self._server.failed:  # now, or in an earlier process
+                raise NonFiniteUpdateError(self._server.failed)
         finally:
             listener.close()
             for link in list(self._links.values()):

@@ -23,6 +23,7 @@ from cepam_jax.federated.broadcast import broadcast
 from cepam_jax.federated.state import ClientArrays, GivenKeys, shared_key
 from cepam_jax.mechanisms import Keys, Knobs, Message
 from cepam_jax.run import build
+from cepam_jax.tasks.base import check_examples
 
 _RATE = 1e30  # bits per second of links that cost no time: who is late, the clock has said
 
@@ -119,6 +120,7 @@ def client_arrays(agreement: Agreement, client: int, examples: dict[str, np.ndar
                 f"the examples' {name!r} is {is_now}; the agreement says {dtype}{list(wanted)} for client "
                 f"{client}"
             )
+    check_examples(build.program(config, agreement.specification).task, examples, agreement.constants)
     # All clients' arrays are of one shape, so that they share one compiled program; padding is never drawn.
     most = int(counts.max())
     padded = {
@@ -238,7 +240,7 @@ def server_arrays(
         steps=build.steps_of(config, counts),
         knobs=mechanisms.knobs_of(config),
         training_key=draws,
-        shared_key=shared_key(0),
+        shared_key=shared_key(config.seeds.shared),
         links=links,
         keys=GivenKeys(unused, Keys(keys, unused)),
         messages=stacked,

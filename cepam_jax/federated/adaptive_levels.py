@@ -190,6 +190,11 @@ def adaquantfl(config) -> Control:
 
 @settings.rule
 def _rules(fields):
+    read = {"dadaquant": None, "adaquantfl": ("adaptive_levels.most",)}.get(fields["control"], ())
+    if read is not None:
+        yield from settings.unread(
+            fields, "adaptive_levels", f"where config.control is {fields['control']!r}", read
+        )
     if fields["control"] not in ("dadaquant", "adaquantfl"):
         return
     why = f"where config.control is {fields['control']!r}, which no filter limits"

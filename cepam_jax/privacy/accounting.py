@@ -144,7 +144,9 @@ def _least(guarantee: Guarantee, delta: float) -> tuple[float, str]:
     return min((epsilon(release, within) + 2 * slack, basis) for release, basis in pairs)
 
 
+_OTHERS = "who else takes part, the noise and the numbers of examples stay"
 _KEPT = "who takes part, the noise and the numbers of examples stay"
+_ABSENT = f"add/remove: a client, or none in its place, so that it never takes part; {_OTHERS}"
 _RELATION = {
     ("client", "add_remove"): f"add/remove: a client's update, or zero in its place; {_KEPT}",
     ("client", "replace"): f"replace: a client's update, or any other in its place; {_KEPT}",
@@ -250,7 +252,10 @@ def text(federation: Federation, delta: float) -> str:
     rows = report(federation, delta)
     lines = [row.text() for row in rows]
     if any(math.isfinite(row.epsilon.min()) for row in rows):
-        lines.append(_RELATION[federation.unit, federation.relation])
+        kind = federation.unit, federation.relation
+        # Who is not drawn by Poisson sampling sends nothing at all, and zeros may decode to something else.
+        absent = federation.sampling == "poisson" and kind == ("client", "add_remove")
+        lines.append(_ABSENT if absent else _RELATION[kind])
     lines += [f"not covered: {item}" for item in federation.not_covered]
     largest = rows[0].epsilon.max()  # against the weakest adversary
     if math.isfinite(largest) and largest > 100:

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from cepam_jax import settings
 from cepam_jax.data.examples import number_of
+from cepam_jax.errors import ConfigError
 from cepam_jax.federated import lengths
 from cepam_jax.federated.local import batch_of
 from cepam_jax.run.devices import RUNS
@@ -181,6 +182,7 @@ def _sums(task, model, examples, constants, rows, batch_size, who=None, num_clie
         real = slot < number
         chosen = jnp.minimum(slot, number - 1)
         values = task.evaluate(model, batch_of(examples, rows[chosen]), constants)
+        _check_leading(values, batch_size)
         masked = jax.tree.map(
             lambda a: jnp.where(real.reshape(-1, *[1] * (a.ndim - 1)), a, 0).astype(jnp.float32), values
         )
@@ -196,6 +198,17 @@ def _sums(task, model, examples, constants, rows, batch_size, who=None, num_clie
     lead = () if who is None else (num_clients,)
     start = jax.tree.map(lambda a: jnp.zeros((*lead, *a.shape[1:]), jnp.float32), shapes)
     return jax.lax.scan(add, start, slots)[0]
+
+
+def _check_leading(values, batch: int) -> None:
+    """A mean over the batch would count copies that fill the last one, and would be nobody's own."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(values):
+        name, shape = jax.tree_util.keystr(path, simple=True, separator="/"), jnp.shape(leaf)
+        if shape[:1] != (batch,):
+            raise ConfigError(
+                f"the task's evaluate gives {name!r} of shape {shape} for a batch of {batch} examples; its "
+                f"first axis must be the batch's: one value for each example, and no mean or sum over them"
+            )
 
 
 def by_client(task: Task, found: Evaluation) -> dict[str, np.ndarray]:

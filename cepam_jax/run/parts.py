@@ -125,7 +125,25 @@ def local_update(task: Task, training: LocalTraining, optimizer: Optimizer | Non
         made = made(jnp.int32(0))
     allowed = "an optax optimizer, or a function of the round that gives one"
     require(isinstance(made, optax.GradientTransformation), "optimizer", made, allowed)
+    _check_optimizer(task, made)
     return local.make_local_update(task, training, optimizer)
+
+
+def _check_optimizer(task: Task, optimizer: optax.GradientTransformation) -> None:
+    """ConfigError if it wants more than gradients, its state and parameters, as a line search does."""
+
+    def step():
+        params = task.initialize(jax.random.key(0)).params
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    try:
+        jax.eval_shape(step)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"optimizer cannot take a step with the model's gradients, its state and the parameters alone, "
+            f"and local training gives it nothing else: {type(error).__name__}: {error}"
+        ) from error
 
 
 def client_steps(steps, clients: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax import settings
-from cepam_jax.errors import ConfigError, require
+from cepam_jax.errors import ConfigError, is_whole, require
 from cepam_jax.tasks.base import Model, Task
 
 _ADAPTERS = np.uint32(0x4C6F5241)  # where a key is for adapters, apart from the model's own
@@ -114,14 +114,15 @@ def adapted(task: Task, rank: int, alpha: float = 16.0, pattern: str = "kernel$"
 
     Args:
       task: of any kind.
-      rank: of the changes, at most the smaller side of the matrix.
+      rank: of the changes, a whole number of at least 1; of a matrix with a smaller side, that side.
       alpha: see above.
       pattern: regular expression, searched in the paths of matrices (parameters with two axes).
       own: likewise, of parameters that are trained themselves, as in `restricted`; "": none.
 
     Raises:
-      ConfigError: a pattern matches nothing; a matrix would be trained twice.
+      ConfigError: a rank that cannot be; a pattern matches nothing; a matrix would be trained twice.
     """
+    require(is_whole(rank) and rank >= 1, "rank", rank, "a whole number of at least 1")
     shapes, join = _flattening(task)
     found = _matching(task, pattern, "adapter.pattern", axes=2)
     mine = _matching(task, own, "trainable") if own else ()

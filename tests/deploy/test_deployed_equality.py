@@ -17,6 +17,10 @@ pytestmark = pytest.mark.compiled_fast
 CASES = {
     "E8": ("cepam_gaussian", {"mechanism.lattice": "E8", "mechanism.per_client.gamma": (3.0,) + (30.0,) * 7}),
     "split": ("split", {"clients_per_round": 5, "aggregator": "examples"}),
+    "bucketing": (
+        "cepam_gaussian",
+        {"aggregator": "trimmed_mean", "byzantine.before": "bucketing", "seeds.shared": 5},
+    ),
     "clipped": ("clipped", {"server.optimizer": "adam", "server.learning_rate": 0.1}),
 }
 

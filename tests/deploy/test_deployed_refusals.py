@@ -15,6 +15,7 @@ from deploy import federation
 
 from cepam_jax import privacy
 from cepam_jax.deploy import agreement, envelope, joining, keys, spent, store
+from cepam_jax.deploy.client import Client
 from cepam_jax.deploy.envelope import Envelope, Refused
 from cepam_jax.errors import (
     CheckpointDamagedError,
@@ -550,3 +551,49 @@ def test_what_a_deployment_does_not_do_is_refused_by_name(field, value):
     config = federation.small(**{field: value})
     with pytest.raises(ConfigError, match=rf"config\.{field} is .*{value}.* in a deployment"):
         agreement.check(config)
+
+
+def test_needs_become_gammas_in_the_agreement(tmp_path):
+    """With the gammas found the needs themselves would be refused, by whoever reads the agreement."""
+    needs = {"needs.profiles": "all: epsilon 100 against decoded_updates", "needs.clients": "8 all"}
+    found = federation.made(tmp_path, federation.small(**needs)).agreement.config
+    gammas = found.mechanism.per_client.gamma
+    assert len(set(gammas)) == 1 and gammas[0] != federation.small().mechanism.gamma
+    assert not found.needs.profiles and not found.needs.clients
+
+
+def test_a_clients_own_examples_are_checked_by_the_task(made, tmp_path):
+    private = keys.read_private(made.folder / "0.key")
+    own = {name: array[made.split.client(0)] for name, array in made.data.train.items()}
+    wrong = own | {"label": np.full_like(own["label"], 7)}
+    with pytest.raises(DatasetError, match="must be 0 or 1"):
+        Client(tmp_path, made.agreement, private, wrong)
+
+
+def test_an_update_that_cannot_be_coded_is_sent_as_zeros(tmp_path):
+    """The server would refuse it whenever it came, and the round would wait for ever."""
+    fields = {"mechanism.clip": "none", "mechanism.rate": "step", "mechanism.step": 1e-6}
+    made = federation.made(tmp_path, federation.small("sdq", **fields))
+    clients = made.clients()
+    with contextlib.closing(made.server()) as server:
+        federation.join(server, clients)
+        federation.run_round(server, clients)
+        assert server.round == 1 and not server.refusals
+    assert all(client.diverged == 1 for client in clients)
+    for client in clients:
+        client.close()
+
+
+def test_a_private_key_in_place_of_a_public_one_is_not_shown(made, tmp_path):
+    secret = made.folder / "server.key"
+    text = tmp_path / "text.key"
+    text.write_text("secret" * 6)
+    for path in (secret, text):
+        with pytest.raises(ConfigError, match=r"is no public key; give the file that ends in \.pub") as error:
+            keys.read_public(path)
+        assert "secretsecret" not in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        keys.public(text.read_text())
+    assert "secretsecret" not in str(error.value)
+    with pytest.raises(ConfigError, match="it must be an agreement"):
+        agreement.load(secret)

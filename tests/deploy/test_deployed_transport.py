@@ -37,7 +37,7 @@ from cepam_jax.deploy import (
 from cepam_jax.deploy.envelope import Refused
 from cepam_jax.deploy.serving import Serving, Stalled, Waiting
 from cepam_jax.deploy.worker import Worker
-from cepam_jax.errors import ConfigError, DatasetError, WorkdirInUseError
+from cepam_jax.errors import ConfigError, DatasetError, NonFiniteUpdateError, WorkdirInUseError
 
 FULL = OSError(28, "No space left on device", "/state/client.state")
 LIMITS = {"ends": "slowest", "deadline": 0.0}
@@ -53,9 +53,9 @@ class Rounds:
         self.drawn, self._rounds, self._request, self.limit = tuple(range(clients)), rounds, request, 10**6
         self._enough = clients if enough is None else enough
         self.joined, self.arrived, self.round, self.asked, self.fails = set(), set(), 0, [], None
-        self.late = []
+        self.late, self.failed = [], ""
 
-    finished = property(lambda self: self.round >= self._rounds)
+    finished = property(lambda self: bool(self.failed) or self.round >= self._rounds)
     missing = property(lambda self: tuple(k for k in self.drawn if k not in self.arrived))
     enough = property(lambda self: len(self.arrived) >= self._enough)
 
@@ -228,6 +228,33 @@ def test_a_state_that_cannot_be_written_ends_the_server_and_names_the_file(capsy
     with pytest.raises(SystemExit) as ended:
         commands.end_with(work())
     assert ended.value.code == 1 and "/state/client.state" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_clients_of_a_run_that_diverged_are_told_of_its_end(before):
+    """In this process or in an earlier one; otherwise they would dial for ever."""
+
+    class Diverging(Rounds):
+        def close_round(self):
+            self.failed = "round 1: the model was not finite"
+            raise NonFiniteUpdateError(self.failed)
+
+    server, answers = Diverging(clients=1), Answers()
+    if before:  # who has joined is remembered
+        server.failed, server.joined = "round 1: the model was not finite", {0}
+
+    async def work():
+        async with served(server) as (_, rounds, port):
+            await asyncio.wait_for(dialling.run(answers, "127.0.0.1", port, None, Log()), 10.0)
+            await rounds
+
+    with pytest.raises(NonFiniteUpdateError, match="round 1"):
+        asyncio.run(work())
+    assert answers.finished and answers.answered == (0 if before else 1)
+
+
+def test_who_dials_seldom_still_hears_the_end():
+    assert Waiting().closing > dialling._LONGEST
 
 
 def test_what_ended_a_run_is_told_even_if_its_report_cannot_be_written(tmp_path, capsys):

@@ -22,6 +22,7 @@ def config_of(**fields):
     config = digits.get_config("cepam_gaussian")
     config.update_from_flattened_dict(
         {
+            "model": "linear",
             "rounds": ROUNDS,
             "eval_every": ROUNDS,
             "local.steps": 8,

@@ -122,7 +122,8 @@ def test_a_filter_that_nobody_reads_is_an_error(field):
 @pytest.mark.parametrize(("control", "rate"), [("dadaquant", 1e-4), ("adaquantfl", 0.1)])
 def test_a_run_has_no_guarantee_says_why_and_continues_to_the_bit(tmp_path, monkeypatch, control, rate):
     # At a rate of 1e-4 the loss stalls, and levels double; elsewhere it falls.
-    config = config_of(control, adaptive_levels__patience=3, local__learning_rate=rate)
+    patience = {"adaptive_levels__patience": 3} if control == "dadaquant" else {}
+    config = config_of(control, **patience, local__learning_rate=rate)
     whole = training.train(config, tmp_path / "whole", progress=False)
     assert whole[-1]["epsilon"] == dict.fromkeys(whole[-1]["epsilon"])
     assert whole[-1]["bits_per_coordinate"] > 1.05 * whole[1]["bits_per_coordinate"]  # bits grew
@@ -159,3 +160,11 @@ def test_a_rule_that_watches_has_no_guarantee_whatever_the_noise():
 def test_what_makes_no_sense_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         adaptive_levels.dadaquant(config_of(**changes))
+
+
+@pytest.mark.parametrize(
+    ("control", "field"), [("schedule", "patience"), ("adaquantfl", "patience"), ("schedule", "most")]
+)
+def test_settings_that_the_rule_does_not_read_are_refused(control, field):
+    with pytest.raises(ConfigError, match=rf"config\.adaptive_levels\.{field} is 5"):
+        config_of(control, "qsgd", **{"mechanism__levels": 2, f"adaptive_levels__{field}": 5})

@@ -22,7 +22,7 @@ CLIENTS = 4
 def config_of(bits, **changes):
     config = digits.get_config("cepam_gaussian")
     config.rounds, config.eval_every, config.local.steps, config.num_clients = 5, 3, 2, CLIENTS
-    config.metrics.bits = bits
+    config.model, config.metrics.bits = "linear", bits
     config.update_from_flattened_dict(changes)
     return config
 

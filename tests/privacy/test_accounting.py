@@ -347,7 +347,11 @@ def test_the_report_names_adversary_unit_delta_and_relation():
     text = privacy.text(federation(1.0, 30, 80, not_covered=("message lengths",)), DELTA)
     assert "released_model: epsilon = " in text and "client level, add/remove" in text
     assert "delta = 1e-05" in text and "server: no guarantee (no noise hides" in text
+    assert "a client's update, or zero in its place" in text
     assert "not covered: message lengths" in text
+    # Under Poisson sampling who is not drawn sends nothing, and zeros could be decoded to something else.
+    drawn = privacy.text(federation(1.0, 30, 80, sampling="poisson", per_round=3, filled=5), DELTA)
+    assert "a client, or none in its place" in drawn and "zero in its place" not in drawn
     weak = privacy.text(federation(0.01, 30, 80), DELTA)
     assert "no protection" in weak and "no protection" not in privacy.text(federation(9.0), DELTA)
     mixed = privacy.text(federation(np.linspace(1, 2, 5), 5), DELTA)

@@ -19,7 +19,7 @@ TIMES = ("seconds", "seconds_per_round")
 
 def config_of(**fields):
     config = digits.get_config("cepam_gaussian")
-    config.update_from_flattened_dict({"rounds": 4, "eval_every": 2, **fields})
+    config.update_from_flattened_dict({"model": "linear", "rounds": 4, "eval_every": 2, **fields})
     return config
 
 

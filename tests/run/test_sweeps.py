@@ -15,7 +15,7 @@ TIMES = ("seconds", "seconds_per_round")
 
 def config_of(variant="cepam_gaussian", **changes):
     config = digits.get_config(variant)
-    config.update_from_flattened_dict({"rounds": 6, "eval_every": 2, **changes})
+    config.update_from_flattened_dict({"model": "linear", "rounds": 6, "eval_every": 2, **changes})
     return config
 
 
@@ -29,12 +29,14 @@ def places(root, runs):
 
 def test_a_sweep_is_its_runs_one_by_one_to_the_bit(tmp_path):
     configs = [
-        config_of(),
-        config_of(**{"mechanism.gamma": 10.0}),
+        config_of(model="mlp"),
+        config_of(**{"model": "mlp", "mechanism.gamma": 10.0}),
         config_of("fedavg"),  # another program
-        config_of(**{"seeds.partition": 4, "seeds.model": 5, "rounds": 3}),
+        config_of(**{"model": "mlp", "seeds.partition": 4, "seeds.model": 5, "rounds": 3}),
         # Rows of examples of other lengths than the others', and clients of their own gamma.
-        config_of(**{"partition.kind": "quantity", "mechanism.per_client.gamma": (7.0,) * 10}),
+        config_of(
+            **{"model": "mlp", "partition.kind": "quantity", "mechanism.per_client.gamma": (7.0,) * 10}
+        ),
     ]
     together = training.train_many(configs, places(tmp_path / "many", configs), progress=False)
     alone = [
