@@ -76,7 +76,8 @@ def test_one_diverging_run_does_not_stop_the_others(tmp_path):
     configs[1].mechanism.clip_norm = 2.0  # not used by fedavg: the same program
     for config in configs:
         config.server.learning_rate = 1.0
-    broken = [config_of("noise_gaussian", **{"mechanism.gamma": gamma}) for gamma in (100.0, 1e-29, 50.0)]
+    gammas = (100.0, 1e-29, 50.0)
+    broken = [config_of("noise_gaussian", **{"model": "mlp", "mechanism.gamma": g}) for g in gammas]
     with pytest.raises(NonFiniteUpdateError, match="in round"):
         training.train_many(broken, places(tmp_path, broken), progress=False)
     lines = [read_lines(place / "metrics.jsonl")[-1]["round"] for place in places(tmp_path, broken)]
