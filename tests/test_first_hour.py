@@ -98,10 +98,13 @@ def test_ranks_that_cannot_be(rank):
         cepam.tasks.adapted(task, rank)
 
 
-@pytest.mark.parametrize("kind", ["dirichlet", "shards", "by_size"])
-def test_labels_that_are_to_divide_the_clients_are_asked_for(kind):
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("dirichlet", {"alpha": 0.3}), ("shards", {"shards_per_client": 2}), ("by_size", {})],
+)
+def test_labels_that_are_to_divide_the_clients_are_asked_for(kind, options):
     with pytest.raises(ConfigError, match=rf"clients\(partition='{kind}'\) needs labels="):
-        cepam.clients(DATA, number=4, partition=kind)
+        cepam.clients(DATA, number=4, partition=kind, **options)
 
 
 def test_shapes_of_jax_are_no_matter():

@@ -112,8 +112,6 @@ def clients(
     else:
         names, kind = None, partition or "iid"
         require_choice("partition", kind, sorted(partitions.KINDS.keys() - {"natural"}))
-        if labels is None and kind not in partitions.WITHOUT_LABELS:
-            raise ConfigError(f"clients(partition={kind!r}) needs labels=, a whole number for each example")
         labels = None if labels is None else np.asarray(labels)
         needed = partitions.OPTIONS.get(kind)
         if options.keys() != ({needed} if needed else set()):
@@ -121,6 +119,8 @@ def clients(
                 f"clients(partition={kind!r}) takes {f'the option {needed}=' if needed else 'no options'}; "
                 f"given are: {', '.join(sorted(options)) or 'none'}"
             )
+        if labels is None and kind not in partitions.WITHOUT_LABELS:
+            raise ConfigError(f"clients(partition={kind!r}) needs labels=, a whole number for each example")
     whole = Examples(arrays, arrays, arrays_of(constants or {}), labels=labels)
     checked = example_sets.check(whole)
     split = partitions.partition(checked.labels, kind, number, seed, number_of(checked.train), **options)
