@@ -167,6 +167,6 @@ def test_nan_updates_stop_the_run_and_keep_the_checkpoint(tmp_path, monkeypatch)
 
 
 def test_a_diverging_client_is_named(tmp_path):
-    config = small("fedavg", **{"local.learning_rate": 1e30})
+    config = small("fedavg", **{"model": "mlp", "local.learning_rate": 1e30})
     with pytest.raises(NonFiniteUpdateError, match=r"client 0 sent .* in round 1: .*local.learning_rate"):
         training.train(config, tmp_path, progress=False)
