@@ -19,18 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_PICTURE = ("cell_coder", "server", "tensors", "updates")
 WITH_CLAIMS = (
     *("graphs", "rotated", "error_law", "scenario1", "scenario3", "gamma", "convergence", "adaptive_bits"),
-    *(
-        "device",
-        "links",
-        "published",
-        "modalities",
-        "bell",
-        "thresholds",
-        "rounding",
-        "trust",
-        "few_bits",
-        "collusion",
-    ),
+    *("device", "links", "published", "modalities", "bell", "thresholds", "rounding", "trust"),
+    *("few_bits", "collusion"),
 )
 
 

@@ -190,15 +190,13 @@ def adaquantfl(config) -> Control:
 
 @settings.rule
 def _rules(fields):
-    read = {"dadaquant": None, "adaquantfl": ("adaptive_levels.most",)}.get(fields["control"], ())
-    if read is not None:
-        yield from settings.unread(
-            fields, "adaptive_levels", f"where config.control is {fields['control']!r}", read
-        )
+    where = f"where config.control is {fields['control']!r}"
+    if fields["control"] != "dadaquant":
+        read = ("adaptive_levels.most",) if fields["control"] == "adaquantfl" else ()
+        yield from settings.unread(fields, "adaptive_levels", where, read)
     if fields["control"] not in ("dadaquant", "adaquantfl"):
         return
-    why = f"where config.control is {fields['control']!r}, which no filter limits"
-    yield from settings.unread(fields, "filter", why)
+    yield from settings.unread(fields, "filter", f"{where}, which no filter limits")
     bits = fields["mechanism.name"] in ("clipped", "sdq")
     start = max(knob_values(fields, "bits" if bits else "levels"))
     most = fields["adaptive_levels.most"]

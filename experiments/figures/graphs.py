@@ -170,11 +170,10 @@ def share_of(data: str) -> float:
     return tested / trained
 
 
-def near_published(data: str, row: dict) -> Claim:
-    """Is our mean within one of the published deviations of the published mean?"""
+def near_published(data: str, row: dict, share: float) -> Claim:
+    """Is our mean within one of the published deviations of the published mean? `share` is of `bounds`."""
     mean, around = PUBLISHED[data][row["method"]]
     values = 100 * np.array(row["accuracy"])
-    share = share_of(data)
     state = all_of([above(values, mean - around, 2, share), below(values, mean + around, 2, share)])
     low, high = bounds(values, 2, share)
     return Claim(
@@ -193,7 +192,7 @@ def claims_of(data: str, rows: list[dict]) -> list[Claim]:
     share = share_of(data)
     found = {row["method"]: row for row in rows}
     seeds = len(found["FedAvg"]["accuracy"])
-    claims = [near_published(data, found[method]) for method in PUBLISHED.get(data, ())]
+    claims = [near_published(data, found[method], share) for method in PUBLISHED.get(data, ())]
     pair = found["FedAvg"]["accuracy"], found["alone"]["accuracy"]
     claims.append(
         Claim(
