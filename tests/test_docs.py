@@ -359,7 +359,12 @@ def what_runs(command: str) -> tuple[str, ...]:
 
 
 def the_same_as(command: str) -> str | None:
-    """The first command of the pages that runs the same when both are cut short, if that is another one."""
+    """The first command of the pages that runs the same when both are cut short, if that is another one.
+
+    Only of commands with a work directory, which load examples or train: `begin_here` stops them there.
+    """
+    if "--workdir" not in command:
+        return None
     mine = what_runs(command)
     before = COMMANDS[: COMMANDS.index(command)]
     return next(
