@@ -1,6 +1,7 @@
 import contextlib
 import ctypes
 import gc
+import importlib.metadata
 import json
 import os
 import resource
@@ -66,6 +67,35 @@ def free() -> None:
 
 
 _fast = [False]
+# This option has XLA write machine code without MLIR: compiling at the lowest level takes a third as long.
+# XLA has it as long as JAX is 0.10. Later ones end a process that is given a flag they do not know.
+_WITHOUT_MLIR = {"xla_cpu_use_fusion_emitters": False}
+_of_users = []
+
+
+def without_mlir(on: bool) -> None:
+    """From now on this process, and those that it starts, compile with `_WITHOUT_MLIR`, or as users do.
+
+    No setting of JAX reaches all programs of a process that runs already, so this stands where JAX asks for
+    the options of one. Where JAX has no such place any more, tests take longer, and nothing else changes.
+    """
+    if not importlib.metadata.version("jaxlib").startswith("0.10."):
+        return
+    flags = " ".join(f"--{name}={str(value).lower()}" for name, value in _WITHOUT_MLIR.items())
+    others = os.environ.get("XLA_FLAGS", "").replace(flags, "").strip()
+    os.environ["XLA_FLAGS"] = f"{others} {flags}".strip() if on else others
+    with contextlib.suppress(ImportError, AttributeError):
+        from jax._src import compiler  # noqa: PLC0415  after the variables are set below
+
+        if not _of_users:
+            _of_users.append(compiler.get_compile_options)
+        compiler.get_compile_options = _options_without_mlir if on else _of_users[0]
+
+
+def _options_without_mlir(*args, **kwargs):
+    options = _of_users[0](*args, **kwargs)
+    options.env_option_overrides = [*options.env_option_overrides, *_WITHOUT_MLIR.items()]
+    return options
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -83,6 +113,7 @@ def pytest_runtest_setup(item):
             free()
             jax.config.update("jax_disable_most_optimizations", fast)
             os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(fast))  # of started processes
+            without_mlir(fast)
             _fast[0] = fast
 
 
