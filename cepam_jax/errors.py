@@ -3,7 +3,7 @@
 Every message names the thing that is wrong, its value and what would be right.
 """
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -66,6 +66,11 @@ def require(condition: bool, field: str, value: Any, allowed: str) -> None:
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number, of Python or of NumPy, and no truth value."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, of Python or of NumPy, and no truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def require_choice(field: str, value: Any, choices) -> None:

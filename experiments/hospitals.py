@@ -11,7 +11,6 @@ alone. Hospitals of a dozen test patients say little, and the intervals show how
 import numpy as np
 from absl import flags
 
-from cepam_jax.data.examples import number_of
 from cepam_jax.errors import ConfigError
 from cepam_jax.run import build, finished
 from cepam_jax.tasks import scores
@@ -55,18 +54,18 @@ def row_of(name: str, trained: str, sums: dict, count: float, edge: int) -> list
 
 
 def table(run: finished.Finished) -> str:
-    """Markdown: a line for each client with test examples, and one for all."""
+    """Markdown: a line for each hospital that is a client and has test examples, and one for all of these."""
     found, split = finished.evaluate(run), build.split_of(run.config, run.data)
     if "scores" not in found.test:
         raise ConfigError(f"config.task of the run is {run.config.task!r}; it must be 'binary_outcome'")
-    no = np.asarray(found.test["scores"], np.float64)[0]
-    edge = scores.edge_at(no, SPECIFICITY)
+    together = {name: each.sum(0) for name, each in found.clients.items()}
+    edge = scores.edge_at(np.asarray(together["scores"], np.float64)[0], SPECIFICITY)
+    owners = run.data.owners[split.indices[:, 0]]
     rows = []
     for k in np.flatnonzero(found.counts):
         sums = {name: each[k] for name, each in found.clients.items()}
-        rows.append(row_of(str(k), str(split.counts[k]), sums, float(found.counts[k]), edge))
-    everyone = float(number_of(run.data.test))
-    rows.append(row_of("all", str(split.counts.sum()), found.test, everyone, edge))
+        rows.append(row_of(str(owners[k]), str(split.counts[k]), sums, float(found.counts[k]), edge))
+    rows.append(row_of("all", str(split.counts.sum()), together, float(found.counts.sum()), edge))
     heads = ["hospital", "trained on", "tested", "of them malignant", "accuracy", "area under the ROC curve"]
     heads += ["sensitivity", "specificity", "calibration error"]
     return markdown(heads, rows)

@@ -8,17 +8,28 @@ the format of 2007.08663). Cora and CiteSeer: the folder data of https://github.
 (ind.cora.x and others, 1603.08861). Then say --config.data.dir=FOLDER.
 """
 
+import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
-from cepam_jax.errors import DataNotPreparedError
+from cepam_jax.data.graphs import padded
+from cepam_jax.errors import DataNotPreparedError, DatasetError
 from experiments import cli
 
 COLLECTION = {"mutag": "MUTAG", "proteins": "PROTEINS", "nci1": "NCI1"}
 CITATIONS = ("cora", "citeseer")
+# What the whole files have: graphs, nodes and edges in both directions; nodes and labelled ones. A file that
+# was cut at the end of a line is a file like another.
+PUBLISHED = {
+    "mutag": (188, 3371, 7442),
+    "proteins": (1113, 43471, 162088),
+    "nci1": (4110, 122747, 265506),
+    "cora": (2708, 2708),
+    "citeseer": (3327, 3312),
+}
 # All that the pickled files of Planetoid are made of; anything else in a pickle is not loaded.
 _ALLOWED = {
     ("collections", "defaultdict"),
@@ -110,6 +121,24 @@ def citations(raw: Path, name: str) -> dict[str, np.ndarray]:
     }
 
 
+def check(name: str, arrays: dict[str, np.ndarray], raw: Path) -> None:
+    """Raises DataNotPreparedError unless a data set has the published numbers of graphs, nodes and edges."""
+    if name in COLLECTION:
+        try:
+            padded(arrays, name)
+        except DatasetError as error:
+            raise DataNotPreparedError(f"--raw={raw} does not hold whole files: {error}") from error
+        found = tuple(len(arrays[key]) for key in ("labels", "node_labels", "edges"))
+    else:
+        found = (int(arrays["shape"][0]), int(np.sum(arrays["labels"] >= 0)))
+    if found != PUBLISHED[name]:
+        what = "graphs, nodes and edges" if name in COLLECTION else "nodes and labelled nodes"
+        raise DataNotPreparedError(
+            f"--raw={raw} does not hold the whole files of {name!r}: they have {found} {what}, "
+            f"the published ones {PUBLISHED[name]}"
+        )
+
+
 def define_flags():
     flags.DEFINE_string("name", "mutag", f"Data set, of {', '.join((*COLLECTION, *CITATIONS))}.")
     flags.DEFINE_string("raw", None, "Folder of the public files.", required=True)
@@ -122,12 +151,15 @@ def main():
     raw, out = Path(f.raw).expanduser(), Path(f.out).expanduser()
     try:
         arrays = citations(raw, f.name) if f.name in CITATIONS else collected(raw, COLLECTION[f.name])
-    except (OSError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, LookupError, EOFError, AttributeError, pickle.UnpicklingError) as error:
         raise DataNotPreparedError(
             f"--raw={raw} does not hold the public files of {f.name!r}: {error}"
         ) from error
+    check(f.name, arrays, raw)
     out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out / f"{f.name}.npz", **arrays)
+    unfinished = out / f"{f.name}.tmp.npz"
+    np.savez_compressed(unfinished, **arrays)
+    os.replace(unfinished, out / f"{f.name}.npz")
     sizes = ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items())
     print(f"{out / f'{f.name}.npz'}: {sizes}")
 

@@ -277,6 +277,14 @@ def test_files_that_are_missing_damaged_or_wrong_are_named(tmp_path):
     planetoid(tmp_path, edges=np.array([[0, 6]]))
     with pytest.raises(DatasetError, match="'cora': cora: labels, features or edges are of other nodes than"):
         sources.load_examples("cora", str(tmp_path))
+    for changes, message in (
+        ({"edges": np.array([[0, 1]])}, "once in each direction"),
+        ({"feature_rows": np.arange(6.0)}, "feature_rows are float64.6.; they must be whole numbers"),
+        ({}, "6 nodes have a label, 6 of them are trained on and 542 left out: none is left for the test"),
+    ):
+        planetoid(tmp_path, **changes)
+        with pytest.raises(DatasetError, match=message):
+            sources.load_examples("cora", str(tmp_path))
     good = dict(np.load(tmp_path / "cora.npz"))
     del good["labels"]
     np.savez(tmp_path / "cora.npz", **good)
@@ -299,7 +307,12 @@ GOOD = {
         ({"edges": np.array([[0, 1], [1, 0], [0, 3], [2, 0]])}, "an edge leads to a node"),
         ({"nodes_per_graph": np.array([2, 2])}, "5,.* nodes"),
         ({"labels": np.array([0])}, "not one for each graph"),
-        ({"labels": np.array([0, -1])}, "labels at least 0"),
+        ({"labels": np.array([0, -1])}, "labels from 0"),
+        ({"labels": np.array([0, 2**32])}, "of 32 bits"),
+        ({"labels": np.array([0.0, 1.0])}, "labels are float64.2.; they must be whole numbers"),
+        ({"edges": np.array([[0, 1], [0, 1], [0, 2], [2, 0]])}, "once in each direction"),
+        ({"edges": np.array([[0, 1], [1, 0], [0, 2], [1, 2]])}, "once in each direction"),
+        ({"edges": np.array([[1, 1], [1, 1], [0, 2], [2, 0]])}, "none from a node to itself"),
         ({"node_labels": np.array([0, 1, 0, 300, 1])}, "from 0 to 255"),
     ],
 )
@@ -322,6 +335,40 @@ def test_the_collection_s_format_is_read(tmp_path):
     found = prepare_graphs.collected(tmp_path, "TINY")
     for key, array in GOOD.items():
         np.testing.assert_array_equal(found[key], array)
+
+
+def test_files_of_the_collection_that_were_cut_are_not_prepared():
+    """At the end of a line, so that each is a file like another."""
+    with pytest.raises(DataNotPreparedError, match=r"\(2, 5, 4\) graphs, nodes and edges, the published"):
+        prepare_graphs.check("mutag", GOOD, Path("raw"))
+    with pytest.raises(DataNotPreparedError, match="whole files: mutag: .*not one for each graph"):
+        prepare_graphs.check("mutag", GOOD | {"labels": np.array([0])}, Path("raw"))
+    cora = {"shape": np.array([2708, 1433]), "labels": np.append(np.zeros(2707, int), -1)}
+    with pytest.raises(DataNotPreparedError, match=r"\(2708, 2707\) nodes and labelled nodes"):
+        prepare_graphs.check("cora", cora, Path("raw"))
+
+
+def test_some_motifs_that_are_held_out_repeat_one_that_is_trained_on():
+    """As docs/graphs.md says: of the first fold 7 of 100."""
+    nx = pytest.importorskip("networkx")
+
+    def drawn(arrays):
+        for edges, count in zip(arrays["edges"], arrays["edge_count"], strict=True):
+            graph = nx.Graph(edges[:count].tolist())
+            yield tuple(sorted(dict(graph.degree).values())), graph
+
+    data, known = sources.load_examples("motifs"), {}
+    for degrees, graph in drawn(data.train):
+        known.setdefault(degrees, []).append(graph)
+    repeated = [any(nx.is_isomorphic(g, other) for other in known.get(d, ())) for d, g in drawn(data.test)]
+    assert sum(repeated) == 7 and len(repeated) == 100
+
+
+def test_weights_by_examples_are_refused_where_every_client_has_one():
+    config = get_config("cora-fedavg")
+    config.aggregator = "examples"
+    with pytest.raises(ConfigError, match="config.aggregator is 'examples'; it must be another where"):
+        validate(config)
 
 
 def test_what_is_no_array_is_not_unpickled(tmp_path):

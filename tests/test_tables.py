@@ -10,10 +10,12 @@ from scipy import stats
 from sklearn import metrics
 
 from cepam_jax.data import hospitals, sources
-from cepam_jax.errors import ConfigError, DatasetError
-from cepam_jax.run import build, finished, training
+from cepam_jax.errors import CheckpointMismatchError, ConfigError, DatasetError
+from cepam_jax.run import build, finished, lines, training
 from cepam_jax.run.config import validate
+from cepam_jax.run.evaluation import Evaluation
 from cepam_jax.tasks import TASKS, scores
+from cepam_jax.tasks.base import check_examples
 from configs import common
 from configs.hospitals import get_config
 from experiments import hospitals as printed
@@ -121,11 +123,10 @@ def test_what_does_not_fit_is_refused():
         TASKS["binary_outcome"](get_config(), sources.load_examples("digits").specification)
 
 
-def test_a_run_by_hospital(tmp_path, capsys):
+def test_a_run_by_hospital(tmp_path, monkeypatch):
     config = get_config("cepam_gaussian")
     config.update_from_flattened_dict({"rounds": 12, "eval_every": 6, "wire": True, "clients_per_round": 4})
-    lines = training.train(config, tmp_path / "run", progress=False)
-    last = lines[-1]
+    last = training.train(config, tmp_path / "run", progress=False)[-1]
     assert last["accuracy"] > 0.9 and last["auc"] > 0.97 and last["uplink_bytes"] > 0
     spread = last["clients"]
     assert spread["calibration"]["worst"] >= spread["calibration"]["best"]
@@ -146,3 +147,51 @@ def test_a_run_by_hospital(tmp_path, capsys):
     assert finished.load(tmp_path / "run").config == run.config
     with pytest.raises(ConfigError, match="must be the work directory of a run"):
         finished.load(tmp_path)
+    changed = run.data._replace(test={**run.data.test, "label": 1 - run.data.test["label"]})
+    with monkeypatch.context() as patch:
+        patch.setattr(finished.sources, "load_examples", lambda *given: changed)
+        with pytest.raises(CheckpointMismatchError, match="a run on other examples than these"):
+            finished.load(tmp_path / "run")
+
+
+def test_some_hospitals_are_named_as_all_of_them_are(tmp_path):
+    """Of three that are drawn of eight; "all" are those three, as they alone are trained on."""
+    config = get_config("fedavg")
+    config.update_from_flattened_dict({"rounds": 1, "eval_every": 1, "num_clients": 3})
+    training.train(config, tmp_path, progress=False)
+    run = finished.load(tmp_path)
+    owners = run.data.owners[build.split_of(config, run.data).indices[:, 0]]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.table(run).splitlines()[2:]]
+    assert [row[0] for row in rows] == [*map(str, owners), "all"] and owners.tolist() != [0, 1, 2]
+    assert int(rows[-1][2]) == sum(int(row[2]) for row in rows[:-1]) < 144
+
+
+def test_clients_of_whom_a_metric_says_nothing_are_left_out_of_its_spread():
+    """The area under the ROC curve of a hospital without malignant tumours is no number."""
+    task = TASKS["binary_outcome"](get_config(), sources.load_examples("hospitals").specification)
+    patients = np.zeros((3, 2, 4), np.float32)
+    patients[0, :, 2] = patients[1, :, 1] = patients[2, 0, 1] = 2
+    sums = {
+        "loss": np.ones(3, np.float32),
+        "accuracy": np.ones(3, np.float32),
+        "scores": patients,
+        "calibration": np.zeros((3, 3, 10), np.float32),
+    }
+    counts = np.float32([4, 4, 2])
+    found = lines.over_clients(task, Evaluation({}, sums, counts))
+    assert found["auc"]["clients"] == 2 and found["loss"]["clients"] == 3
+    assert None not in found["auc"].values()
+    sums["loss"] = np.full(3, np.nan, np.float32)
+    assert lines.over_clients(task, Evaluation({}, sums, counts))["loss"] == {
+        "clients": 0,
+        **dict.fromkeys(("mean", "deviation", "worst", "tenth", "median", "best")),
+    }
+
+
+def test_a_feature_that_never_varies_is_named():
+    data = sources.load_examples("hospitals")
+    task = TASKS["binary_outcome"](get_config(), data.specification)
+    std = data.constants["std"].copy()
+    std[4] = 0
+    with pytest.raises(DatasetError, match=r"std\[4\] is 0; every feature is divided by its deviation"):
+        check_examples(task, data.train, {**data.constants, "std": std})

@@ -10,7 +10,7 @@ import numpy as np
 
 from cepam_jax.data import sources
 from cepam_jax.data.examples import Examples, examples
-from cepam_jax.data.graphs import read
+from cepam_jax.data.graphs import check_undirected, read, whole
 from cepam_jax.errors import DatasetError, require
 from cepam_jax.extras import need
 
@@ -115,6 +115,8 @@ def _planetoid(name, parts):
     def source(data_dir, *, data):
         fold = data["fold"]
         arrays = read(name, data_dir, _KEYS)
+        for key, array in arrays.items():
+            whole(name, key, array)
         rows, cols, labels, edges = (np.asarray(arrays[key]) for key in (*_KEYS[:2], "labels", "edges"))
         if (
             arrays["shape"].shape != (2,)
@@ -131,10 +133,16 @@ def _planetoid(name, parts):
                 f"{name}: labels, features or edges are of other nodes than the {nodes} there are"
             )
         require(0 <= fold < 2**31, "config.data.fold", fold, "from 0 on: the seed of the split")
+        check_undirected(name, edges, nodes)
         features = np.zeros((nodes, width), np.uint8)
         features[rows, cols] = 1
         part = np.zeros(nodes, np.int32) if parts == 1 else communities_of(edges, nodes, parts)
         train, test = split_of(labels, *SPLITS[name], fold)
+        if not test.any():
+            raise DatasetError(
+                f"{name}: {np.sum(labels >= 0)} nodes have a label, {train.sum()} of them are trained on and "
+                f"{SPLITS[name][1]} left out: none is left for the test"
+            )
         return subgraphs(features, edges, labels, part, train, test)
 
     return source

@@ -79,7 +79,7 @@ def check(data: Examples) -> Examples:
     Raises:
       DatasetError: names the array that does not fit, and how.
     """
-    train, test = _split("train", data.train), _split("test", data.test)
+    train, test = checked("train", data.train), checked("test", data.test)
     if train.keys() != test.keys():
         raise DatasetError(f"train has the arrays {sorted(train)}, test {sorted(test)}; they must be alike")
     for name, array in train.items():
@@ -105,7 +105,12 @@ def check(data: Examples) -> Examples:
     )
 
 
-def _split(name, arrays) -> Arrays:
+def checked(name: str, arrays: Any) -> Arrays:
+    """Arrays with one leading axis, in the types that devices hold.
+
+    Raises:
+      DatasetError: they are no such arrays, or hold numbers that are not finite; begins with the name.
+    """
     if not isinstance(arrays, Mapping) or not arrays:
         raise DatasetError(f"{name} is a {type(arrays).__name__}; it must be a dictionary of arrays")
     found = {key: _array(f"{name}[{key!r}]", array) for key, array in arrays.items()}

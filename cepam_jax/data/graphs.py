@@ -5,6 +5,7 @@ many of them are real. In memory an example takes nodes + 4 edges bytes or so of
 9 kB, and 10 MB for all of its 1,113 graphs).
 """
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,10 @@ def read(name: str, data_dir: str, keys: tuple[str, ...]) -> dict[str, np.ndarra
       DataNotPreparedError: it is not there, or damaged; says how to get it.
     """
     paths = [Path(data_dir, "graphs", f"{name}.npz"), Path(data_dir, f"{name}.npz")]
+    out = shlex.quote(str(paths[0].parent))
     how = (
         f"Get the public files from {_ORIGIN[name]}, make {name}.npz of them with\n"
-        f"  python -m experiments.prepare_graphs --name={name} --raw=FOLDER --out={paths[0].parent}\n"
+        f"  python -m experiments.prepare_graphs --name={name} --raw=FOLDER --out={out}\n"
         f"or point --config.data.dir to where it is."
     )
     path = next((path for path in paths if path.is_file()), None)
@@ -65,6 +67,8 @@ def padded(arrays: Arrays, name: str) -> tuple[dict[str, np.ndarray], int]:
     Raises:
       DatasetError: they do not fit together; says how.
     """
+    for key, array in arrays.items():
+        whole(name, key, array)
     kinds, edges = arrays["node_labels"], arrays["edges"]
     n, m, labels = (np.asarray(arrays[k], np.int64) for k in ("nodes_per_graph", "edges_per_graph", "labels"))
     if not (n.shape == m.shape == labels.shape and n.ndim == 1 and len(n)):
@@ -77,10 +81,12 @@ def padded(arrays: Arrays, name: str) -> tuple[dict[str, np.ndarray], int]:
     graph_of_edge = np.repeat(np.arange(len(n)), m)
     if len(edges) and (edges.min() < 0 or (edges.max(1) >= n[graph_of_edge]).any()):
         raise DatasetError(f"{name}: an edge leads to a node that its graph does not have")
-    if kinds.min() < 0 or kinds.max() > 255 or labels.min() < 0 or n.max() > 65_535:
-        raise DatasetError(
-            f"{name}: kinds of nodes must be from 0 to 255, labels at least 0, nodes 65,535 at most"
-        )
+    if kinds.min() < 0 or kinds.max() > 255 or not 0 <= labels.min() <= labels.max() < 2**31:
+        raise DatasetError(f"{name}: kinds of nodes must be from 0 to 255, labels from 0 and of 32 bits")
+    if n.max() > 65_535:
+        raise DatasetError(f"{name}: a graph has {n.max():,} nodes; 65,535 are the most")
+    first = (np.cumsum(n) - n)[graph_of_edge][:, None]
+    check_undirected(name, edges + first, int(n.sum()))
     most, most_links = int(n.max()), max(1, int(m.max()))
     nodes = np.zeros((len(n), most), np.uint8)
     nodes[np.arange(most) < n[:, None]] = kinds
@@ -89,6 +95,28 @@ def padded(arrays: Arrays, name: str) -> tuple[dict[str, np.ndarray], int]:
     found: dict[str, np.ndarray] = {"nodes": nodes, "edges": links, "label": labels.astype(np.int32)}
     found |= {"node_count": n.astype(np.int32), "edge_count": m.astype(np.int32)}
     return found, int(kinds.max()) + 1
+
+
+def whole(name: str, key: str, array: np.ndarray) -> None:
+    """DatasetError unless an array of a file has whole numbers."""
+    if array.dtype.kind not in "iu":
+        raise DatasetError(f"{name}: {key} are {array.dtype}{list(array.shape)}; they must be whole numbers")
+
+
+def check_undirected(name: str, edges: np.ndarray, nodes: int) -> None:
+    """Raises DatasetError unless edges lead both ways, once each, and to other nodes.
+
+    Args:
+      name: of the data set.
+      edges: int[edges, 2], of nodes from 0 to nodes - 1.
+      nodes: how many there are.
+    """
+    a, b = np.asarray(edges, np.int64).reshape(-1, 2).T
+    forth, back = a * nodes + b, b * nodes + a
+    if (a == b).any() or len(np.unique(forth)) < len(forth) or not np.isin(forth, back).all():
+        raise DatasetError(
+            f"{name}: every edge must be there once in each direction, and none from a node to itself"
+        )
 
 
 def folds_of(labels: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cepam_jax import settings
-from cepam_jax.errors import ConfigError, require, require_choice
+from cepam_jax.errors import ConfigError, is_number, is_whole, require, require_choice
 
 WITHOUT_LABELS = ("iid", "quantity")  # kinds that read none
 
@@ -22,10 +22,12 @@ class Partition(NamedTuple):
       indices: int32[clients, most]: example numbers; row k counts up to counts[k], then repeats
         its first entry as padding.
       counts: int32[clients]: examples per client, each at least 1.
+      holders: the most clients that hold examples of one owner; 1 where the data name no owners.
     """
 
     indices: np.ndarray
     counts: np.ndarray
+    holders: int = 1
 
     def client(self, k: int) -> np.ndarray:
         """Example numbers of client k."""
@@ -80,7 +82,7 @@ def _dirichlet(labels, num_clients, rng, alpha):
 
     Redrawn, up to 100 times, while some client is empty.
     """
-    require(alpha > 0, "config.partition.alpha", alpha, "positive")
+    require(is_number(alpha) and 0 < alpha < np.inf, "config.partition.alpha", alpha, "positive and finite")
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     for _ in range(100):
         parts: list = [[] for _ in range(num_clients)]
@@ -97,13 +99,13 @@ def _dirichlet(labels, num_clients, rng, alpha):
 
 def _shards(labels, num_clients, rng, shards_per_client):
     """Sorted by label, cut into equal shards, `shards_per_client` to each client (1602.05629)."""
-    number = num_clients * shards_per_client
     require(
-        1 <= shards_per_client <= len(labels) // num_clients,
+        is_whole(shards_per_client) and 1 <= shards_per_client <= len(labels) // num_clients,
         "config.partition.shards_per_client",
         shards_per_client,
         f"between 1 and {len(labels) // num_clients}, the examples per client",
     )
+    number = num_clients * shards_per_client
     shuffled = rng.permutation(len(labels))  # so that shards of one label are random
     by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
     shards = np.array_split(by_label, number)
@@ -113,7 +115,8 @@ def _shards(labels, num_clients, rng, shards_per_client):
 
 def _quantity(labels, num_clients, rng, exponent):
     """Random examples, sizes by a power law: client of rank k gets a share ~ k^-exponent."""
-    require(exponent >= 0, "config.partition.exponent", exponent, "0 or more")
+    good = is_number(exponent) and 0 <= exponent < np.inf
+    require(good, "config.partition.exponent", exponent, "0 or more, and finite")
     shares = np.arange(1, num_clients + 1.0) ** -exponent
     # One example each first, the rest by share: nobody is empty however steep the law.
     spare = len(labels) - num_clients
@@ -177,7 +180,21 @@ def of_config(config, labels, owners, examples: int, sizes=None) -> Partition:
     kind = config.partition.kind
     options = {OPTIONS[kind]: config.partition[OPTIONS[kind]]} if kind in OPTIONS else {}
     by = {"natural": owners, "by_size": sizes}.get(kind, labels)
-    return partition(by, kind, config.num_clients, config.seeds.partition, examples, **options)
+    found = partition(by, kind, config.num_clients, config.seeds.partition, examples, **options)
+    return found if owners is None else found._replace(holders=holders(found, owners))
+
+
+def holders(split: Partition, owners: np.ndarray) -> int:
+    """The most clients that hold examples of one owner.
+
+    Args:
+      split: who holds which example.
+      owners: int[examples], whose each is.
+    """
+    clients = np.repeat(np.arange(len(split.counts)), split.counts)
+    held = np.concatenate([split.client(k) for k in range(len(split.counts))])
+    pairs = np.unique(np.stack([owners[held], clients]), axis=1)
+    return int(np.unique(pairs[0], return_counts=True)[1].max())
 
 
 def histogram(labels, split: Partition, num_classes: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Data sets that TFDS prepared, read without TensorFlow."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ def prepared(name: str, data_dir: str, splits: tuple[str, ...]) -> list[list[dic
     Raises:
       DataNotPreparedError: it is not under data_dir, or cannot be read; the message says how to get it.
     """
-    # Asked first: without a network TFDS retries a download for minutes before it gives up.
+    # Asked first, as the answer to a data set that was never prepared.
     if not list(Path(data_dir, name).glob("*/dataset_info.json")):
         raise DataNotPreparedError(
             f"data set {name!r} is not prepared under {data_dir!r}. Prepare it once, with a network:\n"
@@ -28,13 +29,18 @@ def prepared(name: str, data_dir: str, splits: tuple[str, ...]) -> list[list[dic
     found = []
     for split in splits:
         try:
-            source = tfds.data_source(name, split=split, data_dir=data_dir)
+            # No download: without a network TFDS retries for minutes, and what it gets needs TensorFlow.
+            source = tfds.data_source(name, split=split, data_dir=data_dir, download=False)
             found.append(list(source.__getitems__(range(len(source)))))
         except Exception as error:
+            folder = Path(data_dir, name)
+            versions = ", ".join(sorted(path.parent.name for path in folder.glob("*/dataset_info.json")))
+            aside = f"mv {shlex.quote(str(folder))} {shlex.quote(f'{folder}.unread')}"
             raise DataNotPreparedError(
-                f"data set {name!r} under {data_dir!r} cannot be read ({error}). TensorFlow-free "
-                f"reading needs the array_record format. Prepare it again, with a network:\n"
-                f"  rm -r {Path(data_dir, name)}; pip install tensorflow\n"
+                f"data set {name!r} under {data_dir!r}, versions {versions}, cannot be read ({error}). "
+                f"Reading without TensorFlow needs the array_record format, of the version that this "
+                f"tensorflow-datasets has. Prepare it again, with a network:\n"
+                f"  {aside}; pip install tensorflow\n"
                 f'  python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
                 f"data_dir={data_dir!r}).download_and_prepare(file_format='array_record')\""
             ) from error

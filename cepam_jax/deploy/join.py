@@ -35,7 +35,7 @@ async def join(given: argparse.Namespace) -> None:
     try:
         tls = frames.client_tls(given.authority) if given.authority else None
         await dialling.run(client, host, port, tls, commands.log, given.attempts)
-        commands.log("finished", answered=client.answered)
+        commands.log("finished", answered=client.answered, diverged=client.diverged)
     finally:
         client.close()
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from cepam_jax import mechanisms, wire
+from cepam_jax.data.examples import checked
 from cepam_jax.deploy.agreement import Agreement, read
 from cepam_jax.deploy.envelope import Envelope, Refused
 from cepam_jax.errors import DatasetError, WireError, require
@@ -111,6 +112,8 @@ def client_arrays(agreement: Agreement, client: int, examples: dict[str, np.ndar
       DatasetError: they are not as many, or not of the shapes, that were agreed to.
     """
     counts, config = agreement.counts, agreement.config
+    known = [name for name, _, _ in agreement.specification[1]]
+    examples = {name: examples[name] for name in known if name in examples}
     for name, dtype, shape in agreement.specification[1]:
         array = examples.get(name)
         wanted = (int(counts[client]), *shape)
@@ -120,6 +123,7 @@ def client_arrays(agreement: Agreement, client: int, examples: dict[str, np.ndar
                 f"the examples' {name!r} is {is_now}; the agreement says {dtype}{list(wanted)} for client "
                 f"{client}"
             )
+    checked(f"client {client}'s examples", examples)
     check_examples(build.program(config, agreement.specification).task, examples, agreement.constants)
     # All clients' arrays are of one shape, so that they share one compiled program; padding is never drawn.
     most = int(counts.max())

@@ -98,7 +98,7 @@ async def work(given: argparse.Namespace) -> None:
     client = join.opened(given)
     try:
         await Worker(client).run(given.socket)
-        commands.log("finished", answered=client.answered)
+        commands.log("finished", answered=client.answered, diverged=client.diverged)
     finally:
         client.close()
 

@@ -5,6 +5,7 @@ on with other examples would be no run of either, and its report would speak of 
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +14,38 @@ from cepam_jax import files
 from cepam_jax.data.examples import Examples
 from cepam_jax.errors import CheckpointMismatchError
 from cepam_jax.run.checkpoints import begun
+from cepam_jax.run.progress import say
 
 _NAME = "data.sha256"
 
 
 def digest(data: Examples) -> str:
-    """SHA-256 of the examples, their labels and owners, as hexadecimal digits.
+    """Two lines of hexadecimal digits: SHA-256 of the examples, labels and owners, and of what is constant.
 
-    Constants are left out: they follow from the examples, and may be rounded otherwise on another machine.
+    Constants that are no integers are rounded to three digits first: they may follow from the examples, by
+    sums that another machine takes in another order.
     """
-    found = hashlib.sha256()
     others = {name: getattr(data, name) for name in ("labels", "owners", "test_owners", "sizes")}
-    for part in (data.train, data.test, others):
+    constants = {name: _rounded(np.asarray(array)) for name, array in data.constants.items()}
+    return f"{_of(data.train, data.test, others)}\n{_of(constants, text=repr(data.facts))}"
+
+
+def _of(*parts: Mapping[str, np.ndarray | None], text: str = "") -> str:
+    found = hashlib.sha256(text.encode())
+    for part in parts:
         for name in sorted(part):
             if part[name] is not None:
                 array = np.ascontiguousarray(part[name])
                 found.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
                 found.update(array.tobytes())
     return found.hexdigest()
+
+
+def _rounded(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind != "f":
+        return array
+    digits, exponent = np.frexp(array.astype(np.float64))
+    return np.stack([np.rint(digits * 1024), exponent]).astype(np.int32)
 
 
 class Held:
@@ -49,14 +64,33 @@ class Held:
 def check(found: str, workdir: Path) -> None:
     """Checks that examples with this digest are those of the run in a work directory, if there is one.
 
+    Where the file is gone, as in runs of releases that kept none, nobody can tell, and a line says so.
+
     Raises:
       CheckpointMismatchError: the run there has other examples.
     """
     path = workdir / _NAME
-    if begun(workdir) and path.is_file() and path.read_text().strip() != found:
+    if not begun(workdir):
+        return
+    if not path.is_file():
+        say(
+            f"{workdir} has no {_NAME}, the digest of its examples: whether these are the ones that the run "
+            "began with, nobody can tell"
+        )
+        return
+    kept = path.read_bytes().decode(errors="replace").split()
+    lines = found.split()
+    # Earlier releases kept the first line alone.
+    for what, mine, theirs in zip(("examples", "constants or facts of the data"), lines, kept, strict=False):
+        if mine != theirs:
+            raise CheckpointMismatchError(
+                f"{workdir} holds a run on other {what} than these: their digest is not that of its {_NAME}. "
+                "Use the data of that run, or another --workdir; nothing was changed."
+            )
+    if not kept:
         raise CheckpointMismatchError(
-            f"{workdir} holds a run on other examples than these: their digest is not that of its {_NAME}. "
-            "Use the data of that run, or another --workdir; nothing was changed."
+            f"{path} is empty: whether the run there has these examples, nobody can tell. Put it back, "
+            "remove it if you know that they are, or use another --workdir; nothing was changed."
         )
 
 

@@ -13,7 +13,7 @@ from cepam_jax import mechanisms, settings
 from cepam_jax.data import sources
 from cepam_jax.data.examples import Examples
 from cepam_jax.errors import ConfigError, require
-from cepam_jax.run import build, checkpoints
+from cepam_jax.run import build, checkpoints, data_kept
 from cepam_jax.run.evaluation import Evaluation, make_evaluate
 from cepam_jax.tasks.base import TASKS, Model, Task
 
@@ -47,6 +47,7 @@ def load(workdir: str | Path, name: str = "--run") -> Finished:
       ConfigError: there is no run with a checkpoint, or it has settings that are not known here.
       CheckpointDamagedError: none of its checkpoints is intact.
       DataNotPreparedError: its data set is not here.
+      CheckpointMismatchError: the data set has other examples now than the run had.
     """
     workdir = Path(workdir).expanduser()
     allowed = "the work directory of a run that has a checkpoint"
@@ -55,6 +56,7 @@ def load(workdir: str | Path, name: str = "--run") -> Finished:
     config = _config(path, name)
     with jax.enable_x64(False):
         data = sources.load_examples(config.data.name, config.data.dir, sources.options_of(config))
+        data_kept.check(data_kept.digest(data), workdir)
         compiled = build.program(config, data.specification)
         template = jax.eval_shape(compiled.initialize, jax.random.key(0), mechanisms.knobs_of(config))
         found = checkpoints.Checkpoints(workdir / "checkpoints").newest(template)

@@ -85,10 +85,7 @@ def facts_of(config, counts) -> Facts:
     exposes = []
     if config.local.steps_by_size or config.local.normalize:
         exposes.append("numbers of local steps, which follow from the sizes of the clients' data")
-    if config.partition.kind != "iid":
-        exposes.append(
-            "which client holds which example: it follows from all labels or sizes, and is taken as given"
-        )
+    exposes += uncovered.of_clients(config)
     if config.init:
         exposes.append(
             f"the model of {config.init}, with which training began: an epsilon is of this run alone, given "
@@ -217,15 +214,21 @@ def _equal_knobs(facts: Facts, ledger: Ledger) -> bool:
 
 
 def report_text(
-    config, counts, rounds: int | None = None, coordinates: int = 0, ledger: Ledger | None = None
+    config,
+    counts,
+    rounds: int | None = None,
+    coordinates: int = 0,
+    ledger: Ledger | None = None,
+    holders: int = 1,
 ) -> str:
     """The report of `privacy.text` for the whole run, or for its first `rounds`.
 
     Args:
       config, counts, rounds, ledger: as for `federation_of`.
       coordinates: of an update, for the size of what 32-bit words leave out; 0: not known.
+      holders: the most clients that hold examples of one owner, as `Partition` has it.
     """
-    federation = federation_of(config, counts, rounds, ledger)
+    federation = uncovered.with_owners(federation_of(config, counts, rounds, ledger), holders)
     text = precision.report(build.about_of(config), federation, config.privacy.delta, coordinates)
     return uncovered.with_broadcast(text, config.downlink.name != "none")
 

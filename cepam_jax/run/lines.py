@@ -95,10 +95,17 @@ def evaluated(task, evaluation, tests: int) -> dict:
 
 @np.errstate(invalid="ignore", over="ignore")
 def over_clients(task, evaluation) -> dict:
-    """Spread of each metric over the clients that have examples, from the worst to the best."""
+    """Spread of each metric over the clients that have examples, from the worst to the best.
+
+    Clients of which a metric says nothing (NaN: the area under the ROC curve of one outcome) are not among
+    its "clients".
+    """
     spread = {}
     for name, each in by_client(task, evaluation).items():
-        values = each[np.asarray(evaluation.counts) > 0]
+        values = each[(np.asarray(evaluation.counts) > 0) & ~np.isnan(each)]
+        if not len(values):
+            spread[name] = {"clients": 0, **dict.fromkeys(_SPREAD)}
+            continue
         best_is_high = task.higher_is_better if name == task.headline else name not in task.lower
         ordered = np.sort(values) if best_is_high else np.sort(values)[::-1]
         spread[name] = {
@@ -111,6 +118,9 @@ def over_clients(task, evaluation) -> dict:
             "best": _finite(ordered[-1]),
         }
     return spread
+
+
+_SPREAD = ("mean", "deviation", "worst", "tenth", "median", "best")
 
 
 def _finite(value):

@@ -117,15 +117,14 @@ class RunDirectory:
             self.origin.write(workdir)
         files.write(workdir / "config.json", json.dumps(self._asked, indent=2) + "\n")
         _describe(data, self.split, workdir, new=found is None)
-        text = "no round is trained: nothing is released"
         if self.last:
             sent = jax.tree.leaves((initial.params, initial.statistics))
-            coordinates = sum(leaf.size for leaf in sent)
             book = self.ledger
             if self.open:  # what is planned, but for reasons that no plan mends
                 book = guarantees.plan(config, self.last)._replace(refused=book.refused)
-            text = guarantees.report_text(config, self.split.counts, coordinates=coordinates, ledger=book)
-        files.write(workdir / "privacy.txt", text + "\n")
+            self._report(book, sum(leaf.size for leaf in sent))
+        else:
+            files.write(workdir / "privacy.txt", "no round is trained: nothing is released\n")
         mended.append(self._ledger_file.resume(past))
         self._file = MetricsFile(path)
         lines = found.lines if found else ""  # the untrained model is evaluated again: it may be another
@@ -227,7 +226,7 @@ class RunDirectory:
             self._ledger_file.append(block.entries, refused)
             self._store.save(self.done, state, self._asked, self._file.text, self._ledger_file.mark)
             if not self.open:
-                self._report_what_ran(coordinates)
+                self._report(self.ledger, coordinates)  # what the rounds applied, once no more follow
 
     def _passed(self) -> tuple[str, ...]:
         """Why nothing is guaranteed where a round failed when it ran before, and now does not."""
@@ -255,13 +254,11 @@ class RunDirectory:
         if self._store:
             self._lock.check()
             self._ledger_file.append(block.entries)
-            self._report_what_ran(coordinates)
+            self._report(self.ledger, coordinates)  # what the rounds applied, once no more follow
 
-    def _report_what_ran(self, coordinates):
-        """privacy.txt says what the rounds applied, once no more follow."""
-        text = guarantees.report_text(
-            self.config, self.split.counts, coordinates=coordinates, ledger=self.ledger
-        )
+    def _report(self, book, coordinates):
+        about = {"coordinates": coordinates, "ledger": book, "holders": self.split.holders}
+        text = guarantees.report_text(self.config, self.split.counts, **about)
         files.write(self.workdir / "privacy.txt", text + "\n")
 
     def _add(self, line):
@@ -290,6 +287,8 @@ def _describe(data, split, workdir, new):
     """Writes who holds what: for a new run, and where it is lost, half drawn or of another partition."""
     text, picture = workdir / "partition.txt", workdir / "partition.png"
     labels = np.zeros(number_of(data.train), np.int32) if data.labels is None else data.labels
+    if labels.max() >= len(labels):  # whatever the labels are numbered by
+        labels = np.unique(labels, return_inverse=True)[1]
     table = partition.histogram(labels, split, int(labels.max()) + 1)
     summary = partition.summary(table) + "\n"
     if new or not picture.exists() or not text.exists() or text.read_bytes() != summary.encode():

@@ -1,5 +1,7 @@
 """What no epsilon accounts for, whatever the parts, in words: of configured runs and in Python."""
 
+from typing import Any
+
 _WIRE = (
     "the messages on the wire: even without the shared key their integers, scales and lengths tell more than "
     "a decoded update does; encrypt the link"
@@ -57,11 +59,45 @@ IN_PYTHON = (
     f"reports of step(), evaluate_clients() and metrics of training examples: {_FOR_WHOM}",
     f"other federations and runs on the same data: {_SHARED}",
     f"the seeds: 32-bit numbers; {_SEEDS}; the ledger says who was drawn",
+    "whoever is behind a client: where the examples of one person lie with several clients, an epsilon "
+    "protects what each of them holds",
     "the model that training begins with, its frozen parameters too, if they were computed from the clients' "
     "data",
     "Python code that is handed over: parts are taken at their word, and a function that reads the clients' "
     "data by other ways than its arguments is not seen",
 )
+
+
+def of_clients(config) -> tuple[str, ...]:
+    """What is taken as given of who holds which examples, as a configuration says."""
+    found, kind = [], config.partition.kind
+    if kind != "iid":
+        found.append(
+            "which client holds which example: it follows from all labels or sizes, and is taken as given"
+        )
+    text = config.get("text", {})
+    if kind != "natural" and config.task == "next_character" and text["stride"] <= text["context"]:
+        found.append(
+            "a character: windows of the text overlap, and those that have it may lie with several clients; "
+            "an epsilon protects what one client holds"
+        )
+    return tuple(found)
+
+
+def with_owners(federation: Any, holders: int) -> Any:
+    """A federation whose report says that one owner's examples lie with several clients, where they do.
+
+    Args:
+      federation: of the accountant.
+      holders: the most clients that hold examples of one owner.
+    """
+    if holders <= 1:
+        return federation
+    said = (
+        f"an owner: the examples of one, a speaker or a hospital, lie with up to {holders} clients, and an "
+        "epsilon protects what one client holds; config.partition.kind='natural' makes owners clients"
+    )
+    return federation._replace(not_covered=(said, *federation.not_covered))
 
 
 def with_broadcast(text: str, compressed: bool) -> str:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cepam_jax import models
+from cepam_jax import models, settings
 from cepam_jax.data import communities, graphs  # noqa: F401  the data sets of these tasks
 from cepam_jax.errors import DatasetError
 from cepam_jax.models.graphs import Graphs
@@ -15,6 +15,17 @@ from cepam_jax.tasks.classification import check_labels, classification, cross_e
 from cepam_jax.tasks.networks import network
 
 _COUNTS = ("node_count", "edge_count")
+
+
+@settings.rule
+def _rules(fields):
+    """A client of a citation graph has one example, whatever it is trained on."""
+    yield (
+        fields["task"] != "node_classification" or fields.get("aggregator") != "examples",
+        "aggregator",
+        "another where config.task is 'node_classification': every client has one example, its subgraph, so "
+        "that 'examples' would weigh all alike, as 'mean' does",
+    )
 
 
 def _shapes(task: str, specification, wanted: dict[str, int], facts: tuple[str, ...]) -> dict:

@@ -80,8 +80,16 @@ def binary_outcome(config, specification) -> Task:
 
 
 def _check(examples, constants) -> None:
-    """Raises DatasetError unless every outcome is 0 or 1: of others the loss has no least value."""
-    del constants
+    """Raises DatasetError unless every outcome is 0 or 1, and every feature varies.
+
+    Of other outcomes the loss has no least value; a feature is divided by its deviation.
+    """
+    flat = np.flatnonzero(~(np.asarray(constants["std"]) > 0))
+    if flat.size:
+        raise DatasetError(
+            f"std[{flat[0]}] is {float(constants['std'][flat[0]]):g}; every feature is divided by its "
+            "deviation: leave out features that never vary"
+        )
     found = np.asarray(examples["label"])
     if not np.isin(found, (0, 1)).all():
         raise DatasetError(f"'label' has {np.unique(found)[:5].tolist()}; each outcome must be 0 or 1")

@@ -65,6 +65,14 @@ def test_by_size_cuts_in_the_order_of_sizes():
 
 
 def test_impossible_values_are_named():
+    for kind, options in (
+        ("dirichlet", {"alpha": np.inf}),
+        ("dirichlet", {"alpha": "a"}),
+        ("shards", {"shards_per_client": 1.5}),
+        ("quantity", {"exponent": None}),
+    ):
+        with pytest.raises(ConfigError, match=f"config.partition.{next(iter(options))} is .*; it must be"):
+            partition.partition(LABELS, kind, 5, 0, **options)
     with pytest.raises(ConfigError, match="config.num_clients is 5001; it must be .* at most 5000"):
         partition.partition(LABELS, "iid", 5001, 0)
     with pytest.raises(ConfigError, match="partition.alpha is 0"):

@@ -1,4 +1,6 @@
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +34,20 @@ def test_tfds_sets(tfds_dir, name, shape, mean):
     assert data.test_images.shape == (10000, *shape[1:])
     assert np.bincount(data.train_labels).min() > 5000 - 400
     assert data.mean.mean() == pytest.approx(mean, abs=1e-3)
+
+
+def test_another_version_of_a_data_set_is_not_downloaded(tfds_dir, tmp_path):
+    folder = tmp_path / "with blanks"
+    found = next(Path(tfds_dir, "tiny_shakespeare").glob("*/dataset_info.json")).parent
+    shutil.copytree(found, folder / "tiny_shakespeare/0.9.0")
+    start = time.monotonic()
+    with pytest.raises(DataNotPreparedError) as error:
+        sources.load("tiny_shakespeare", str(folder))
+    assert time.monotonic() - start < 30
+    assert "versions 0.9.0, cannot be read" in str(error.value)
+    there = folder / "tiny_shakespeare"
+    assert f"mv '{there}' '{there}.unread'; pip install tensorflow" in str(error.value)
+    assert [path.name for path in folder.iterdir()] == ["tiny_shakespeare"]  # nothing was begun
 
 
 def test_missing_data_fails_fast_with_the_remedy(tmp_path):

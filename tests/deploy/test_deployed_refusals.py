@@ -568,6 +568,12 @@ def test_a_clients_own_examples_are_checked_by_the_task(made, tmp_path):
     wrong = own | {"label": np.full_like(own["label"], 7)}
     with pytest.raises(DatasetError, match="must be 0 or 1"):
         Client(tmp_path, made.agreement, private, wrong)
+    missing = own["x"].copy()
+    missing[0, 3] = np.nan
+    with pytest.raises(DatasetError, match=r"client 0's examples\['x'\] holds NaN or infinite"):
+        Client(tmp_path, made.agreement, private, own | {"x": missing})
+    names = np.array(["of a patient"] * len(missing))
+    Client(tmp_path, made.agreement, private, own | {"names": names}).close()  # nobody asked for them
 
 
 def test_an_update_that_cannot_be_coded_is_sent_as_zeros(tmp_path):

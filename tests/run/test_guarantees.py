@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from cepam_jax import mechanisms
+from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import AGGREGATORS, Aggregator, ClientArrays, shared_key
 from cepam_jax.federated.state import client_keys
@@ -18,10 +19,10 @@ from cepam_jax.mechanisms.chain import chain
 from cepam_jax.mechanisms.noise import scaled_noise
 from cepam_jax.mechanisms.registry import CONFIGURABLE, Entry
 from cepam_jax.privacy import arithmetic, releases
-from cepam_jax.run import guarantees
+from cepam_jax.run import build, guarantees
 from cepam_jax.run.config import validate
 from cepam_jax.run.training import train
-from configs import digits
+from configs import digits, shakespeare
 
 pytestmark = pytest.mark.compiled_fast
 
@@ -286,6 +287,23 @@ def test_not_even_one_round():
 def test_knobs_stay_in_range(fields, text):
     with pytest.raises(ConfigError, match=text):
         validate(config_of(**fields))
+
+
+def test_owners_whose_examples_lie_with_several_clients_are_not_covered():
+    """Of a play with its speakers as clients, and dealt out: a client is then no speaker, the report says."""
+    said = {}
+    for kind, split in (("natural", "speakers"), ("iid", "speakers"), ("iid", "public")):
+        config = shakespeare.get_config("cepam_gaussian")
+        config.partition.kind, config.text.split = kind, split
+        config.evaluation.clients = "none"
+        data = sources.load_examples("shakespeare", "", sources.options_of(config))
+        found = build.split_of(config, data)
+        said[kind, split] = guarantees.report_text(config, found.counts, holders=found.holders)
+        assert (found.holders > 1) == ((kind, split) == ("iid", "speakers"))
+    owner, character = "an owner: the examples of one, a speaker or a hospital, lie with", "a character:"
+    assert [owner in text for text in said.values()] == [False, True, False]
+    assert [character in text for text in said.values()] == [False, True, True]
+    assert len({text.splitlines()[1] for text in said.values()}) == 1  # epsilons are as they were
 
 
 def test_a_target_is_met_and_budgets_end(tmp_path, capsys):

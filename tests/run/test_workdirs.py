@@ -302,20 +302,33 @@ def test_no_line_of_another_run_stays(run, tmp_path, capsys):
     assert "no config.json says whose lines" in capsys.readouterr().err
 
 
-def test_a_run_does_not_go_on_with_other_data(run, monkeypatch):
+def test_a_run_does_not_go_on_with_other_data(run, monkeypatch, capsys):
     """A folder that was prepared anew under its old name, or a data set of one's own that has changed."""
     data = sources.load_examples("digits", "", sources.options_of(small()))
     swapped = {name: np.roll(array, 1, axis=0) for name, array in data.train.items()}
     other = data._replace(train=swapped)
-    assert data_kept.digest(other) != data_kept.digest(data) == (run / "data.sha256").read_text().strip()
+    kept, path = data_kept.digest(data), run / "data.sha256"
+    assert data_kept.digest(other) != kept == path.read_text().strip()
+    moments = {name: array * np.float32(1 + 1e-6) for name, array in data.constants.items()}
+    assert data_kept.digest(data._replace(constants=moments)) == kept  # as another machine may have them
+    moments["mean"] = moments["mean"] * np.float32(1.1)
     before = content(run)
-    with monkeypatch.context() as patch:
-        patch.setattr(training.sources, "load_examples", lambda *given: other)
-        with pytest.raises(CheckpointMismatchError, match="a run on other examples than these"):
+    for found, what in ((other, "examples"), (data._replace(constants=moments), "constants or facts")):
+        with monkeypatch.context() as patch:
+            patch.setattr(training.sources, "load_examples", lambda *given, found=found: found)
+            with pytest.raises(CheckpointMismatchError, match=f"a run on other {what}.* than these"):
+                train(run, rounds=8)
+        assert content(run) == before
+    for damaged, what in ((b"\xff\xfe\x00", "a run on other examples"), (b"\n", "is empty: whether")):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointMismatchError, match=what):
             train(run, rounds=8)
-    assert content(run) == before
-    (run / "data.sha256").unlink()  # as in a run of an earlier version
-    assert len(train(run, rounds=8)) == 5 and (run / "data.sha256").exists()
+    path.write_text(kept.split()[0] + "\n")  # as in a run of an earlier version
+    assert len(train(run, rounds=8)) == 5 and path.read_text().strip() == kept
+    path.unlink()  # as in a run of a version before that
+    capsys.readouterr()
+    assert len(train(run, rounds=10)) == 6 and path.exists()
+    assert "has no data.sha256" in capsys.readouterr().err
 
 
 def test_a_run_stopped_before_its_first_block_begins_again_without_a_word(run, finished, capsys):
