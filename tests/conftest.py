@@ -69,19 +69,25 @@ def free() -> None:
 _fast = [False]
 # This option has XLA write machine code without MLIR: compiling at the lowest level takes a third as long.
 # XLA has it as long as JAX is 0.10. Later ones end a process that is given a flag they do not know.
-_WITHOUT_MLIR = {"xla_cpu_use_fusion_emitters": False}
+_OLD = importlib.metadata.version("jaxlib").startswith("0.10.")
+WITHOUT_MLIR = {"xla_cpu_use_fusion_emitters": False} if _OLD else {}
 _of_users = []
 
 
+def xla_flags(options: dict) -> str:
+    """Options of a compiler as XLA_FLAGS has them."""
+    return " ".join(f"--{name}={str(value).lower()}" for name, value in options.items())
+
+
 def without_mlir(on: bool) -> None:
-    """From now on this process, and those that it starts, compile with `_WITHOUT_MLIR`, or as users do.
+    """From now on this process, and those that it starts, compile with `WITHOUT_MLIR`, or as users do.
 
     No setting of JAX reaches all programs of a process that runs already, so this stands where JAX asks for
     the options of one. Where JAX has no such place any more, tests take longer, and nothing else changes.
     """
-    if not importlib.metadata.version("jaxlib").startswith("0.10."):
+    if not WITHOUT_MLIR:
         return
-    flags = " ".join(f"--{name}={str(value).lower()}" for name, value in _WITHOUT_MLIR.items())
+    flags = xla_flags(WITHOUT_MLIR)
     others = os.environ.get("XLA_FLAGS", "").replace(flags, "").strip()
     os.environ["XLA_FLAGS"] = f"{others} {flags}".strip() if on else others
     with contextlib.suppress(ImportError, AttributeError):
@@ -94,7 +100,7 @@ def without_mlir(on: bool) -> None:
 
 def _options_without_mlir(*args, **kwargs):
     options = _of_users[0](*args, **kwargs)
-    options.env_option_overrides = [*options.env_option_overrides, *_WITHOUT_MLIR.items()]
+    options.env_option_overrides = [*options.env_option_overrides, *WITHOUT_MLIR.items()]
     return options
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import WITHOUT_MLIR
 
 from cepam_jax import mechanisms
 from cepam_jax.mechanisms import Keys, Knobs
@@ -97,7 +98,7 @@ def round_trip(name):
 
 
 # Machine code as it comes, after XLA's own passes. Not for tests of how production rounds.
-FAST = {"xla_backend_optimization_level": 0}
+FAST = {"xla_backend_optimization_level": 0, **WITHOUT_MLIR}
 CLIENTS = 5  # of every call of `together`
 
 

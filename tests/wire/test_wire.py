@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import xla_flags
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mechanisms import programs
@@ -464,7 +465,7 @@ pickle.dump(found, sys.stdout.buffer)
     x = (0.2 * np.random.default_rng(0).normal(size=SHORT)).astype(np.float32)
     here = {name: jax.tree.map(np.asarray, programs.round_trip(name)(KEYS, x, KNOBS)) for name in NAMES}
     given = {name: message for name, (message, _, _) in here.items()}, DOUBLE, tuple(KNOBS), x
-    flags = " ".join(f"--{name}={value}" for name, value in programs.FAST.items())  # as of `round_trip`
+    flags = xla_flags(programs.FAST)  # as of `round_trip`
     found = in_another_process(script, given, JAX_ENABLE_X64="1", XLA_FLAGS=flags)
     for name, (decoded, *rest) in found.items():
         message, mine, bits = here[name]
