@@ -62,6 +62,16 @@ PROCESSES = (
 pytestmark = pytest.mark.compiled_fast
 # Families with data and tasks of their own, which are small: their runs are only cut to a round.
 OWN_DATA = ("configs/hospitals.py", "configs/graphs.py")
+# Programs whose commands the quick tests run too: one of every kind.
+QUICK = (
+    *(
+        "experiments.audit",
+        "experiments.benchmarks.cost",
+        "experiments.benchmarks.wire",
+        "experiments.compare",
+    ),
+    *("experiments.figures", "experiments.figures.bell", "experiments.figures.gamma", "experiments.links"),
+)
 # Flags that make a module's commands short.
 SHORT = {
     "experiments.train": ["--config.data.name=digits", "--config.model=linear"],
@@ -203,7 +213,7 @@ SHORT = {
     "experiments.figures.gamma": ["--smoke", "--rounds=2", "--gammas=1,100"],
     "experiments.figures.bell": ["--smoke"],
     "experiments.figures.published": ["--smoke", "--models=linear"],
-    "experiments.figures.thresholds": ["--smoke"],
+    "experiments.figures.thresholds": ["--smoke", "--model=linear", "--rules=mse,kl", "--seeds=2"],
     "experiments.figures.rounding": ["--smoke", "--models=linear", "--clients=3"],
     "experiments.figures.few_bits": ["--smoke", "--seeds=1"],
     "experiments.figures.lattice_dimension": ["--smoke", "--rounds=1", "--lattices=Z1,Z2"],
@@ -378,7 +388,13 @@ def hospitals_of_one_round():
     return config
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def of_kind(command: str):
+    """The command as a parameter: slow, unless it is one of `QUICK` or is only begun."""
+    quick = MODULE.match(command)[1] in QUICK or the_same_as(command)
+    return pytest.param(command, marks=[] if quick else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("command", [of_kind(command) for command in COMMANDS])
 def test_command(command, tmp_path, monkeypatch):
     arguments = short(command, tmp_path)
     if arguments[1] in EXPORTED and util.find_spec("onnxruntime") is None:

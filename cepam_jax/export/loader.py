@@ -35,6 +35,7 @@ OPSET, IR_VERSION = 21, 10  # the first opset with weights of four bits
 FLOAT, INT8, INT4 = 1, 3, 22  # types of ONNX
 _FIRST, _LONGEST = 32, 4096  # symbols between two looks at how frequent each one is
 _MEMORY = 512  # what earlier weights count at most
+_LARGEST_HEAD = 2**26  # bytes of graph and table; those of the models here are thousands
 _OCTAVE, _ONE, STEPS = 32, 4800, 8896  # steps in an octave; the number of step 1; how many numbers there are
 # What deflate may refer back to; the most frequent comes last.
 _DICTIONARY = (
@@ -92,11 +93,15 @@ def quantized(name: str, codes: np.ndarray, numbers: np.ndarray, axis: int | Non
     return Weight(name, codes * steps(numbers).reshape(shape), codes, numbers, axis, bits)
 
 
-def read(data: bytes) -> tuple[bytes, list[Weight]]:
+def read(data: bytes, most: int = 2**28) -> tuple[bytes, list[Weight]]:
     """(graph without weights, weights) of the bytes of a packed file.
 
+    Args:
+      data: the bytes.
+      most: numbers that its weights may have in all. A few bytes can stand for any number of zeros.
+
     Raises:
-      CorruptModelError: they are no such file, of another version, cut short or altered.
+      CorruptModelError: they are no such file, of another version, cut short or altered, or too large.
     """
     if data[:4] != MAGIC:
         raise CorruptModelError("this is not a packed model: it does not begin with 'cpjm'")
@@ -104,8 +109,19 @@ def read(data: bytes) -> tuple[bytes, list[Weight]]:
         raise CorruptModelError(f"the packed model is of version {data[4:5].hex()}; {VERSION} is read here")
     if zlib.crc32(data[9:]).to_bytes(4, "little") != data[5:9]:
         raise CorruptModelError("the packed model was cut short or altered: its checksum is another one")
+    try:
+        return _read(data, most)
+    except (ValueError, IndexError, OverflowError, zlib.error) as error:
+        raise CorruptModelError(f"the packed model is not one that was written so ({error})") from error
+
+
+def _read(data: bytes, most: int) -> tuple[bytes, list[Weight]]:
+    """As `read`, of bytes whose checksum fits, whoever made it fit; ValueError and others where they lie."""
     length, start = _read_varint(data, 9)
-    head = zlib.decompressobj(-15, _DICTIONARY).decompress(data[start : start + length])
+    inflated = zlib.decompressobj(-15, _DICTIONARY)
+    head = inflated.decompress(data[start : start + length], _LARGEST_HEAD)
+    if inflated.unconsumed_tail:
+        raise ValueError(f"its graph and table have more than {_LARGEST_HEAD:,} bytes")
     size, at = _read_varint(head, 0)
     graph, at = head[at : at + size], at + size
     table, at = _read_table(head, at)
@@ -114,10 +130,16 @@ def read(data: bytes) -> tuple[bytes, list[Weight]]:
     numbers = (upper.astype(np.int32) << 8) | lower
     words = np.frombuffer(data[low + len(upper) :], "<u4").astype(np.uint32)
     symbols = Symbols(constriction.stream.queue.RangeDecoder(words))
+    if numbers.max(initial=0) >= STEPS:
+        raise ValueError(f"a step has the number {numbers.max()}; there are {STEPS}")
+    if (size := sum(math.prod(shape) for *_, shape in table)) > most:
+        raise ValueError(f"its weights have {size:,} numbers; {most:,} are read at most")
     weights, at = [], 0
     for name, bits, axis, shape in table:
         count = 1 if axis is None else shape[axis]
-        codes = symbols.decode(bits, int(np.prod(shape))).reshape(shape)
+        if at + count > len(numbers):
+            raise ValueError("there are fewer steps than channels")
+        codes = symbols.decode(bits, math.prod(shape)).reshape(shape)
         weights.append(quantized(name, codes, numbers[at : at + count], axis, bits))
         at += count
     return graph, weights
@@ -248,11 +270,12 @@ def message(field: int, content: bytes) -> bytes:
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     """(number, where it ends)."""
     number = shift = 0
-    while True:
+    while shift < 35:
         number |= (data[at] & 127) << shift
         at, shift = at + 1, shift + 7
         if data[at - 1] < 128:
             return number, at
+    raise ValueError("a number has more than 35 bits")
 
 
 def _read_table(head: bytes, at: int) -> tuple[list[tuple], int]:
@@ -266,6 +289,10 @@ def _read_table(head: bytes, at: int) -> tuple[list[tuple], int]:
         while len(fields) < 3 or len(fields) < 3 + fields[2]:  # bits, axis + 1 or 0, axes, size of each
             field, at = _read_varint(head, at)
             fields.append(field)
+        if not (2 <= fields[0] <= 8 and fields[1] <= fields[2]):
+            raise ValueError(
+                f"its weight {name!r} has {fields[0]} bits, axis {fields[1]}, shape {fields[3:]}"
+            )
         table.append((name, fields[0], fields[1] - 1 if fields[1] else None, tuple(fields[3:])))
     return table, at
 

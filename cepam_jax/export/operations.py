@@ -77,6 +77,8 @@ def _results(graph: Graph, equation, inputs: list[Known]) -> list[Known]:
     if name in _INNER:
         inner = _closed(equation)
         return run(graph, inner.jaxpr, inner.consts, inputs)
+    if name == "dim_as_value":
+        raise ConfigError("the model computes with the batch's size, which has no translation to ONNX")
     shape = tuple(equation.outvars[0].aval.shape)
     still = all(isinstance(n, int) for n in shape) and not any(isinstance(v, Value) for v in inputs)
     if still and name != "broadcast_in_dim":
@@ -87,7 +89,7 @@ def _results(graph: Graph, equation, inputs: list[Known]) -> list[Known]:
     if name in ("and", "or", "not") and any(str(kind) != "bool" for kind in kinds):
         name = f"{name} of {kinds[0]}"
     if name in _ELEMENTWISE:
-        return [_elementwise(graph, _ELEMENTWISE[name], inputs)]
+        return [_elementwise(graph, _ELEMENTWISE[name], inputs, np.dtype(kinds[0]))]
     if name not in RULES:
         raise ConfigError(f"the model computes {name!r}, which has no translation to ONNX; use --format=jax")
     if name not in _AS_THEY_ARE:
@@ -104,13 +106,13 @@ def _broadcast(*values: Known) -> Shape:
     )
 
 
-def _elementwise(graph: Graph, operation: str, inputs: list[Known]) -> Known:
+def _elementwise(graph: Graph, operation: str, inputs: list[Known], kind: np.dtype) -> Known:
     if operation == "Max":
         rest = [x for x in inputs if isinstance(x, Value) or np.any(x)]
         low = [x for x in inputs if not isinstance(x, Value) and np.all(x == -np.inf)]
         if low and len(inputs) == 2:
             return next(x for x in inputs if isinstance(x, Value))
-        if len(rest) == 1 and len(inputs) == 2:
+        if len(rest) == 1 and len(inputs) == 2 and kind.kind == "f":
             return graph.add("Relu", rest, rest[0].shape)
     return graph.add(operation, inputs, _broadcast(*inputs))
 
@@ -163,6 +165,11 @@ def _convert(graph, inputs, params, shape):
     x, kind = inputs[0], kind_of(params["new_dtype"])
     if not isinstance(x, Value):
         return x.astype(params["new_dtype"])
+    if np.dtype(params["from"]).kind == "f" and np.dtype(params["new_dtype"]).kind in "iu":
+        raise ConfigError(
+            "the model makes integers of floats, which JAX and ONNX cut off at different numbers; use "
+            "--format=jax"
+        )
     return (
         x if params["from"] == params["new_dtype"] else graph.add("Cast", [x], x.shape, attribute("to", kind))
     )
@@ -171,6 +178,8 @@ def _convert(graph, inputs, params, shape):
 def _reduction(operation: str) -> Rule:
     def rule(graph, inputs, params, shape):
         axes = np.array(params["axes"], np.int64)
+        if not axes.size:  # ONNX would reduce over all
+            return inputs[0]
         return graph.add(operation, [inputs[0], axes], shape, attribute("keepdims", 0))
 
     return rule
@@ -209,12 +218,16 @@ def _gather(graph, inputs, params, shape):
     )
     if not rows:
         raise ConfigError("the model gathers something else than rows, which has no translation")
+    if "CLIP" in str(params.get("mode", "")).upper():
+        raise ConfigError(
+            "the model gathers rows with mode='clip', which has no translation; use --format=jax"
+        )
     places = _reshaped(graph, places, tuple(places.shape[:-1]))
     return graph.add("Gather", [table, places], shape)
 
 
 def _concatenate(graph, inputs, params, shape):
-    return graph.add("Concat", inputs, shape, attribute("axis", params["dimension"]))
+    return graph.add("Concat", inputs, shape, attribute("axis", int(params["dimension"])))
 
 
 def _slice(graph, inputs, params, shape):

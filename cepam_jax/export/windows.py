@@ -18,6 +18,8 @@ def convolution(graph: Graph, inputs: list[Known], params: dict[str, Any], shape
     kernel = graph.laid_out(inputs[1], numbers.rhs_spec)
     low, high = zip(*params["padding"], strict=True)
     out = tuple(shape[i] for i in numbers.out_spec)
+    if min((*low, *high), default=0) < 0:
+        raise ConfigError("the model has a convolution that pads by less than nothing, without translation")
     attributes = [attribute("pads", [*low, *high])] if any((*low, *high)) else []
     for name, value in (("strides", params["window_strides"]), ("dilations", params["rhs_dilation"])):
         attributes += [attribute(name, list(value))] if set(value) != {1} else []

@@ -205,11 +205,11 @@ class Code(NamedTuple):
         symbols are sent.
       key: shared key of the whole -> shared key of these symbols.
       size: d of the update -> number of coordinates that are quantized.
-      weight: (shared key of the whole, Message, Knobs) -> f32[size], 0 where a coordinate is not sent; None
-        if all are sent.
+      weight: (shared key of the whole, Message, Knobs) -> f32[size], 0 where nothing is sent; None: all is.
       side: side information of the whole -> side information of these symbols.
       informed: (side information of these symbols, Knobs) -> the Knobs that `alphabet` is asked with, where
         it follows from the side information as well; None: it does not.
+      identity: what else symbols are decoded by, in words, such as shapes; equal where they mean the same.
     """
 
     kind: str
@@ -226,6 +226,7 @@ class Code(NamedTuple):
     weight: Callable[[jax.Array, Message, Knobs], jax.Array | None] | None = None
     side: Callable[[dict], dict] = lambda side: side
     informed: Callable[[dict, Knobs], Knobs] | None = None
+    identity: str = ""
 
 
 class Mechanism(NamedTuple):

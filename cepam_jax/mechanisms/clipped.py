@@ -112,7 +112,11 @@ def clipped(
             knobs=("bits",),
             local=False,
         ),
-        code=Code("levels", alphabet=lambda knobs: (0, 2 ** int(knobs.bits))),
+        code=Code(
+            "levels",
+            alphabet=lambda knobs: (0, 2 ** int(knobs.bits)),
+            identity=f"shapes {None if shapes is None else [list(map(int, shape)) for shape in shapes]}",
+        ),
         variance=partial(_variance, setting),
     )
 

@@ -132,6 +132,7 @@ def build(setting: Setting, summed: Summed, lost: float) -> Mechanism:
             "levels",
             alphabet=lambda knobs: (0, 1 << int(knobs.bits)),
             informed=_with_bits,
+            identity=f"cells {setting.cells!r}, wrap {setting.wrap!r}",
         ),
         variance=partial(_variance, setting),
         joint=joint,

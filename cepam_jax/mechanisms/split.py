@@ -55,8 +55,9 @@ def split(lattice: str = "Z1", share: float = 0.5, quantizer: str = "lrsuq", **o
     last = QUANTIZERS[quantizer](lattice, **coded_as_noise("gaussian", options))
     noise = scaled_noise("gaussian", partial(_deviation, private), ("sigma",), "private")
     built = chain(noise, _with_part_of_sigma(last, public))
+    digits = np.format_float_positional(float(share), trim="-")
     about = built.about._replace(
-        name=f"split-{share:g}-{'rotated-' * (quantizer == 'rotated')}{lattice}",
+        name=f"split-{digits}-{'rotated-' * (quantizer == 'rotated')}{lattice}",
         law="gaussian",  # of the sum of both, whose deviation is known
         outsiders=Noise("gaussian", lambda knobs: knobs.sigma),
     )

@@ -46,11 +46,12 @@ def _layout(context: Context) -> _Layout:
 
 def _expectation(context: Context, layout: _Layout) -> header.Expectation:
     """What the header verifies: everything that sender and receiver must agree on."""
-    code = context.mechanism.code
+    code, about = context.mechanism.code, context.mechanism.about
     tables = header.tables(code.lattice, code.layer) if code.kind == "lattice" else b""
+    said = "\n".join((about.name, " ".join(about.knobs), code.identity))
     return header.Expectation(
-        mechanism=context.mechanism.about.name.encode() + tables,
-        segments=np.asarray(layout.lengths, "<u4").tobytes(),
+        mechanism=said.encode() + tables,
+        segments=np.asarray(layout.lengths, "<u4").tobytes() + side.described(context.template).encode(),
         key=np.asarray(context.key, "<u4").tobytes(),
         knobs=header.knobs_bytes(context.knobs),
     )
@@ -192,7 +193,8 @@ def read(
         if wanted is not None and not _holds(layout, i, wanted):
             continue
         streams.code(readers[i], context, model, layout.block, (first, last), weight, regular, read_into=True)
-    return exceptions.merge(regular, escaped, message, context)
+    found = exceptions.merge(regular, escaped, message, context)
+    return found if wanted is None else _alone(found, layout, wanted)
 
 
 def _bodies(cursor: side.Cursor, count: int | None) -> list[bytes]:
@@ -226,6 +228,16 @@ def _wanted(context: Context, layout: _Layout, segment: int) -> tuple[int, int]:
     require(known, "segment", segment, f"a whole number below {len(lengths)}, the number of tensors")
     first = sum(lengths[:segment])
     return first, first + lengths[segment]
+
+
+def _alone(message: Message, layout: _Layout, wanted: tuple[int, int]) -> Message:
+    """The message with zeros for all blocks that have no wanted coordinate."""
+    blocks = np.arange(-(-len(message.symbols) // layout.block))
+    keep = (blocks >= wanted[0] // layout.block) & (blocks < -(-wanted[1] // layout.block))
+    each = np.repeat(keep, layout.block)[: len(message.symbols)]
+    symbols = np.where(each, message.symbols, np.zeros_like(message.symbols))
+    index = None if message.index is None else np.where(keep, message.index, np.zeros_like(message.index))
+    return Message(symbols, index, message.side, message.length)
 
 
 def _holds(layout: _Layout, stream: int, wanted: tuple[int, int]) -> bool:

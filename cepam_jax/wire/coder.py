@@ -104,7 +104,7 @@ class Reader:
 
     Args:
       data: the bytes that `Writer.finish` returned. Whether they are as many as were written is for the
-        message's checksum to say: a range coder reads on in zeros, but not much farther than there are bits:
+        message's check to say: a range coder reads on in zeros, but not much farther than there are bits:
         a few bytes could ask for thousands of decisions about each block of an update.
     """
 

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax.errors import is_whole, require
+from cepam_jax.mechanisms import code_length, laws
 from cepam_jax.mechanisms.base import Keys, Knobs, Mechanism, Message
 from cepam_jax.mechanisms.knobs import check
-from cepam_jax.wire import body, header
+from cepam_jax.wire import body, header, side
 from cepam_jax.wire.context import Context
 
 _NUMBERS = 2**32  # of rounds and clients, in the header
@@ -87,11 +88,28 @@ def _context(
     for name in needed:
         shape = np.shape(getattr(knobs, name))
         require(shape == (), f"shape of knob {name}", shape, "(): the knobs of one client")
+    if knobs.scale is not None:
+        _check_scales(np.asarray(knobs.scale))
     given = tuple(value is not None for value in knobs)
     tensors = 0 if knobs.scale is None else len(knobs.scale)
     template = _template(mechanism, length, given, tensors)
     key = key_words(mechanism.code.key(shared))
     return Context(mechanism, key, host_knobs(knobs), template, round_number, client)
+
+
+def _check_scales(scale: np.ndarray) -> None:
+    """Raises ConfigError unless public scales are numbers that an encoder takes."""
+    largest = code_length.LARGEST_SCALE
+    whole = scale.ndim == 1 and bool(np.all((scale == np.round(scale)) & (np.abs(scale) <= largest)))
+    allowed = f"whole numbers from {-largest} to {largest}, one per tensor"
+    require(whole, "knob scale", scale.tolist(), allowed)
+
+
+def _bytes(data: Any) -> bytes:
+    """The bytes of a message; ConfigError for what is none."""
+    good = isinstance(data, (bytes, bytearray, memoryview))
+    require(good, "data", type(data).__name__, "the bytes of a message")
+    return bytes(data)
 
 
 def _check_message(message: Message, template: Message) -> None:
@@ -131,7 +149,7 @@ def pack(
       client: number of the client for the header, below 2^32.
       offsets: whether every segment is a stream of its own, so that `unpack(..., segment=i)` reads one tensor
         alone; this costs some 8 bytes per segment.
-      bare: whether the header is left out but for version and checksum. Whoever reads the message must know
+      bare: whether the header is left out but for version and check. Whoever reads the message must know
         whose it is; `describe` cannot say, nor does an error say what differs.
 
     Returns:
@@ -142,10 +160,12 @@ def pack(
     """
     context = _context(mechanism, shared, knobs, message.length, round_number, client)
     _check_message(message, context.template)
+    message = jax.tree.map(np.asarray, message)
+    side.check(message, len(laws.LAWS))
     weight = None
     if mechanism.code.weight:
         weight = np.asarray(mechanism.code.weight(shared, message, knobs))
-    return body.write(jax.tree.map(np.asarray, message), context, weight, offsets, bare)
+    return body.write(message, context, weight, offsets, bare)
 
 
 def unpack(
@@ -179,7 +199,7 @@ def unpack(
     weight_of: Callable[[Message], np.ndarray] | None = None
     if mechanism.code.weight:
         weight_of = functools.partial(_weight, mechanism.code.weight, shared, knobs)
-    return body.read(data, context, weight_of, segment)
+    return body.read(_bytes(data), context, weight_of, segment)
 
 
 def _weight(weight: Callable, shared: jax.Array, knobs: Knobs, message: Message) -> np.ndarray:
@@ -188,7 +208,7 @@ def _weight(weight: Callable, shared: jax.Array, knobs: Knobs, message: Message)
 
 
 def describe(data: bytes) -> dict[str, Any]:
-    """What the header of a message says, for people. The checksum is not verified: that takes the key.
+    """What the header of a message says, for people. The check is not verified: that takes the key.
 
     Args:
       data: the message.
@@ -200,6 +220,7 @@ def describe(data: bytes) -> dict[str, Any]:
     Raises:
       WireError: the bytes are not a message.
     """
+    data = _bytes(data)
     parsed, _ = header.parse(data)
     return {
         "mechanism": None if parsed.kind is None else header.kind_text(parsed.kind),

@@ -4,25 +4,30 @@
   2        magic number
   1        format version and flags, 4 bits each
   1        kind: lattice, layer and family, or another kind of symbols
-  3        hints: 6 bits of a hash of each of name and tables, segments, key, knobs
+  3        hints: 6 bits of a hash of each of mechanism, segments, key, knobs
   1 to 5   length of the update, seven bits in each byte
   1 to 5   number of the round, likewise
   1 to 5   number of the client, likewise
-  4        checksum
+  4        check
 
 These 14 to 26 bytes are little-endian. Then comes the body.
 
 A bare message says nothing of itself, and is for two who know what they exchange. Its header has 5 bytes:
 
   1        format version and flags, 4 bits each; a magic number begins otherwise
-  4        checksum
+  4        check
 
-The checksum (CRC-32) covers all other bytes and, beside them, what sender and receiver must agree on:
-chain of steps, key, knobs, segments, tables; of a bare message kind and length, too. So a message that is
-read with another key fails as surely as a corrupt one; the hints serve to say why.
+The check covers all other bytes and, beside them, what sender and receiver must agree on: the chain of steps
+with all that its symbols are decoded by, key, knobs, segments, tables; of a bare message kind and length,
+too. So a message that is read with another key fails as surely as a corrupt one; the hints serve to say why.
+
+It is a keyed hash (BLAKE2s, RFC 7693) under the shared key, and so is the key's hint. Whoever has the bytes
+alone learns nothing of the key from them but by trying keys, and cannot seal other bytes, but for one try in
+2^32. A sum such as CRC-32 would be linear in the key, half of which its 32 bits would give away.
 """
 
 import functools
+import hashlib
 import struct
 import zlib
 from importlib import resources
@@ -35,8 +40,8 @@ from cepam_jax.mechanisms import cell_scales, code_length, latents, lattices
 from cepam_jax.mechanisms.base import Code, Knobs
 
 MAGIC = b"\xceP"
-VERSION = 3
-EXCEPTIONS, OFFSETS, BARE = 1, 2, 4  # flags, below 16
+VERSION = 4
+EXCEPTIONS, OFFSETS, BARE = 1, 2, 4  # flags, below 8
 BARE_BYTES = 5
 _FRONT = struct.Struct("<2sBB3s")
 _LATTICES = tuple(lattices.LATTICES)
@@ -49,8 +54,8 @@ class Expectation(NamedTuple):
     """What both sides must agree on, as bytes.
 
     Attributes:
-      mechanism: name of the mechanism, and a hash of the tables that it uses.
-      segments: lengths of the segments.
+      mechanism: name of the mechanism, what else its symbols are decoded by, and a hash of its tables.
+      segments: lengths of the segments, and what is sent of them: types and shapes of a message's arrays.
       key: words of the shared key.
       knobs: values of the knobs.
     """
@@ -60,13 +65,20 @@ class Expectation(NamedTuple):
     key: bytes
     knobs: bytes
 
-    def seed(self) -> int:
-        """The checksum of these bytes, from which that of the message starts."""
-        return zlib.crc32(b"".join(len(part).to_bytes(4, "little") + part for part in self))
+    def check(self, *parts: bytes) -> bytes:
+        """Four bytes: a hash, under the key, of the other fields and of these parts of a message."""
+        found = hashlib.blake2s(digest_size=4, key=self.key)
+        for field in (self.mechanism, self.segments, self.knobs):
+            found.update(len(field).to_bytes(4, "little") + field)
+        for part in parts:
+            found.update(part)
+        return found.digest()
 
     def hints(self) -> tuple[int, ...]:
-        """Six bits of a hash of each of the four fields: numbers from 0 to 63."""
-        return tuple(zlib.crc32(part) & 63 for part in self)
+        """Six bits of a hash of each of the four fields: numbers from 0 to 63; the key's is a keyed hash."""
+        of_key = hashlib.blake2s(b"hint", digest_size=1, key=self.key).digest()[0]
+        mechanism, segments, knobs = map(zlib.crc32, (self.mechanism, self.segments, self.knobs))
+        return tuple(number & 63 for number in (mechanism, segments, of_key, knobs))
 
 
 class Header(NamedTuple):
@@ -132,25 +144,24 @@ def _variable(number: int) -> bytes:
 
 
 def write(header: Header, expectation: Expectation, rest: bytes) -> bytes:
-    """A whole message: the header with its checksum, and the bytes that follow it, `rest`.
+    """A whole message: the header with its check, and the bytes that follow it, `rest`.
 
     Of a bare message kind and length are given, and not written.
     """
     assert header.kind is not None and header.hints is not None and header.length is not None
     if header.flags & BARE:
         front = bytes([VERSION << 4 | header.flags])
-        seed = _seed_of_bare(header.kind, header.length, expectation)
-        return front + struct.pack("<I", zlib.crc32(rest, zlib.crc32(front, seed))) + rest
+        return front + expectation.check(_unsaid(header.kind, header.length), front, rest) + rest
     assert header.round is not None and header.client is not None
     hints = sum(hint << 6 * i for i, hint in enumerate(header.hints)).to_bytes(3, "little")
     front = _FRONT.pack(MAGIC, VERSION << 4 | header.flags, header.kind, hints)
     front += b"".join(map(_variable, (header.length, header.round, header.client)))
-    return front + struct.pack("<I", zlib.crc32(rest, zlib.crc32(front, expectation.seed()))) + rest
+    return front + expectation.check(front, rest) + rest
 
 
-def _seed_of_bare(kind: int, length: int, expectation: Expectation) -> int:
-    """The checksum from which that of a bare message starts: it covers what such a message does not say."""
-    return zlib.crc32(struct.pack("<BI", kind, length), expectation.seed())
+def _unsaid(kind: int, length: int) -> bytes:
+    """What the check of a bare message covers though the message does not say it."""
+    return struct.pack("<BI", kind, length)
 
 
 def parse(data: bytes) -> tuple[Header, int]:
@@ -160,13 +171,13 @@ def parse(data: bytes) -> tuple[Header, int]:
       data: the message.
 
     Returns:
-      What the header says, and how many bytes it takes, of which the last four are the checksum.
+      What the header says, and how many bytes it takes, of which the last four are the check.
 
     Raises:
       WireError: too short, not a message, or of an unknown version.
     """
     truncated = WireError(f"the message is truncated: {len(data)} bytes do not hold its header")
-    if len(data) >= BARE_BYTES and data[0] >> 4 == VERSION and data[0] & BARE:
+    if len(data) >= BARE_BYTES and data[0] >> 4 == VERSION and data[0] & 12 == BARE:
         return Header(data[0] & 15), BARE_BYTES
     if len(data) < _FRONT.size:
         raise truncated
@@ -175,6 +186,8 @@ def parse(data: bytes) -> tuple[Header, int]:
         raise WireError(f"these bytes are not a message: they begin with {magic!r}, not {MAGIC!r}")
     if version >> 4 != VERSION:
         raise WireError(f"the message has format version {version >> 4}; this program reads {VERSION}")
+    if version & 15 & ~(EXCEPTIONS | OFFSETS):
+        raise WireError(f"the message is corrupt: its header has the flags {version & 15}, which none has")
     at, numbers = _FRONT.size, []
     for _ in range(3):
         number = 0
@@ -185,6 +198,8 @@ def parse(data: bytes) -> tuple[Header, int]:
             at += 1
             if data[at - 1] < 0x80:
                 break
+        if number >= 2**32:
+            raise WireError("the message is corrupt: its header has a number of more than 32 bits")
         numbers.append(number)
     if at + 4 > len(data):
         raise truncated
@@ -210,16 +225,15 @@ def read(data: bytes, kind: int, length: int, expectation: Expectation) -> tuple
     """
     parsed, end = parse(data)
     rest = data[end:]
-    (checksum,) = struct.unpack_from("<I", data, end - 4)
     bare = bool(parsed.flags & BARE)
-    seed = _seed_of_bare(kind, length, expectation) if bare else expectation.seed()
-    whole = zlib.crc32(rest, zlib.crc32(data[: end - 4], seed)) == checksum
+    unsaid = _unsaid(kind, length) if bare else b""
+    whole = expectation.check(unsaid, data[: end - 4], rest) == data[end - 4 : end]
     if whole and (bare or (parsed.kind, parsed.length) == (kind, length)):
         return parsed, rest
     if bare or parsed.kind is None or parsed.hints is None:
         raise WireError(
             "the bare message is corrupt, or was packed by another mechanism or with another length, shared "
-            "key, knobs or tensors: its checksum does not fit"
+            "key, knobs or tensors: its check does not fit"
         )
     if parsed.kind != kind:
         raise WireError(
@@ -229,15 +243,16 @@ def read(data: bytes, kind: int, length: int, expectation: Expectation) -> tuple
     if parsed.length != length:
         raise WireError(f"the message has {parsed.length} coordinates (expected: {length}), or it is corrupt")
     causes = (
-        "by another mechanism (chain of steps), or with the tables of another version of this package",
-        "with other tensors (segment lengths)",
+        "by another mechanism (chain of steps, or what its symbols are decoded by), or with the tables of "
+        "another version of this package",
+        "with other tensors (segment lengths, or what is sent of each)",
         "with another shared key (seed, round and client make the key)",
         "with other knobs",
     )
     for cause, expected, hint in zip(causes, expectation.hints(), parsed.hints, strict=True):
         if expected != hint:
             raise WireError(f"the message was packed {cause}, or it is corrupt")
-    raise WireError("the message is corrupt or truncated: its checksum does not fit its bytes")
+    raise WireError("the message is corrupt or truncated: its check does not fit its bytes")
 
 
 def knobs_bytes(knobs: Knobs) -> bytes:

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from cepam_jax.errors import WireError
+from cepam_jax.errors import WireError, require
 from cepam_jax.mechanisms import code_length
+from cepam_jax.mechanisms.base import Message
 from cepam_jax.wire.coder import Reader, Writer
 
 TENSORS = ("scale", "law")  # what is sent of each tensor
@@ -22,6 +23,37 @@ def _of_tensors(path: tuple, leaf: Any) -> str:
     """ "scale" or "law" for a leaf that holds those of the tensors; "" for another."""
     name = getattr(path[-1], "key", "") if path else ""
     return name if name in TENSORS and leaf.dtype == np.int32 else ""
+
+
+def described(template: Message) -> str:
+    """Types and shapes of a message's arrays, in words that depend on no library's version."""
+    index = "none" if template.index is None else _type(template.index)
+    found = [f"symbols {_type(template.symbols)}", f"index {index}"]
+    for path, leaf in jax.tree_util.tree_flatten_with_path(template.side)[0]:
+        found.append(f"{'/'.join(str(getattr(part, 'key', part)) for part in path)} {_type(leaf)}")
+    return "\n".join(found)
+
+
+def _type(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype).str}{list(map(int, leaf.shape))}"
+
+
+def check(message: Message, laws: int) -> None:
+    """Raises ConfigError unless a message's scales and laws are numbers that an encoder writes.
+
+    Args:
+      message: message of numpy arrays.
+      laws: how many laws a tensor may have.
+    """
+    for path, leaf in jax.tree_util.tree_flatten_with_path(message.side)[0]:
+        array, name = np.asarray(leaf), str(getattr(path[-1], "key", path[-1]))
+        if array.dtype != np.int32 or not array.size:
+            continue
+        low, high = -code_length.LARGEST_SCALE, code_length.LARGEST_SCALE
+        if name == "law":
+            low, high = 0, laws - 1
+        fits = low <= array.min() and array.max() <= high
+        require(fits, f"the message's {name}", array.tolist(), f"from {low} to {high}")
 
 
 def write(side: dict) -> bytes:

@@ -1,6 +1,7 @@
 """Open questions of clipped uniform quantization: which threshold, for what, with which weights (2405.13365).
 
   python -m experiments.figures.thresholds --workdir=/tmp/thresholds
+  python -m experiments.figures.thresholds --model=cnn2 --rules=mse,kl --seeds=3 --workdir=/tmp/th_cnn2
 
 Bozorgasl and Chen leave open whether a threshold by Kullback-Leibler divergence is better than one by mean
 squared error, and what it costs; whether a threshold for each channel is better than one for each tensor; and
@@ -122,6 +123,7 @@ def pairs(rows: list[dict], question: str, first: str, second: str, where: str =
 def claims_of(data: str, rows: list[dict]) -> list[Claim]:
     """The open questions, answered as far as these seeds can."""
     seeds = len(rows[0]["accuracy"])
+    data = data if flags.FLAGS.model == "mlp" else f"{data}, {flags.FLAGS.model}"
     same = differences(pairs(rows, "range", "kl, tensor", "mse, tensor"), MARGIN)
     found = [
         Claim(

@@ -145,7 +145,10 @@ def test_one_tensor_is_read_alone(lattice, segment):
     first = sum(SEGMENTS[:segment])
     here = slice(first, first + SEGMENTS[segment])
     np.testing.assert_array_equal(mechanism.decode(KEYS.shared, back, KNOBS)[here], whole[here])
-    # What lies in other streams was not read.
+    # What lies in other blocks is 0: not read, or not told.
+    block = mechanism.about.block
+    low, high = here.start // block * block, -(-here.stop // block) * block
+    assert not back.symbols[:low].any() and not back.symbols[high:].any()
     assert np.count_nonzero(back.symbols) < np.count_nonzero(message.symbols)
     plain = wire.pack(message, mechanism, KEYS.shared, KNOBS)
     assert len(data) - len(plain) <= 12 * len(SEGMENTS)
@@ -261,6 +264,106 @@ def test_what_differs_is_named():
     broken("another mechanism .chain of steps", mechanism=clipping)
 
 
+# Mechanisms that read each other's messages to other updates, with knobs that both take.
+STEP = programs.float32(sigma=0.001, step=0.02, bits=3, clip=1)
+PUBLIC = STEP._replace(scale=np.int32([3]))
+HALVES = ((2, 3), (4,))
+FOREIGN = {
+    "the rate of a lattice": (mechanisms.sdq(), mechanisms.sdq(rate="sigma")),
+    "a rate that is measured": (mechanisms.sdq(), mechanisms.sdq(rate="bits")),
+    "public scales": (mechanisms.sdq(), mechanisms.sdq(scales="public")),
+    "public scales of layers": (
+        mechanisms.lrsuq("gaussian", "Z1", coding="mixture"),
+        mechanisms.lrsuq("gaussian", "Z1", coding="mixture", scales="public"),
+    ),
+    "a share": (mechanisms.split(share=0.25), mechanisms.split(share=0.2500001)),
+    "shapes": (
+        mechanisms.clipped(granularity="tensor", shapes=HALVES),
+        mechanisms.clipped(granularity="tensor", shapes=HALVES[::-1]),
+    ),
+    "shapes in place of one vector": (
+        mechanisms.clipped(granularity="tensor", shapes=HALVES),
+        mechanisms.clipped(granularity="tensor"),
+    ),
+    "cells of a secure sum": (mechanisms.secure_sum(cells=1.5), mechanisms.secure_sum(cells=4)),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+@pytest.mark.parametrize("bare", [False, True])
+def test_messages_of_another_mechanism_are_refused(what, bare):
+    """Whatever tells it apart: what is read as something else decodes to another update, without a word."""
+    for mine, other in (FOREIGN[what], FOREIGN[what][::-1]):
+        public = "scale" in mine.about.knobs, "scale" in other.about.knobs
+        x = np.linspace(-1, 1, 10, dtype=np.float32) / 10
+        knobs, theirs = (PUBLIC if is_public else STEP for is_public in public)
+        data = wire.pack(mine.encode(KEYS, x, knobs), mine, KEYS.shared, knobs, bare=bare)
+        assert wire.unpack(data, mine, KEYS.shared, knobs, 10).length == 10
+        with pytest.raises(WireError, match="another mechanism|other tensors"):
+            wire.unpack(data, other, KEYS.shared, theirs, 10)
+
+
+def sums_that_vanish(check):
+    """How often, of 200, the checks of three random keys and of their exclusive or add up to nothing.
+
+    Of a check that is linear in the key, up to a constant, always; of others with probability 2^-32 each.
+    """
+    random, found = np.random.default_rng(0), 0
+    for _ in range(200):
+        keys = [random.bytes(8) for _ in range(3)]
+        keys.append(bytes(a ^ b ^ c for a, b, c in zip(*keys, strict=True)))
+        checks = [int.from_bytes(check(key), "little") for key in keys]
+        found += checks[0] ^ checks[1] ^ checks[2] ^ checks[3] == 0
+    return found
+
+
+def test_bytes_tell_nothing_of_their_key_that_adds_up():
+    """The check was a CRC-32 over the key: 32 linear equations for its 64 bits, in every message."""
+    expected = header.Expectation(b"lrsuq", b"segments", b"", b"knobs")
+    assert sums_that_vanish(lambda key: zlib.crc32(b"lrsuq" + key).to_bytes(4, "little")) == 200
+    assert sums_that_vanish(lambda key: expected._replace(key=key).check(b"front", b"rest")) == 0
+    hints = [expected._replace(key=bytes([k] * 8)).hints() for k in range(100)]
+    assert len({hint[:2] + hint[3:] for hint in hints}) == 1 and len({hint[2] for hint in hints}) > 30
+
+
+def test_who_has_no_key_cannot_seal_other_bytes():
+    """Nor by what changes the check of a sum: the difference of two checks is that of no other pair."""
+    rest = [b"\0" * 8, b"\1" * 8, b"\2" * 8, b"\3" * 8]
+    expected = header.Expectation(b"lrsuq", b"segments", bytes(8), b"knobs")
+    checks = [int.from_bytes(expected.check(b"front", part), "little") for part in rest]
+    assert checks[0] ^ checks[1] != checks[2] ^ checks[3]
+    linear = [zlib.crc32(part) for part in rest]
+    assert linear[0] ^ linear[1] == linear[2] ^ linear[3]
+
+
+def test_headers_that_nobody_wrote_are_named():
+    data = wire.pack(encoded("lrsuq_gaussian_z1", SHORT), compiled("lrsuq_gaussian_z1"), KEYS.shared, KNOBS)
+    for changed, text in (
+        (data[:2] + bytes([data[2] | 8]) + data[3:], "flags 8, which none has"),
+        (data[:2] + bytes([data[2] | header.BARE]) + data[3:], "flags 4, which none has"),
+        (data[:7] + b"\xff\xff\xff\xff\x7f" + data[8:], "a number of more than 32 bits"),
+    ):
+        with pytest.raises(WireError, match=text):
+            wire.describe(changed)
+    assert wire.describe(memoryview(data)) == wire.describe(data)
+    with pytest.raises(ConfigError, match="data is 'NoneType'; it must be the bytes of a message"):
+        wire.describe(None)
+
+
+def test_scales_and_laws_that_no_encoder_writes_are_named():
+    mechanism = compiled("lrsuq_gaussian_z1")
+    message = encoded("lrsuq_gaussian_z1", SHORT)
+    for name in message.side:
+        wrong = Message(message.symbols, None, {**message.side, name: np.int32([65528])}, SHORT)
+        with pytest.raises(ConfigError, match=f"the message's {name} is .65528.; it must be from"):
+            wire.pack(wrong, mechanism, KEYS.shared, KNOBS)
+    public = mechanisms.lrsuq("gaussian", "Z1", scales="public", coding="mixture")
+    for wrong in ([-50.9], [2**31], [np.nan]):
+        knobs = KNOBS._replace(scale=np.array(wrong))
+        with pytest.raises(ConfigError, match="knob scale is .*; it must be whole numbers from -880 to 880"):
+            wire.unpack(b"", public, KEYS.shared, knobs, SHORT)
+
+
 def mutated(data, random):
     """One of: bytes flipped, cut off, doubled, inserted, exchanged."""
     kind = random.integers(5)
@@ -288,7 +391,7 @@ def mutated(data, random):
     ],
 )
 def test_no_mutation_goes_unnoticed(name):
-    """8,000 each. The checksum lets one in 4e9 pass: a false alarm has probability 8e-6."""
+    """8,000 each. The check lets one in 4e9 pass: a false alarm has probability 8e-6."""
     mechanism = compiled(name)
     data = wire.pack(encoded(name, SHORT), mechanism, KEYS.shared, KNOBS)
     random = np.random.default_rng(zlib.crc32(name.encode()))
@@ -307,7 +410,7 @@ def test_no_mutation_goes_unnoticed(name):
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_a_forger_who_fits_the_checksum_does_no_harm(name, monkeypatch):
+def test_a_forger_who_fits_the_check_does_no_harm(name, monkeypatch):
     """1,000 each: an error or some message of the right shape, never a crash, a hang or more memory."""
     mechanism = compiled(name)
     message = encoded(name, SHORT)
@@ -317,7 +420,7 @@ def test_a_forger_who_fits_the_checksum_does_no_harm(name, monkeypatch):
 
     def forged_read(changed, kind, length, expectation):
         found, start = header.parse(changed)
-        return found, changed[start:]  # as if the checksum fitted
+        return found, changed[start:]  # as if the check fitted
 
     monkeypatch.setattr(header, "read", forged_read)
     survived = 0

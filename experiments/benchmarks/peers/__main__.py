@@ -1,7 +1,7 @@
 """Seconds of the same round in other libraries: FedAvg on W1, W2, a Transformer, pfl's CIFAR-10, on one core.
 
   python -m experiments.benchmarks.peers --torch=v1/bin/python --fedjax=v2/bin/python --pfl=v1/bin/python \\
-    --blazefl=v3/bin/python
+    --blazefl=v3/bin/python --flower=v4/bin/python
 
 The Transformer (`transformer_tiny`, windows of 64 characters) has 10 clients, as if 10 of 100 speakers were
 drawn; pfl-research's own benchmark of CIFAR-10 (arXiv 2404.06430) has 50 of its 1,000 users, each with 50
@@ -37,6 +37,7 @@ PEERS = {
     "pfl": "pfl_fedavg.py",
     "fedjax": "fedjax_fedavg.py",
     "blazefl": "blazefl_fedavg.py",
+    "flower": "flower_fedavg.py",
 }
 
 

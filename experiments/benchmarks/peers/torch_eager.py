@@ -98,8 +98,8 @@ def users_of(own):
     return max(EXAMPLES // own, 1)
 
 
-def parsed(model="mlp"):
-    """The command line of a peer."""
+def parsed(model="mlp", given=None):
+    """The command line of a peer, or what is given in its place."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default=model, choices=MODELS)
     parser.add_argument("--clients", type=int, default=30)
@@ -108,7 +108,7 @@ def parsed(model="mlp"):
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--momentum", type=float, default=0.5)
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     args.own = args.own or args.steps * args.batch
     return args
 
