@@ -24,7 +24,7 @@ Laws, each tested for every mechanism of the registry:
    near the limit, to 2^-8 of a cell). An encoder always ends.
 6. The same keys and x give the same message; keys are for one round of one client.
 7. `wire.unpack(wire.pack(message))` is the message, from its bytes, the shared key and the knobs; the
-   bytes are as many as `bits` says, within 2 % and a header.
+   bytes of a valid update are as many as `bits` says, within 2 % and a header.
 """
 
 import dataclasses
@@ -209,7 +209,7 @@ class Code(NamedTuple):
       side: side information of the whole -> side information of these symbols.
       informed: (side information of these symbols, Knobs) -> the Knobs that `alphabet` is asked with, where
         it follows from the side information as well; None: it does not.
-      identity: what else symbols are decoded by, in words, such as shapes; equal where they mean the same.
+      identity: what else symbols are decoded by, in words, such as shapes; both sides must have the same.
     """
 
     kind: str

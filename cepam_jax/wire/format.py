@@ -100,9 +100,10 @@ def _context(
 def _check_scales(scale: np.ndarray) -> None:
     """Raises ConfigError unless public scales are numbers that an encoder takes."""
     largest = code_length.LARGEST_SCALE
-    whole = scale.ndim == 1 and bool(np.all((scale == np.round(scale)) & (np.abs(scale) <= largest)))
     allowed = f"whole numbers from {-largest} to {largest}, one per tensor"
-    require(whole, "knob scale", scale.tolist(), allowed)
+    require(scale.ndim == 1, "shape of knob scale", scale.shape, allowed)
+    wrong = scale[~((scale == np.round(scale)) & (np.abs(scale) <= largest))]
+    require(not wrong.size, "knob scale", wrong[:1].tolist(), allowed)
 
 
 def _bytes(data: Any) -> bytes:

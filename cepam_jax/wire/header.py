@@ -183,7 +183,10 @@ def parse(data: bytes) -> tuple[Header, int]:
         raise truncated
     magic, version, kind, hints = _FRONT.unpack_from(data)
     if magic != MAGIC:
-        raise WireError(f"these bytes are not a message: they begin with {magic!r}, not {MAGIC!r}")
+        raise WireError(
+            f"these bytes are not a message of format version {VERSION}: they begin with {magic!r}, not "
+            f"{MAGIC!r}"
+        )
     if version >> 4 != VERSION:
         raise WireError(f"the message has format version {version >> 4}; this program reads {VERSION}")
     if version & 15 & ~(EXCEPTIONS | OFFSETS):

@@ -52,8 +52,8 @@ def check(message: Message, laws: int) -> None:
         low, high = -code_length.LARGEST_SCALE, code_length.LARGEST_SCALE
         if name == "law":
             low, high = 0, laws - 1
-        fits = low <= array.min() and array.max() <= high
-        require(fits, f"the message's {name}", array.tolist(), f"from {low} to {high}")
+        for wrong in array[(array < low) | (array > high)][:1].tolist():
+            require(False, f"the message's {name}", wrong, f"from {low} to {high}")
 
 
 def write(side: dict) -> bytes:
