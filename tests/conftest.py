@@ -66,12 +66,12 @@ def free() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-_fast = [False]
+_mode = [(False, True)]
 # This option has XLA write machine code without MLIR: compiling at the lowest level takes a third as long.
 # XLA has it as long as JAX is 0.10. Later ones end a process that is given a flag they do not know.
 _OLD = importlib.metadata.version("jaxlib").startswith("0.10.")
 WITHOUT_MLIR = {"xla_cpu_use_fusion_emitters": False} if _OLD else {}
-_of_users = []
+_of_users, _without = [], [False]
 
 
 def xla_flags(options: dict) -> str:
@@ -90,17 +90,21 @@ def without_mlir(on: bool) -> None:
     flags = xla_flags(WITHOUT_MLIR)
     others = os.environ.get("XLA_FLAGS", "").replace(flags, "").strip()
     os.environ["XLA_FLAGS"] = f"{others} {flags}".strip() if on else others
+    _without[0] = on
     with contextlib.suppress(ImportError, AttributeError):
         from jax._src import compiler  # noqa: PLC0415  after the variables are set below
 
         if not _of_users:
             _of_users.append(compiler.get_compile_options)
-        compiler.get_compile_options = _options_without_mlir if on else _of_users[0]
+            compiler.get_compile_options = _options
 
 
-def _options_without_mlir(*args, **kwargs):
+def _options(*args, **kwargs):
     options = _of_users[0](*args, **kwargs)
-    options.env_option_overrides = [*options.env_option_overrides, *WITHOUT_MLIR.items()]
+    known = dict(options.env_option_overrides)
+    # Said either way: where XLA read its flags after they were set here, it has them for good.
+    own = {name: value if _without[0] else not value for name, value in WITHOUT_MLIR.items()}
+    options.env_option_overrides = list({**own, **known}.items())
     return options
 
 
@@ -108,19 +112,22 @@ def _options_without_mlir(*args, **kwargs):
 def pytest_runtest_setup(item):
     """Tests marked `compiled_fast`: programs as XLA's own passes leave them; the others: as users have them.
 
-    The former take two thirds of the time to compile, which is most of the time of a short run. What was
-    compiled the one way is let go of before the other begins, lest a test to the bit compares two compilers.
+    The former take two thirds of the time to compile, which is most of the time of a short run, and half of
+    that without MLIR, which `compiled_fast(mlir=True)` keeps: a sweep's runs are those alone, to the bit,
+    only with it. What was compiled the one way is let go of before the other begins, lest a test to the bit
+    compares two compilers.
     """
-    fast = item.get_closest_marker("compiled_fast") is not None
-    if fast or "jax" in sys.modules:
+    mark = item.get_closest_marker("compiled_fast")
+    mode = mark is not None, mark is None or mark.kwargs.get("mlir", False)  # fast, and with MLIR
+    if mark or "jax" in sys.modules:
         import jax  # noqa: PLC0415  after the variables are set below
 
-        if _fast[0] != fast:
+        if _mode[0] != mode:
             free()
-            jax.config.update("jax_disable_most_optimizations", fast)
-            os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(fast))  # of started processes
-            without_mlir(fast)
-            _fast[0] = fast
+            jax.config.update("jax_disable_most_optimizations", mode[0])
+            os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(mode[0]))  # of started processes
+            without_mlir(not mode[1])
+            _mode[0] = mode
 
 
 @pytest.fixture

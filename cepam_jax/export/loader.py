@@ -94,11 +94,9 @@ def quantized(name: str, codes: np.ndarray, numbers: np.ndarray, axis: int | Non
 
 
 def read(data: bytes, most: int = 2**28) -> tuple[bytes, list[Weight]]:
-    """(graph without weights, weights) of the bytes of a packed file.
+    """(graph without weights, weights) of the bytes of a packed file, `most` numbers in all at most.
 
-    Args:
-      data: the bytes.
-      most: numbers that its weights may have in all. A few bytes can stand for any number of zeros.
+    A few bytes can stand for any number of zeros.
 
     Raises:
       CorruptModelError: they are no such file, of another version, cut short or altered, or too large.
@@ -111,7 +109,7 @@ def read(data: bytes, most: int = 2**28) -> tuple[bytes, list[Weight]]:
         raise CorruptModelError("the packed model was cut short or altered: its checksum is another one")
     try:
         return _read(data, most)
-    except (ValueError, IndexError, OverflowError, zlib.error) as error:
+    except (ValueError, IndexError, OverflowError, AssertionError, zlib.error) as error:
         raise CorruptModelError(f"the packed model is not one that was written so ({error})") from error
 
 
@@ -120,8 +118,7 @@ def _read(data: bytes, most: int) -> tuple[bytes, list[Weight]]:
     length, start = _read_varint(data, 9)
     inflated = zlib.decompressobj(-15, _DICTIONARY)
     head = inflated.decompress(data[start : start + length], _LARGEST_HEAD)
-    if inflated.unconsumed_tail:
-        raise ValueError(f"its graph and table have more than {_LARGEST_HEAD:,} bytes")
+    _check(not inflated.unconsumed_tail, f"its graph and table have more than {_LARGEST_HEAD:,} bytes")
     size, at = _read_varint(head, 0)
     graph, at = head[at : at + size], at + size
     table, at = _read_table(head, at)
@@ -130,19 +127,23 @@ def _read(data: bytes, most: int) -> tuple[bytes, list[Weight]]:
     numbers = (upper.astype(np.int32) << 8) | lower
     words = np.frombuffer(data[low + len(upper) :], "<u4").astype(np.uint32)
     symbols = Symbols(constriction.stream.queue.RangeDecoder(words))
-    if numbers.max(initial=0) >= STEPS:
-        raise ValueError(f"a step has the number {numbers.max()}; there are {STEPS}")
-    if (size := sum(math.prod(shape) for *_, shape in table)) > most:
-        raise ValueError(f"its weights have {size:,} numbers; {most:,} are read at most")
+    _check(numbers.max(initial=0) < STEPS, f"a step has the number {numbers.max(initial=0)} of {STEPS}")
+    _check(
+        sum(math.prod(shape) for *_, shape in table) <= most, f"its weights have more than {most:,} numbers"
+    )
     weights, at = [], 0
     for name, bits, axis, shape in table:
         count = 1 if axis is None else shape[axis]
-        if at + count > len(numbers):
-            raise ValueError("there are fewer steps than channels")
+        _check(at + count <= len(numbers), "there are fewer steps than channels")
         codes = symbols.decode(bits, math.prod(shape)).reshape(shape)
         weights.append(quantized(name, codes, numbers[at : at + count], axis, bits))
         at += count
     return graph, weights
+
+
+def _check(good: bool, otherwise: str) -> None:
+    if not good:
+        raise ValueError(otherwise)
 
 
 def deflated(head: bytes) -> bytes:
@@ -199,13 +200,10 @@ class Symbols:
             self._coder.encode(symbols[part], law)
 
     def decode(self, bits: int, number: int) -> np.ndarray:
-        """Reads int8[number] codes of this many bits; CorruptModelError where there are none."""
+        """Reads int8[number] codes of this many bits; AssertionError or ValueError where there are none."""
         symbols = np.zeros(number, np.int32)
         for part, law in self._parts(bits, symbols):
-            try:
-                symbols[part] = self._coder.decode(law, part.stop - part.start)
-            except (AssertionError, ValueError) as error:
-                raise CorruptModelError(f"the packed model's codes cannot be read ({error})") from error
+            symbols[part] = self._coder.decode(law, part.stop - part.start)
         return (symbols - (2 ** (bits - 1) - 1)).astype(np.int8)
 
     def _parts(self, bits: int, symbols: np.ndarray) -> Iterator:
@@ -289,10 +287,8 @@ def _read_table(head: bytes, at: int) -> tuple[list[tuple], int]:
         while len(fields) < 3 or len(fields) < 3 + fields[2]:  # bits, axis + 1 or 0, axes, size of each
             field, at = _read_varint(head, at)
             fields.append(field)
-        if not (2 <= fields[0] <= 8 and fields[1] <= fields[2]):
-            raise ValueError(
-                f"its weight {name!r} has {fields[0]} bits, axis {fields[1]}, shape {fields[3:]}"
-            )
+        good = 2 <= fields[0] <= 8 and fields[1] <= fields[2]
+        _check(good, f"its weight {name!r} has {fields[0]} bits, axis {fields[1]}, shape {fields[3:]}")
         table.append((name, fields[0], fields[1] - 1 if fields[1] else None, tuple(fields[3:])))
     return table, at
 

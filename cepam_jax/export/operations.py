@@ -166,10 +166,7 @@ def _convert(graph, inputs, params, shape):
     if not isinstance(x, Value):
         return x.astype(params["new_dtype"])
     if np.dtype(params["from"]).kind == "f" and np.dtype(params["new_dtype"]).kind in "iu":
-        raise ConfigError(
-            "the model makes integers of floats, which JAX and ONNX cut off at different numbers; use "
-            "--format=jax"
-        )
+        raise ConfigError("the model makes integers of floats, which JAX and ONNX cut off differently")
     return (
         x if params["from"] == params["new_dtype"] else graph.add("Cast", [x], x.shape, attribute("to", kind))
     )
@@ -219,9 +216,7 @@ def _gather(graph, inputs, params, shape):
     if not rows:
         raise ConfigError("the model gathers something else than rows, which has no translation")
     if "CLIP" in str(params.get("mode", "")).upper():
-        raise ConfigError(
-            "the model gathers rows with mode='clip', which has no translation; use --format=jax"
-        )
+        raise ConfigError("the model gathers rows with mode='clip', which has no translation")
     places = _reshaped(graph, places, tuple(places.shape[:-1]))
     return graph.add("Gather", [table, places], shape)
 

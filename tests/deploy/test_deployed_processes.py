@@ -19,6 +19,8 @@ from cepam_jax.deploy import certificates, dialling, frames, spent, store
 from cepam_jax.deploy.serving import Serving, Stalled, Waiting
 from experiments import fault_campaign
 
+pytestmark = pytest.mark.compiled_fast  # and so what its processes compile
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

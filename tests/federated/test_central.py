@@ -199,6 +199,7 @@ def test_the_other_clients_together_know_who_was_drawn():
     assert with_memory["released_model"] == with_memory["colluding_clients"]
 
 
+@pytest.mark.compiled_fast(mlir=True)
 def test_sweeps_resumption_and_bytes(tmp_path):
     """Two seeds as one sweep, and one of them alone in two parts: the same to the bit."""
     fields = {

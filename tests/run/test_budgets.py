@@ -67,6 +67,7 @@ def test_a_smaller_budget_and_a_target_are_what_is_printed():
     assert guarantees.rounds_within_budget(found, COUNTS) == 6
 
 
+@pytest.mark.compiled_fast(mlir=True)
 @pytest.mark.parametrize("rule", RULES)
 def test_a_killed_run_goes_on_to_the_bit_and_a_sweep_is_its_runs(rule, tmp_path):
     """The checkpoint holds the state of rule and filter: 4 rounds and then 2 are 6 at once."""

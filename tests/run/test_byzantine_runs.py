@@ -124,6 +124,7 @@ def test_a_check_of_pairs_without_noise_is_refused(tmp_path):
         training.train(config_of(**fields), tmp_path, progress=False)
 
 
+@pytest.mark.compiled_fast(mlir=True)
 def test_a_run_with_lies_is_resumed_to_the_bit_and_swept(tmp_path):
     """The last aggregate and the clients' momentum are in the checkpoint; liars differ by seed."""
     fields = {

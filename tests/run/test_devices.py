@@ -20,6 +20,7 @@ from cepam_jax.run.checkpoints import Checkpoints
 from cepam_jax.run.metrics import read_lines
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast  # and so what its processes compile
 TIMES = ("seconds", "seconds_per_round")
 
 

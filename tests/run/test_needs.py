@@ -305,6 +305,7 @@ def test_needs_belong_to_a_run_and_continue_with_it(tmp_path):
     assert [line["loss"] for line in again] == [line["loss"] for line in lines]
 
 
+@pytest.mark.compiled_fast(mlir=True)
 def test_a_sweep_over_seeds_has_each_run_s_gammas(tmp_path):
     config, alone = _trained(tmp_path)
     other = config.copy_and_resolve_references()
