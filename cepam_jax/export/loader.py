@@ -120,17 +120,15 @@ def _read(data: bytes, most: int) -> tuple[bytes, list[Weight]]:
     head = inflated.decompress(data[start : start + length], _LARGEST_HEAD)
     _check(not inflated.unconsumed_tail, f"its graph and table have more than {_LARGEST_HEAD:,} bytes")
     size, at = _read_varint(head, 0)
-    graph, at = head[at : at + size], at + size
-    table, at = _read_table(head, at)
+    graph, (table, at) = head[at : at + size], _read_table(head, at + size)
     upper, low = np.frombuffer(head[at:], np.uint8), start + length
     lower = np.frombuffer(data[low : low + len(upper)], np.uint8)
     numbers = (upper.astype(np.int32) << 8) | lower
     words = np.frombuffer(data[low + len(upper) :], "<u4").astype(np.uint32)
     symbols = Symbols(constriction.stream.queue.RangeDecoder(words))
     _check(numbers.max(initial=0) < STEPS, f"a step has the number {numbers.max(initial=0)} of {STEPS}")
-    _check(
-        sum(math.prod(shape) for *_, shape in table) <= most, f"its weights have more than {most:,} numbers"
-    )
+    total = sum(math.prod(shape) for *_, shape in table)
+    _check(total <= most, f"its weights have {total:,} numbers; {most:,} are read at most")
     weights, at = [], 0
     for name, bits, axis, shape in table:
         count = 1 if axis is None else shape[axis]
