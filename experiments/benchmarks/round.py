@@ -7,7 +7,8 @@ the work does not depend on what the images show. Every repetition times each en
 medians. For one core on Linux: `taskset -c 0 python -m ...`, and `--cpu_time` where others use it too.
 
 "Products" are what the matrix products and convolutions of a client's training would take by themselves at
-the speed at which this device multiplies two square matrices in the same turns.
+the speed at which this device multiplies two square matrices in the same turns; "in their shapes" is what
+they take one after another as they are, small as they may be, with nothing else of the training.
 """
 
 import json
@@ -21,7 +22,7 @@ from absl import flags
 from cepam_jax import models
 from cepam_jax.federated import make_local_update
 from experiments import cli
-from experiments.benchmarks.products import products, yardstick
+from experiments.benchmarks.products import alone, products, yardstick
 from experiments.benchmarks.workloads import (
     EXAMPLES,
     MECHANISMS,
@@ -54,12 +55,12 @@ class PlainNetwork(nn.Module):
 
 
 def client_call(module, model: str, steps: int):
-    """One client's local training as a call without arguments, and its multiplications."""
+    """One client's local training, its multiplications, and its products alone; calls without arguments."""
     task = task_of(module, model)
     start = task.initialize(jax.random.key(0))
     run = jax.jit(make_local_update(task, settings(steps)).run)
     arguments = (start, arrays_of(model, 1, steps, EXAMPLES), 0, jax.random.key(1), None, 0)
-    return lambda: run(*arguments), products(run, *arguments)
+    return lambda: run(*arguments), products(run, *arguments), alone(run, *arguments)
 
 
 def local_training(model: str, steps: int, repeats: int, clock) -> dict:
@@ -67,9 +68,10 @@ def local_training(model: str, steps: int, repeats: int, clock) -> dict:
     networks = {"ours": models.build(model, 10)}
     networks["flax"] = PlainNetwork(networks["ours"])
     made = {name: client_call(module, model, steps) for name, module in networks.items()}
-    made["square"] = yardstick()
-    found = interleaved({name: call for name, (call, _) in made.items()}, repeats, clock)
-    each = found["square"] / made["square"][1]
+    calls = {name: call for name, (call, _, _) in made.items()}
+    square, number = yardstick()
+    found = interleaved({**calls, "alone": made["ours"][2], "square": square}, repeats, clock)
+    each = found["square"] / number
     return {"model": model, **found, **{f"{name}_products": each * made[name][1] for name in networks}}
 
 
@@ -125,13 +127,14 @@ def main():
     print(
         markdown(
             [
-                *("local training of one client", "seconds", "products", "of it"),
+                *("local training of one client", "seconds", "products", "of it", "in their shapes", "of it"),
                 *("with flax's convolutions", "over ours", "products", "of it"),
             ],
             [
                 [
                     *(r["model"], f"{r['ours']:.4f}"),
                     *(f"{r['ours_products']:.4f}", f"{r['ours_products'] / r['ours']:.0%}"),
+                    *(f"{r['alone']:.4f}", f"{r['alone'] / r['ours']:.0%}"),
                     *(f"{r['flax']:.4f}", f"{r['flax'] / r['ours']:.1f}"),
                     *(f"{r['flax_products']:.4f}", f"{r['flax_products'] / r['flax']:.0%}"),
                 ]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax import models
-from experiments.benchmarks.products import products, yardstick
+from experiments.benchmarks.products import alone, products, yardstick
 from experiments.benchmarks.round import PlainNetwork, client_call
 
 
@@ -27,6 +27,23 @@ def test_products_of_matrices_in_loops_and_of_convolutions():
     assert products(by_kernel, kernel) in (direct, 2 * direct)  # with or without the value
 
 
+def test_products_alone_are_all_of_them_and_nothing_else():
+    """Counted in the program that is timed, as often as the function makes them."""
+
+    def function(a):
+        def step(x, _):
+            return jnp.tanh(x @ jnp.ones((4, 4))).astype(jnp.float32), None
+
+        return jax.lax.scan(step, a, length=7)[0] @ jnp.ones((4, 2))
+
+    a = jnp.ones((3, 4))
+    call = alone(function, a)
+    assert products(call) == products(function, a) == 7 * 48 + 24
+    assert len(call()) == 2 and np.isfinite(call()).all()
+    text = str(jax.make_jaxpr(call)())
+    assert text.count("dot_general") == 2 and "tanh" not in text
+
+
 def test_the_yardstick_says_how_many_it_makes():
     call, number = yardstick()
     side = call().shape[0]
@@ -39,8 +56,8 @@ def test_cnn3_makes_half_of_the_products_that_its_definition_has():
     convolutions = sum(32 * side**2 * 9 * c * o * passes for side, c, o, passes in layers)
     dense = 3 * 32 * (2048 * 128 + 128 * 64 + 64 * 32 + 32 * 10)
     ours = models.build("cnn3", 10)
-    _, made = client_call(ours, "cnn3", 2)
-    _, plain = client_call(PlainNetwork(ours), "cnn3", 2)
+    made = client_call(ours, "cnn3", 2)[1]
+    plain = client_call(PlainNetwork(ours), "cnn3", 2)[1]
     assert plain == 2 * (convolutions + dense)
     # Four ninths of the second and third convolution; tiles of the first hold products by zero.
     assert made < 0.56 * plain
