@@ -71,7 +71,7 @@ _mode = [(False, True)]
 # XLA has it as long as JAX is 0.10. Later ones end a process that is given a flag they do not know.
 _OLD = importlib.metadata.version("jaxlib").startswith("0.10.")
 WITHOUT_MLIR = {"xla_cpu_use_fusion_emitters": False} if _OLD else {}
-_of_users, _without = [], [False]
+_of_users = []
 
 
 def xla_flags(options: dict) -> str:
@@ -90,7 +90,6 @@ def without_mlir(on: bool) -> None:
     flags = xla_flags(WITHOUT_MLIR)
     others = os.environ.get("XLA_FLAGS", "").replace(flags, "").strip()
     os.environ["XLA_FLAGS"] = f"{others} {flags}".strip() if on else others
-    _without[0] = on
     with contextlib.suppress(ImportError, AttributeError):
         from jax._src import compiler  # noqa: PLC0415  after the variables are set below
 
@@ -103,7 +102,7 @@ def _options(*args, **kwargs):
     options = _of_users[0](*args, **kwargs)
     known = dict(options.env_option_overrides)
     # Said either way: where XLA read its flags after they were set here, it has them for good.
-    own = {name: value if _without[0] else not value for name, value in WITHOUT_MLIR.items()}
+    own = dict.fromkeys(WITHOUT_MLIR, _mode[0][1])
     options.env_option_overrides = list({**own, **known}.items())
     return options
 

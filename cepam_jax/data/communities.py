@@ -10,7 +10,7 @@ import numpy as np
 
 from cepam_jax.data import sources
 from cepam_jax.data.examples import Examples, examples
-from cepam_jax.data.graphs import check_undirected, read, whole
+from cepam_jax.data.graphs import check_undirected, check_whole, read
 from cepam_jax.errors import DatasetError, require
 from cepam_jax.extras import need
 
@@ -115,8 +115,7 @@ def _planetoid(name, parts):
     def source(data_dir, *, data):
         fold = data["fold"]
         arrays = read(name, data_dir, _KEYS)
-        for key, array in arrays.items():
-            whole(name, key, array)
+        check_whole(name, arrays)
         rows, cols, labels, edges = (np.asarray(arrays[key]) for key in (*_KEYS[:2], "labels", "edges"))
         if (
             arrays["shape"].shape != (2,)

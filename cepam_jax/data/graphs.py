@@ -67,8 +67,7 @@ def padded(arrays: Arrays, name: str) -> tuple[dict[str, np.ndarray], int]:
     Raises:
       DatasetError: they do not fit together; says how.
     """
-    for key, array in arrays.items():
-        whole(name, key, array)
+    check_whole(name, arrays)
     kinds, edges = arrays["node_labels"], arrays["edges"]
     n, m, labels = (np.asarray(arrays[k], np.int64) for k in ("nodes_per_graph", "edges_per_graph", "labels"))
     if not (n.shape == m.shape == labels.shape and n.ndim == 1 and len(n)):
@@ -97,10 +96,12 @@ def padded(arrays: Arrays, name: str) -> tuple[dict[str, np.ndarray], int]:
     return found, int(kinds.max()) + 1
 
 
-def whole(name: str, key: str, array: np.ndarray) -> None:
-    """DatasetError unless an array of a file has whole numbers."""
-    if array.dtype.kind not in "iu":
-        raise DatasetError(f"{name}: {key} are {array.dtype}{list(array.shape)}; they must be whole numbers")
+def check_whole(name: str, arrays: Arrays) -> None:
+    """DatasetError unless the arrays of a data set's file have whole numbers."""
+    for key, array in arrays.items():
+        if array.dtype.kind not in "iu":
+            is_now = f"{array.dtype}{list(array.shape)}"
+            raise DatasetError(f"{name}: {key} are {is_now}; they must be whole numbers")
 
 
 def check_undirected(name: str, edges: np.ndarray, nodes: int) -> None:

@@ -63,11 +63,10 @@ settings.declare(
 @settings.rule
 def _rules(fields):
     """A clip of examples bounds a window's part; where windows overlap, a character has several."""
-    public = fields["text.split"] == "public"
-    for name in ("part", "least_lines"):
-        default = settings.FIELDS[f"text.{name}"].default
-        allowed = f"{default!r} where config.text.split is 'public': the text is then of nobody"
-        yield not public or fields[f"text.{name}"] == default, f"text.{name}", allowed
+    if fields["text.split"] == "public":
+        why = "where config.text.split is 'public': the text is then of nobody"
+        read = tuple(f"text.{name}" for name in ("split", "context", "stride", "held_out"))
+        yield from settings.unread(fields, "text", why, read)
     clipped = fields.get("local.example_clip", 0) > 0 and fields.get("task") == "next_character"
     yield (
         not clipped or fields["text.stride"] > fields["text.context"],

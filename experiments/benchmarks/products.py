@@ -18,25 +18,18 @@ def products(function, *arguments) -> int:
       function: of arrays, jitted or not.
       *arguments: arrays or their shapes.
     """
-    return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
+    found = _each(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return sum(turns * _multiplications(equation) for equation, turns in found)
 
 
-def _of(jaxpr) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            features = kernel[params["dimension_numbers"].rhs_spec[0]]
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
-        else:
-            turns = params["length"] if name == "scan" else 1
-            total += turns * sum(_of(inner) for inner in core.jaxprs_in_params(params))
-    return total
+def _multiplications(equation) -> int:
+    """Of one product or convolution."""
+    result = math.prod(equation.outvars[0].aval.shape)
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return result * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    kernel = equation.invars[1].aval.shape
+    return result * math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
 
 
 def alone(function, *arguments):
