@@ -9,8 +9,7 @@ between fields stands with the part that needs it:
 
   rule(lambda fields: [(fields["local.steps"] < 100, "local.steps", "below 100")])
 
-Nothing here knows any part. A fork's part declares its fields as those of this project do, at any time before
-a configuration is made or checked.
+Nothing here knows any part. A fork's part declares its own at any time before a configuration is made.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ class Field(NamedTuple):
       help: what it does, in one sentence.
       allowed: what it may be, in words, or a function that says so when it is asked.
       test: value -> whether it is allowed.
-      compiled: whether runs that differ in it need programs of their own; False for what a compiled program
-        takes as an array, or does not see at all.
+      compiled: whether runs that differ in it need programs of their own; not where it is an array to them.
       resumable: whether a run may be continued with another value: rounds already done do not depend on it.
     """
 
@@ -87,10 +85,7 @@ def declare(section: str, fields: dict[str, Field], title: str = "") -> None:
 
 
 def rule(check: Rule) -> Rule:
-    """Adds a rule between fields: dotted names and values -> (whether it holds, field, what is allowed)...
-
-    A rule of the same module and name replaces the former one.
-    """
+    """Adds a rule, or replaces one of its name: flat fields -> (whether it holds, field, what is right)..."""
     _RULES[f"{check.__module__}.{check.__qualname__}"] = check
     return check
 
@@ -233,10 +228,7 @@ def _plain_value(value):
     if isinstance(value, (tuple, list)):
         return tuple(map(_plain_value, value))
     if isinstance(value, Real) and not isinstance(value, (int, float)):  # fractions and the like
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf
+        return math.inf if abs(value) >= 2**1023 else float(value)
     return value
 
 
@@ -264,23 +256,29 @@ def unread(fields: Mapping[str, Any], section: str, when: str, read: Sequence[st
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Checks every field by itself and against the others.
+    """Checks every field by itself and against the others; ConfigError as of `check_fields`."""
+    fields = check_fields(config)
+    for check in list(_RULES.values()):
+        for ok, name, allowed in check(fields):
+            require(ok, f"config.{name}", fields[name], allowed)
+
+
+def check_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Checks every field by itself, and returns them, flat.
 
     Raises:
       ConfigError: names the field, its value and what is allowed.
     """
     fields = flat(plain(config))
     for name in sorted(fields.keys() - FIELDS.keys()):
-        if any(field.startswith(f"{name}.") for field in FIELDS):
-            raise ConfigError(f"config.{name} is {fields[name]!r}; it must be a section with fields")
+        section = any(field.startswith(f"{name}.") for field in FIELDS)
+        require(not section, f"config.{name}", fields[name], "a section with fields")
         raise ConfigError(f"config.{name} is not a field; there are: {', '.join(sorted(FIELDS))}")
     for name, field in FIELDS.items():
         if name not in fields:
             raise ConfigError(f"config.{name} is missing; it must be {field.words()}")
         require(field.test(fields[name]), f"config.{name}", fields[name], field.words())
-    for check in list(_RULES.values()):
-        for ok, name, allowed in check(fields):
-            require(ok, f"config.{name}", fields[name], allowed)
+    return fields
 
 
 def table() -> str:

@@ -67,7 +67,7 @@ def free() -> None:
 
 
 _mode = [(False, True)]
-# This option has XLA write machine code without MLIR: compiling at the lowest level takes a third as long.
+# This option has XLA write machine code without MLIR. At the lowest level compiling then takes half the time.
 # XLA has it as long as JAX is 0.10. Later ones end a process that is given a flag they do not know.
 _OLD = importlib.metadata.version("jaxlib").startswith("0.10.")
 WITHOUT_MLIR = {"xla_cpu_use_fusion_emitters": False} if _OLD else {}
@@ -111,9 +111,9 @@ def _options(*args, **kwargs):
 def pytest_runtest_setup(item):
     """Tests marked `compiled_fast`: programs as XLA's own passes leave them; the others: as users have them.
 
-    The former take two thirds of the time to compile, which is most of the time of a short run, and half of
-    that without MLIR, which `compiled_fast(mlir=True)` keeps: a sweep's runs are those alone, to the bit,
-    only with it. What was compiled the one way is let go of before the other begins, lest a test to the bit
+    The former take two thirds of the time to compile, which is most of the time of a short run, and without
+    MLIR one third. `compiled_fast(mlir=True)` keeps MLIR: a sweep's runs are those alone, to the bit, only
+    with it. What was compiled the one way is let go of before the other begins, lest a test to the bit
     compares two compilers.
     """
     mark = item.get_closest_marker("compiled_fast")

@@ -141,16 +141,26 @@ def test_a_run_by_hospital(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="partition.kind of the run is 'iid'; it must be 'natural'"):
         finished.evaluate(run._replace(config=spread_evenly))
     path = tmp_path / "run/config.json"
-    stored = json.loads(path.read_text())
+    whole = path.read_text()
+    stored = json.loads(whole)
     del stored["data"]["fold"]  # as a run has it that was made before there were folds
     path.write_text(json.dumps(stored))
     assert finished.load(tmp_path / "run").config == run.config
+    stored["aggregator"], stored["text"]["part"] = "examples", "odd"  # by a rule that came later: unread
+    stored["text"]["split"] = "public"
+    path.write_text(json.dumps(stored))
+    assert finished.load(tmp_path / "run").config.text.part == "odd"
+    stored["num_clients"] = -1
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match="config.json is not one of here: config.num_clients is -1"):
+        finished.load(tmp_path / "run")
+    path.write_text(whole)
     with pytest.raises(ConfigError, match="must be the work directory of a run"):
         finished.load(tmp_path)
     changed = run.data._replace(test={**run.data.test, "label": 1 - run.data.test["label"]})
     with monkeypatch.context() as patch:
         patch.setattr(finished.sources, "load_examples", lambda *given: changed)
-        with pytest.raises(CheckpointMismatchError, match="a run on other examples than these"):
+        with pytest.raises(CheckpointMismatchError, match="other examples than these.*another --run;"):
             finished.load(tmp_path / "run")
 
 
@@ -181,11 +191,25 @@ def test_clients_of_whom_a_metric_says_nothing_are_left_out_of_its_spread():
     found = lines.over_clients(task, Evaluation({}, sums, counts))
     assert found["auc"]["clients"] == 2 and found["loss"]["clients"] == 3
     assert None not in found["auc"].values()
-    sums["loss"] = np.full(3, np.nan, np.float32)
-    assert lines.over_clients(task, Evaluation({}, sums, counts))["loss"] == {
-        "clients": 0,
-        **dict.fromkeys(("mean", "deviation", "worst", "tenth", "median", "best")),
+    sums["scores"] = np.zeros((3, 2, 4), np.float32)
+    names = ("mean", "deviation", "worst", "tenth", "median", "best")
+    nothing = {"clients": 0, **dict.fromkeys(names)}
+    assert lines.over_clients(task, Evaluation({}, sums, counts))["auc"] == nothing
+
+
+def test_clients_whose_loss_is_no_number_are_the_worst():
+    """The model diverged for them: what is left out of a spread would look as if all were well."""
+    task = TASKS["binary_outcome"](get_config(), sources.load_examples("hospitals").specification)
+    sums = {
+        "loss": np.float32([0.2, np.nan, 0.8, 0.4]),
+        "accuracy": np.float32([1, np.nan, 2, 2]),
+        "scores": np.zeros((4, 2, 4), np.float32),
+        "calibration": np.zeros((4, 3, 10), np.float32),
     }
+    found = lines.over_clients(task, Evaluation({}, sums, np.full(4, 2, np.float32)))
+    for name, best in (("loss", 0.1), ("accuracy", 1.0)):
+        assert found[name]["clients"] == 4 and found[name]["best"] == pytest.approx(best)
+        assert found[name]["worst"] is found[name]["mean"] is None
 
 
 def test_a_feature_that_never_varies_is_named():

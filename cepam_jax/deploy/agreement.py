@@ -29,7 +29,7 @@ from cepam_jax.run.config import plain, validate
 from cepam_jax.settings import FIELDS
 from cepam_jax.tasks.base import Model, Task
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 class Agreement(NamedTuple):
@@ -40,6 +40,7 @@ class Agreement(NamedTuple):
       config: as it is carried out.
       specification: of the examples.
       counts: int32[clients], training examples of each.
+      holders: the most clients that hold examples of one owner, as `Partition` has it.
       rounds: that are run, at most config.rounds.
       names: of the clients.
       clients, server: public keys.
@@ -50,6 +51,7 @@ class Agreement(NamedTuple):
     config: ml_collections.ConfigDict
     specification: tuple
     counts: np.ndarray
+    holders: int
     rounds: int
     names: tuple[str, ...]
     clients: tuple[str, ...]
@@ -81,7 +83,8 @@ def make(
     Args:
       config: as `cepam_jax.defaults()` makes it.
       data: examples of the same shapes as everybody's, with the constants.
-      split: how many examples each client has (`counts`; the rest is not read).
+      split: how many examples each client has, and with how many clients one owner's lie (`counts` and
+        `holders`; the rest is not read).
       server: its public key.
       clients: one public key for each.
       names: one for each; by default their numbers.
@@ -112,6 +115,7 @@ def make(
                 "config": json.loads(config.to_json()),
                 "specification": data.specification,
                 "counts": split.counts.tolist(),
+                "holders": split.holders,
                 "rounds": guarantees.rounds_within_budget(config, split.counts, watched=True),
                 "names": names,
                 "clients": clients,
@@ -148,6 +152,7 @@ def read(text: str) -> Agreement:
             config,
             _tuples(found["specification"]),
             np.asarray(found["counts"], np.int32),
+            found["holders"],
             int(found["rounds"]),
             tuple(found["names"]),
             tuple(found["clients"]),
@@ -191,12 +196,14 @@ def _check_versions(agreed: dict[str, str]) -> None:
 
 def _check_parties(found: dict[str, Any], config) -> None:
     """Checks that an agreement's parties and rounds are those of its configuration."""
-    number, rounds = config.num_clients, found["rounds"]
+    number, rounds, holders = config.num_clients, found["rounds"], found["holders"]
     for name in ("counts", "names", "clients"):
         count = len(found[name])
         require(count == number, f"number of {name}", count, f"{number}, one for each client")
     whole = isinstance(rounds, int) and 1 <= rounds <= config.rounds
     require(whole, "rounds of the agreement", rounds, f"a whole number from 1 to {config.rounds}")
+    whole = isinstance(holders, int) and 1 <= holders <= number
+    require(whole, "holders of the agreement", holders, f"a whole number from 1 to {number}")
     public = [found["server"], *found["clients"]]
     normal = public == [keys.normal(key) for key in public]
     require(normal, "public keys", "spelt otherwise", "as `enrol` writes them")

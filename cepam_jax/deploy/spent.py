@@ -37,7 +37,7 @@ def _federation(server: Server) -> privacy.Federation:
     others += uncovered.of_failures(server.ledger.failures) + uncovered.IN_A_DEPLOYMENT
     others += uncovered.of_ahead(server.members.ahead)
     others += uncovered.OPEN_ROUND if opened is not None else ()
-    return found._replace(not_covered=others)
+    return uncovered.with_owners(found._replace(not_covered=others), server.agreement.holders)
 
 
 def write_model(server: Server, path: Path) -> None:

@@ -35,7 +35,7 @@ OPSET, IR_VERSION = 21, 10  # the first opset with weights of four bits
 FLOAT, INT8, INT4 = 1, 3, 22  # types of ONNX
 _FIRST, _LONGEST = 32, 4096  # symbols between two looks at how frequent each one is
 _MEMORY = 512  # what earlier weights count at most
-_LARGEST_HEAD = 2**26  # bytes of graph and table; those of the models here are thousands
+_LARGEST_HEAD, _MOST_WEIGHTS = 2**26, 2**16  # bytes of graph and table, arrays; of the models here: thousands
 _OCTAVE, _ONE, STEPS = 32, 4800, 8896  # steps in an octave; the number of step 1; how many numbers there are
 # What deflate may refer back to; the most frequent comes last.
 _DICTIONARY = (
@@ -96,7 +96,7 @@ def quantized(name: str, codes: np.ndarray, numbers: np.ndarray, axis: int | Non
 def read(data: bytes, most: int = 2**28) -> tuple[bytes, list[Weight]]:
     """(graph without weights, weights) of the bytes of a packed file, `most` numbers in all at most.
 
-    A few bytes can stand for any number of zeros.
+    A few bytes can stand for any number of zeros; reading takes some nine bytes of memory for each number.
 
     Raises:
       CorruptModelError: they are no such file, of another version, cut short or altered, or too large.
@@ -109,6 +109,8 @@ def read(data: bytes, most: int = 2**28) -> tuple[bytes, list[Weight]]:
         raise CorruptModelError("the packed model was cut short or altered: its checksum is another one")
     try:
         return _read(data, most)
+    except MemoryError:
+        raise CorruptModelError("the packed model is larger than this machine's memory") from None
     except (ValueError, IndexError, OverflowError, AssertionError, zlib.error) as error:
         raise CorruptModelError(f"the packed model is not one that was written so ({error})") from error
 
@@ -161,9 +163,8 @@ def to_onnx(graph: bytes, weights: list[Weight], integers: bool = False) -> byte
     """
     nodes, tensors = b"", b""
     for w in weights:
-        if (
-            not integers or w.codes is None or w.numbers is None or w.codes.ndim < 2
-        ):  # of a vector the integers save nothing
+        # Of a vector the integers save nothing.
+        if not integers or w.codes is None or w.numbers is None or w.codes.ndim < 2:
             tensors += message(5, tensor(w.name, w.values.shape, FLOAT, w.values.tobytes()))
             continue
         codes, kind = w.codes.reshape(-1), INT8 if w.bits > 4 else INT4
@@ -181,11 +182,7 @@ def to_onnx(graph: bytes, weights: list[Weight], integers: bool = False) -> byte
 
 
 class Symbols:
-    """The codes of one weight after the other through a range coder, with frequencies learned on the way.
-
-    Args:
-      coder: of constriction, a RangeEncoder or a RangeDecoder.
-    """
+    """The codes of weights through a coder of constriction, with frequencies learned on the way."""
 
     def __init__(self, coder) -> None:
         self._coder = coder
@@ -277,6 +274,7 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
 def _read_table(head: bytes, at: int) -> tuple[list[tuple], int]:
     """([(name, bits, axis, shape)], where it ends)."""
     count, at = _read_varint(head, at)
+    _check(count <= _MOST_WEIGHTS, f"it has {count:,} arrays; {_MOST_WEIGHTS:,} are read at most")
     table = []
     for _ in range(count):
         size, at = _read_varint(head, at)

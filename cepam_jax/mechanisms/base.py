@@ -1,7 +1,6 @@
 """The contract of every mechanism.
 
-A mechanism turns one client's update into a message and back. It is a tuple of pure functions
-in the spirit of optax: it has no hidden state and is safe under `jit` and `vmap`.
+A mechanism turns one client's update into a message and back. It is a tuple of pure functions without state.
 
   mechanism = mechanisms.lrsuq(target="gaussian", lattice="Z2")
   keys = mechanisms.Keys(shared=jax.random.key(1), private=jax.random.key(2))
@@ -39,9 +38,8 @@ from cepam_jax.errors import require
 from cepam_jax.mechanisms.arrays import Array
 from cepam_jax.mechanisms.joint import Joint, Summed
 
-# Largest |x| that is coded. The unit is the standard deviation of the noise (LRSUQ, additive noise; in
-# `split` of both parts), or a cell, which is the lattice's scale, of a quantizer without noise (SDQ,
-# rounding).
+# Largest |x| that is coded. The unit is the standard deviation of the noise (in `split` of both parts), or a
+# cell, which is the lattice's scale, of a quantizer without noise (SDQ, rounding).
 #
 # float32 has 24 bits. Encoder and decoder round a few times, each by at most |x| 2^-24: the quotient x/d,
 # the sum m + V, its product with d. Of x_hat = x + error the error is what is left below x, so it comes on
@@ -278,6 +276,7 @@ class Transform(NamedTuple):
       keeps: the norms, of "l1" and "l2", in which two updates come no farther apart by this step. One that
         states none may scale an update up, so no bound from before it holds behind it.
       radial: whether `reference` does the same before an orthogonal map as behind it.
+      identity: what else `inverse` and `weight` go by, in words; both sides must have the same.
     """
 
     name: str
@@ -292,6 +291,7 @@ class Transform(NamedTuple):
     about: About = About("", "none")
     keeps: tuple[str, ...] = ()
     radial: bool = False
+    identity: str = ""
 
 
 def check_vector(x: jax.Array) -> None:

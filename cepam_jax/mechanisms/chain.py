@@ -232,7 +232,9 @@ def _code(steps: _Steps) -> Code:
     """How the symbols of the chain are distributed: as those of its last mechanism."""
     last = steps.last.code
     sparse = last.weight or any(step.weight for step in steps.transforms)
+    said = [f"{step.name}: {step.identity}" for step in steps.transforms if step.identity]
     return last._replace(
+        identity="\n".join([*said, *([last.identity] if last.identity else [])]),
         key=partial(_code_key, steps),
         size=partial(_code_size, steps),
         weight=partial(_code_weight, steps) if sparse else None,

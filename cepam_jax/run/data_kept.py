@@ -5,18 +5,20 @@ on with other examples would be no run of either, and its report would speak of 
 """
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cepam_jax import files
 from cepam_jax.data.examples import Examples
-from cepam_jax.errors import CheckpointMismatchError
+from cepam_jax.errors import CheckpointDamagedError, CheckpointMismatchError
 from cepam_jax.run.checkpoints import begun
 from cepam_jax.run.progress import say
 
 _NAME = "data.sha256"
+_FORM = re.compile(r"([0-9a-f]{64})\n?([0-9a-f]{64})?\n?")  # earlier releases kept the first line alone
 
 
 def digest(data: Examples) -> str:
@@ -58,36 +60,49 @@ class Held:
         return hash(self.digest)
 
 
-def check(found: str, workdir: Path) -> None:
+def check(found: str, workdir: Path, name: str = "--workdir") -> bool:
     """Checks that examples with this digest are those of the run in a work directory, if there is one.
 
-    Where the file is gone, as in runs of releases that kept none, nobody can tell, and a line says so.
+    Args:
+      found: of `digest`.
+      workdir: of the run.
+      name: what an error calls it.
+
+    Returns:
+      Whether that is known; not where the file is gone, as in runs of releases that kept none.
 
     Raises:
       CheckpointMismatchError: the run there has other examples.
+      CheckpointDamagedError: the file is no digest.
     """
     path = workdir / _NAME
     if not begun(workdir):
-        return
-    if not path.is_file():
-        say(
-            f"{workdir} has no {_NAME}, the digest of its examples: whether these are the ones that the run "
-            "began with, nobody can tell"
+        return True
+    if not (path.exists() or path.is_symlink()):
+        return False
+    kept = _FORM.fullmatch(path.read_bytes().decode(errors="replace")) if path.is_file() else None
+    if kept is None:
+        raise CheckpointDamagedError(
+            f"{path} is no digest of data: whether the run there has these examples, nobody can tell. Put it "
+            f"back, remove it if you know that it has, or use another {name}; nothing was changed."
         )
-        return
-    kept = path.read_bytes().decode(errors="replace").split()
-    lines = found.split()
-    # Earlier releases kept the first line alone.
-    for what, mine, theirs in zip(("examples", "constants of the data"), lines, kept, strict=False):
-        if mine != theirs:
+    lines = zip(("examples", "constants of the data"), found.split(), kept.groups(), strict=True)
+    for what, mine, theirs in lines:
+        if mine != theirs and theirs is not None:
             raise CheckpointMismatchError(
                 f"{workdir} holds a run on other {what} than these: their digest is not that of its {_NAME}. "
-                "Use the data of that run, or another --workdir; nothing was changed."
+                f"Use the data of that run, or another {name}; nothing was changed."
             )
-    if not kept:
-        raise CheckpointMismatchError(
-            f"{path} is empty: whether the run there has these examples, nobody can tell. Put it back, "
-            "remove it if you know that they are, or use another --workdir; nothing was changed."
+    return True
+
+
+def warn(workdirs: Sequence[Path]) -> None:
+    """Says of which runs `check` did not know whether they have these examples."""
+    if workdirs:
+        others = f" and {len(workdirs) - 1} others" if len(workdirs) > 1 else ""
+        say(
+            f"{workdirs[0]}{others}: no {_NAME}, the digest of the examples; whether these are the ones that "
+            "the run began with, nobody can tell"
         )
 
 

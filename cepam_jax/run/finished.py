@@ -45,7 +45,7 @@ def load(workdir: str | Path, name: str = "--run") -> Finished:
 
     Raises:
       ConfigError: there is no run with a checkpoint, or it has settings that are not known here.
-      CheckpointDamagedError: none of its checkpoints is intact.
+      CheckpointDamagedError: none of its checkpoints is intact, or the digest of its data is none.
       DataNotPreparedError: its data set is not here.
       CheckpointMismatchError: the data set has other examples now than the run had.
     """
@@ -56,7 +56,8 @@ def load(workdir: str | Path, name: str = "--run") -> Finished:
     config = _config(path, name)
     with jax.enable_x64(False):
         data = sources.load_examples(config.data.name, config.data.dir, sources.options_of(config))
-        data_kept.check(data_kept.digest(data), workdir)
+        if not data_kept.check(data_kept.digest(data), workdir, name):
+            data_kept.warn([workdir])
         compiled = build.program(config, data.specification)
         template = jax.eval_shape(compiled.initialize, jax.random.key(0), mechanisms.knobs_of(config))
         found = checkpoints.Checkpoints(workdir / "checkpoints").newest(template)
@@ -69,13 +70,13 @@ def load(workdir: str | Path, name: str = "--run") -> Finished:
 
 
 def _config(path: Path, name: str) -> ml_collections.ConfigDict:
-    """The configuration in a file."""
+    """The configuration in a file, which passed the rules of the release that ran it."""
     importlib.import_module("cepam_jax.run.config")  # declares what every part has; it imports this module
     try:
         fields = settings.flat(settings.plain(json.loads(path.read_text())))
         config = settings.defaults()
         config.update_from_flattened_dict(fields)
-        settings.validate(config)
+        settings.check_fields(config)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{name} is {str(path.parent)!r}, whose config.json is not one of here: {error}"

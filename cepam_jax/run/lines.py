@@ -97,16 +97,18 @@ def evaluated(task, evaluation, tests: int) -> dict:
 def over_clients(task, evaluation) -> dict:
     """Spread of each metric over the clients that have examples, from the worst to the best.
 
-    Clients of which a metric says nothing (NaN: the area under the ROC curve of one outcome) are not among
-    its "clients".
+    Clients of which a metric says nothing (`Task.undefined`: the area under the ROC curve of one outcome) are
+    not among its "clients". NaN of any other metric is worse than every number.
     """
     spread = {}
     for name, each in by_client(task, evaluation).items():
-        values = each[(np.asarray(evaluation.counts) > 0) & ~np.isnan(each)]
+        silent = np.isnan(each) & (name in task.undefined)
+        values = each[(np.asarray(evaluation.counts) > 0) & ~silent]
         if not len(values):
             spread[name] = {"clients": 0, **dict.fromkeys(_SPREAD)}
             continue
         best_is_high = task.higher_is_better if name == task.headline else name not in task.lower
+        values = np.where(np.isnan(values), -np.inf if best_is_high else np.inf, values)
         ordered = np.sort(values) if best_is_high else np.sort(values)[::-1]
         spread[name] = {
             "clients": len(values),

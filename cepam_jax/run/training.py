@@ -159,10 +159,13 @@ def _train(configs, workdirs, progress, label, layout, keep_failures=False):
         check_examples(compiled.task, part, data.constants)
     examples_digest = data_kept.digest(data)
     records: list[RunDirectory] = []
+    unknown: list[Path] = []
     try:
         for config, workdir in zip(configs, workdirs, strict=True):
             check_interrupt()
-            records.append(_open(compiled, config, data, examples_digest, workdir))
+            records.append(_open(compiled, config, data, examples_digest, workdir, unknown))
+        if devices.is_main():
+            data_kept.warn(unknown)
         running = [record for record in records if record.open or record.untouched]
         for record in records:
             if record not in running:
@@ -203,7 +206,7 @@ def _where(records, runs) -> str:
     )
 
 
-def _open(compiled, config, data, examples_digest, workdir):
+def _open(compiled, config, data, examples_digest, workdir, unknown):
     split = build.split_of(config, data)
     asked = json.loads(config.to_json())
     config, plan = allowed.planned(config, split.counts, compiled)
@@ -211,7 +214,8 @@ def _open(compiled, config, data, examples_digest, workdir):
     initial = compiled.initialize(jax.random.key(config.seeds.model), mechanisms.knobs_of(config), whole)
     initial = jax.tree.map(np.asarray, initial)
     known = links_kept.check(config, workdir)
-    data_kept.check(examples_digest, workdir)
+    if not data_kept.check(examples_digest, workdir):
+        unknown.append(workdir)
     record = RunDirectory(asked, config, split, data, initial, workdir, compiled.task, origin)
     if devices.is_main():
         links_kept.write(known, workdir)

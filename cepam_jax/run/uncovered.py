@@ -59,8 +59,8 @@ IN_PYTHON = (
     f"reports of step(), evaluate_clients() and metrics of training examples: {_FOR_WHOM}",
     f"other federations and runs on the same data: {_SHARED}",
     f"the seeds: 32-bit numbers; {_SEEDS}; the ledger says who was drawn",
-    "whoever is behind a client: where the examples of one person lie with several clients, an epsilon "
-    "protects what each of them holds",
+    "whoever is behind a client or an example: where several are of one person, an epsilon protects one of "
+    "them alone",
     "the model that training begins with, its frozen parameters too, if they were computed from the clients' "
     "data",
     "Python code that is handed over: parts are taken at their word, and a function that reads the clients' "
@@ -76,12 +76,19 @@ def of_clients(config) -> tuple[str, ...]:
             "which client holds which example: it follows from all labels or sizes, and is taken as given"
         )
     text = config.get("text", {})
+    # At example level no windows overlap: a rule of texts refuses it.
     if kind != "natural" and config.task == "next_character" and text["stride"] <= text["context"]:
         found.append(
             "a character: windows of the text overlap, and those that have it may lie with several clients; "
-            "an epsilon protects what one client holds"
+            + _PROTECTS["client"]
         )
     return tuple(found)
+
+
+_PROTECTS = {
+    "client": "an epsilon protects what one client holds",
+    "example": "an epsilon protects one example",
+}
 
 
 def with_owners(federation: Any, holders: int) -> Any:
@@ -94,9 +101,11 @@ def with_owners(federation: Any, holders: int) -> Any:
     if holders <= 1:
         return federation
     said = (
-        f"an owner: the examples of one, a speaker or a hospital, lie with up to {holders} clients, and an "
-        "epsilon protects what one client holds; config.partition.kind='natural' makes owners clients"
+        f"an owner: the examples of one, a speaker or a hospital, lie with up to {holders} clients, and "
+        f"{_PROTECTS[federation.unit]}"
     )
+    if federation.unit == "client":
+        said += "; config.partition.kind='natural' makes owners clients"
     return federation._replace(not_covered=(said, *federation.not_covered))
 
 

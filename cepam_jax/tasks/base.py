@@ -68,6 +68,8 @@ class Task(NamedTuple):
       project: statistics -> statistics, brings back into their range what noise carried out of it; None: any
         number is in range.
       lower: metrics beside the headline of which less is better.
+      undefined: metrics that some examples leave undefined, NaN, such as the area under the ROC curve where
+        all outcomes are alike; of any other metric NaN means that the model diverged.
       whole: Model -> the Model of which this task trains a part: all that the network computes with stands in
         its parameters; None: all is trained, and the Model is whole.
       begin: (whole Model, key) -> Model, the part of it that is trained and what stays frozen, the inverse of
@@ -85,6 +87,7 @@ class Task(NamedTuple):
     formats: Mapping[str, str] = MappingProxyType({"loss": ".3f"})
     project: Callable[[Any], Any] | None = None
     lower: tuple[str, ...] = ("loss",)
+    undefined: tuple[str, ...] = ()
     whole: Callable[[Model], Model] | None = None
     begin: Callable[[Model, jax.Array], Model] | None = None
     turned: Callable[[Batch], Batch] | None = None

@@ -75,6 +75,7 @@ def binary_outcome(config, specification) -> Task:
         formats={"loss": ".3f", "accuracy": ".3f", "auc": ".4f"},
         project=net.project,
         lower=("loss", "auc_error", "calibration"),
+        undefined=("auc", "auc_error", "sensitivity"),
         check=_check,
     )
 

@@ -115,17 +115,8 @@ def _bytes(data: Any) -> bytes:
 
 def _check_message(message: Message, template: Message) -> None:
     """Raises ConfigError unless the message has the arrays that the mechanism's messages have."""
-
-    arrays, expected = _described(message), _described(template)
-    require(
-        arrays == expected, "dict of the message's arrays", arrays, f"{expected}, as its mechanism writes"
-    )
-
-
-def _described(tree: Message) -> dict[str, str]:
-    """Kind and shape of every leaf of a tree, by its place in the tree."""
-    named, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(at): f"{leaf.dtype}{list(np.shape(leaf))}" for at, leaf in named}
+    arrays, expected = (side.described(each).replace("\n", ", ") for each in (message, template))
+    require(arrays == expected, "arrays of the message", arrays, f"{expected}, as its mechanism writes")
 
 
 def pack(

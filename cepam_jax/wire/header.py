@@ -179,6 +179,8 @@ def parse(data: bytes) -> tuple[Header, int]:
     truncated = WireError(f"the message is truncated: {len(data)} bytes do not hold its header")
     if len(data) >= BARE_BYTES and data[0] >> 4 == VERSION and data[0] & 12 == BARE:
         return Header(data[0] & 15), BARE_BYTES
+    if len(data) >= BARE_BYTES and 0 < data[0] >> 4 < VERSION and data[0] & 12 == BARE:
+        raise _of_version(data[0] >> 4)
     if len(data) < _FRONT.size:
         raise truncated
     magic, version, kind, hints = _FRONT.unpack_from(data)
@@ -188,9 +190,11 @@ def parse(data: bytes) -> tuple[Header, int]:
             f"{MAGIC!r}"
         )
     if version >> 4 != VERSION:
-        raise WireError(f"the message has format version {version >> 4}; this program reads {VERSION}")
+        raise _of_version(version >> 4)
     if version & 15 & ~(EXCEPTIONS | OFFSETS):
-        raise WireError(f"the message is corrupt: its header has the flags {version & 15}, which none has")
+        raise WireError(
+            f"the message is corrupt: its header has the flags {version & 15}, which no such message has"
+        )
     at, numbers = _FRONT.size, []
     for _ in range(3):
         number = 0
@@ -209,6 +213,11 @@ def parse(data: bytes) -> tuple[Header, int]:
     packed = int.from_bytes(hints, "little")
     unpacked = tuple(packed >> 6 * i & 63 for i in range(4))
     return Header(version & 15, kind, unpacked, *numbers), at + 4
+
+
+def _of_version(number: int) -> WireError:
+    """The error for a message of another version."""
+    return WireError(f"the message has format version {number}; this program reads {VERSION}")
 
 
 def read(data: bytes, kind: int, length: int, expectation: Expectation) -> tuple[Header, bytes]:

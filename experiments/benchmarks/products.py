@@ -47,7 +47,9 @@ def alone(function, *arguments):
     """
     found = list(_each(jax.make_jaxpr(function)(*arguments).jaxpr))
     factors = [
-        tuple(jax.random.normal(jax.random.key(i), v.aval.shape, v.aval.dtype) for v in equation.invars)
+        tuple(
+            jax.random.normal(jax.random.key(i), v.aval.shape).astype(v.aval.dtype) for v in equation.invars
+        )
         for i, (equation, _) in enumerate(found)
     ]
 

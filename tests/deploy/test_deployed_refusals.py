@@ -452,7 +452,7 @@ def test_other_versions_than_were_agreed_to_are_refused_by_name(made, name):
     more = {"versions": found["versions"] | {"numpy": "1"}}
     with pytest.raises(ConfigError, match=r"^version of numpy is .*not known here.* 1, as was agreed to"):
         agreement.read(json.dumps(found | more))
-    for schema in (1, 2):
+    for schema in (1, 2, 3):
         with pytest.raises(ConfigError, match=rf"^schema of the agreement is {schema}"):
             agreement.read(json.dumps(found | {"schema": schema}))
 
@@ -476,6 +476,22 @@ def test_nothing_is_counted_on_draws(ends):
     text = spent.report(ends.server)
     assert "nothing is counted on hidden draws" in text and "metrics.jsonl" not in text
     assert "the open round" in text and "rounds that failed" not in text
+
+
+def test_a_deployment_says_that_owners_are_dealt_out(tmp_path):
+    """As a simulation does: two clients that each hold patients of all hospitals are no hospitals."""
+    fields = {"num_clients": 2, "evaluation.clients": "none"}
+    for kind in ("iid", "natural"):
+        (tmp_path / kind).mkdir()
+    dealt = federation.made(tmp_path / "iid", federation.small(**fields, **{"partition.kind": "iid"}))
+    said = "an owner: the examples of one, a speaker or a hospital, lie with up to 2 clients"
+    assert dealt.agreement.holders == 2 and said in spent.report(dealt.server())
+    found = json.loads(dealt.agreement.text)
+    for wrong in (0, 3, "2", None):
+        with pytest.raises(ConfigError, match="holders of the agreement is .*from 1 to 2"):
+            agreement.read(json.dumps(found | {"holders": wrong}))
+    whole = federation.made(tmp_path / "natural", federation.small(**fields))
+    assert whole.agreement.holders == 1 and "an owner:" not in spent.report(whole.server())
 
 
 @pytest.mark.parametrize("relation", ["add_remove", "replace"])

@@ -32,7 +32,7 @@ def test_products_alone_are_all_of_them_and_nothing_else():
 
     def function(a):
         def step(x, _):
-            return jnp.tanh(x @ jnp.ones((4, 4))).astype(jnp.float32), None
+            return jnp.tanh(x @ jnp.ones((4, 4), x.dtype)).astype(x.dtype), None
 
         return jax.lax.scan(step, a, length=7)[0] @ jnp.ones((4, 2))
 
@@ -40,6 +40,7 @@ def test_products_alone_are_all_of_them_and_nothing_else():
     call = alone(function, a)
     assert products(call) == products(function, a) == 7 * 48 + 24
     assert len(call()) == 2 and np.isfinite(call()).all()
+    assert alone(function, a.astype(jnp.int32))()[0].dtype == jnp.int32  # of integers
     text = str(jax.make_jaxpr(call)())
     assert text.count("dot_general") == 2 and "tanh" not in text
 

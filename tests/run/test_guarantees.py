@@ -304,6 +304,10 @@ def test_owners_whose_examples_lie_with_several_clients_are_not_covered():
     assert [owner in text for text in said.values()] == [False, True, False]
     assert [character in text for text in said.values()] == [False, True, True]
     assert len({text.splitlines()[1] for text in said.values()}) == 1  # epsilons are as they were
+    config = config_of(**EXAMPLES)
+    text = guarantees.report_text(config, COUNTS, holders=3)
+    assert "example level" in text and f"{owner} up to 3 clients, and an epsilon protects one example" in text
+    assert "partition.kind='natural'" not in text  # owners as clients would protect no owner
 
 
 def test_a_target_is_met_and_budgets_end(tmp_path, capsys):

@@ -319,16 +319,21 @@ def test_a_run_does_not_go_on_with_other_data(run, monkeypatch, capsys):
             with pytest.raises(CheckpointMismatchError, match=f"a run on other {what}.* than these"):
                 train(run, rounds=8)
         assert content(run) == before
-    for damaged, what in ((b"\xff\xfe\x00", "a run on other examples"), (b"\n", "is empty: whether")):
+    for damaged in (b"\xff\xfe\x00", b"\n", b"", b"0" * 63, path.read_bytes()[:-9], path.read_bytes() * 2):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointMismatchError, match=what):
+        with pytest.raises(CheckpointDamagedError, match="data.sha256 is no digest of data: whether"):
             train(run, rounds=8)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointDamagedError, match="data.sha256 is no digest of data: whether"):
+        train(run, rounds=8)
+    path.rmdir()
     path.write_text(kept.split()[0] + "\n")  # as in a run of an earlier version
     assert len(train(run, rounds=8)) == 5 and path.read_text().strip() == kept
     path.unlink()  # as in a run of a version before that
     capsys.readouterr()
     assert len(train(run, rounds=10)) == 6 and path.exists()
-    assert "has no data.sha256" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("no data.sha256, the digest of the examples") == 1
 
 
 def test_a_run_stopped_before_its_first_block_begins_again_without_a_word(run, finished, capsys):

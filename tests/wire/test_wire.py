@@ -19,9 +19,10 @@ from mechanisms.programs import EACH, KEYS, KNOBS, LONG, NAMES, SHORT, compiled
 
 from cepam_jax import mechanisms, wire
 from cepam_jax.errors import ConfigError
-from cepam_jax.mechanisms import Message, latents
+from cepam_jax.mechanisms import Message, Transform, latents
 from cepam_jax.mechanisms.lattices import LATTICES, most_tries
-from cepam_jax.wire import WireError, coder, header
+from cepam_jax.wire import WireError, body, coder, header
+from cepam_jax.wire.format import _context as context_of
 
 
 def encoded(name, length, scale=0.1, seed=0):
@@ -268,6 +269,18 @@ def test_what_differs_is_named():
 STEP = programs.float32(sigma=0.001, step=0.02, bits=3, clip=1)
 PUBLIC = STEP._replace(scale=np.int32([3]))
 HALVES = ((2, 3), (4,))
+
+
+def scaled(by):
+    """A step of one's own that says what its inverse goes by."""
+    return Transform(
+        "scaled",
+        forward=lambda keys, x, knobs: (x * np.float32(by), None),
+        inverse=lambda shared, y, side, knobs, d: y / np.float32(by),
+        identity=f"by {by}",
+    )
+
+
 FOREIGN = {
     "the rate of a lattice": (mechanisms.sdq(), mechanisms.sdq(rate="sigma")),
     "a rate that is measured": (mechanisms.sdq(), mechanisms.sdq(rate="bits")),
@@ -286,6 +299,9 @@ FOREIGN = {
         mechanisms.clipped(granularity="tensor"),
     ),
     "cells of a secure sum": (mechanisms.secure_sum(cells=1.5), mechanisms.secure_sum(cells=4)),
+    "what a step before is undone by": tuple(
+        mechanisms.chain(scaled(by), mechanisms.sdq(segments=(10,))) for by in (2.0, 3.0)
+    ),
 }
 
 
@@ -301,6 +317,15 @@ def test_messages_of_another_mechanism_are_refused(what, bare):
         assert wire.unpack(data, mine, KEYS.shared, knobs, 10).length == 10
         with pytest.raises(WireError, match="another mechanism|other tensors"):
             wire.unpack(data, other, KEYS.shared, theirs, 10)
+        if knobs is theirs:  # or they alone would do
+            assert said_of(mine, knobs) != said_of(other, knobs)
+
+
+def said_of(mechanism, knobs):
+    """What both sides must agree on of a mechanism and its tensors, as the check of a message has it."""
+    found = context_of(mechanism, KEYS.shared, knobs, 10, 0, 0)
+    expected = body._expectation(found, body._layout(found))
+    return expected.mechanism, expected.segments
 
 
 def sums_that_vanish(check):
@@ -339,8 +364,8 @@ def test_who_has_no_key_cannot_seal_other_bytes():
 def test_headers_that_nobody_wrote_are_named():
     data = wire.pack(encoded("lrsuq_gaussian_z1", SHORT), compiled("lrsuq_gaussian_z1"), KEYS.shared, KNOBS)
     for changed, text in (
-        (data[:2] + bytes([data[2] | 8]) + data[3:], "flags 8, which none has"),
-        (data[:2] + bytes([data[2] | header.BARE]) + data[3:], "flags 4, which none has"),
+        (data[:2] + bytes([data[2] | 8]) + data[3:], "flags 8, which no such message has"),
+        (data[:2] + bytes([data[2] | header.BARE]) + data[3:], "flags 4, which no such message has"),
         (data[:7] + b"\xff\xff\xff\xff\x7f" + data[8:], "a number of more than 32 bits"),
     ):
         with pytest.raises(WireError, match=text):
