@@ -13,6 +13,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+from scheduling import (  # noqa: F401  the hooks
+    FILE,
+    mode_of,
+    pytest_collection_modifyitems,
+    pytest_xdist_make_scheduler,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,9 +122,8 @@ def pytest_runtest_setup(item):
     with it. What was compiled the one way is let go of before the other begins, lest a test to the bit
     compares two compilers.
     """
-    mark = item.get_closest_marker("compiled_fast")
-    mode = mark is not None, mark is None or mark.kwargs.get("mlir", False)  # fast, and with MLIR
-    if mark or "jax" in sys.modules:
+    mode = mode_of(item)
+    if mode[0] or "jax" in sys.modules:
         import jax  # noqa: PLC0415  after the variables are set below
 
         if _mode[0] != mode:
@@ -144,19 +149,6 @@ def bounded_memory():
         _at_least[0] = max(
             MEMORY, resident() + MEMORY / 4
         )  # what is alive would not be freed by asking again
-
-
-def pytest_collection_modifyitems(items):
-    """Tests of one group one after the other, in every file, so that they find what the group compiled."""
-
-    def group(item):
-        mark = item.get_closest_marker("xdist_group")
-        return mark.args[0] if mark and mark.args else item.nodeid
-
-    first = {}
-    for number, item in enumerate(items):
-        first.setdefault(group(item), number)
-    items.sort(key=lambda item: first[group(item)])
 
 
 @pytest.hookimpl(trylast=True)
@@ -210,6 +202,7 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):
         config.compilation_cache = tempfile.mkdtemp(prefix="cepam_jax_tests_")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compilation_cache
+        os.environ[FILE] = os.path.join(config.compilation_cache, "scopes.json")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 

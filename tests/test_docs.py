@@ -59,7 +59,7 @@ PROCESSES = (
     "experiments.benchmarks.sweeps",
 )
 # That commands and blocks run is tested here; what they print is checked against laws elsewhere.
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.spread]
 # Families with data and tasks of their own, which are small: their runs are only cut to a round.
 OWN_DATA = ("configs/hospitals.py", "configs/graphs.py")
 # Programs whose commands the quick tests run too: one of every kind.
