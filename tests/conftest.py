@@ -73,10 +73,14 @@ def free() -> None:
 
 
 _mode = [(False, True)]
-# This option has XLA write machine code without MLIR. At the lowest level compiling then takes half the time.
-# XLA has it as long as JAX is 0.10. Later ones end a process that is given a flag they do not know.
+# These options have XLA write machine code without MLIR, in two parts and not in 32. At the lowest level
+# compiling then takes less than half the time. XLA has them as long as JAX is 0.10. Later ones end a process
+# that is given a flag they do not know.
 _OLD = importlib.metadata.version("jaxlib").startswith("0.10.")
-WITHOUT_MLIR = {"xla_cpu_use_fusion_emitters": False} if _OLD else {}
+WITHOUT_MLIR = (
+    {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 2} if _OLD else {}
+)
+_AS_USERS = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
 _of_users = []
 
 
@@ -108,7 +112,7 @@ def _options(*args, **kwargs):
     options = _of_users[0](*args, **kwargs)
     known = dict(options.env_option_overrides)
     # Said either way: where XLA read its flags after they were set here, it has them for good.
-    own = dict.fromkeys(WITHOUT_MLIR, _mode[0][1])
+    own = (_AS_USERS if _mode[0][1] else WITHOUT_MLIR) if WITHOUT_MLIR else {}
     options.env_option_overrides = list({**own, **known}.items())
     return options
 
@@ -197,13 +201,14 @@ def _interruptible():
 
 
 def pytest_configure(config):
-    """What one test or subprocess compiled, the others read: a cache for this test run alone."""
+    """What one test or subprocess compiled, the others read, from a folder of this test run or the user's."""
     _interruptible()
     if not hasattr(config, "workerinput"):
         config.compilation_cache = tempfile.mkdtemp(prefix="cepam_jax_tests_")
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compilation_cache
         os.environ[FILE] = os.path.join(config.compilation_cache, "scopes.json")
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(config.compilation_cache, "jax"))
+        # The smallest are compiled most often; to read one takes a tenth of the time.
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 def pytest_unconfigure(config):

@@ -1,10 +1,13 @@
 """The examples run, cut short, and show what they say."""
 
 import numpy as np
+import pytest
 
 from cepam_jax import mechanisms
 from cepam_jax.privacy.accounting import rounded_up
 from examples import characters, own_model, own_quantizer, privacy_report
+
+pytestmark = pytest.mark.compiled_fast
 
 
 def test_own_model(capsys):

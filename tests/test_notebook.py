@@ -3,7 +3,10 @@
 import json
 
 import matplotlib
+import pytest
 from conftest import ROOT
+
+pytestmark = pytest.mark.compiled_fast
 
 NOTEBOOK = ROOT / "docs/first_steps.ipynb"
 

@@ -21,6 +21,8 @@ from configs.hospitals import get_config
 from experiments import hospitals as printed
 from experiments.intervals import area_interval, wilson
 
+pytestmark = pytest.mark.compiled_fast
+
 
 def test_hospitals_are_always_the_same_and_differ_in_size_and_case_mix():
     data = sources.load_examples("hospitals")

@@ -99,10 +99,12 @@ def check(found: str, workdir: Path, name: str = "--workdir") -> bool:
 def warn(workdirs: Sequence[Path]) -> None:
     """Says of which runs `check` did not know whether they have these examples."""
     if workdirs:
-        others = f" and {len(workdirs) - 1} others" if len(workdirs) > 1 else ""
+        who = (
+            f"{workdirs[0]} has" if len(workdirs) == 1 else f"{workdirs[0]} and {len(workdirs) - 1} more have"
+        )
         say(
-            f"{workdirs[0]}{others}: no {_NAME}, the digest of the examples; whether these are the ones that "
-            "the run began with, nobody can tell"
+            f"{who} no {_NAME}, the digest of its examples: whether these are the ones that the run began "
+            "with, nobody can tell"
         )
 
 

@@ -26,6 +26,8 @@ from cepam_jax.errors import (
 )
 from cepam_jax.run import allowed, guarantees
 
+pytestmark = pytest.mark.compiled_fast
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

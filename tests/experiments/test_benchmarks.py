@@ -12,6 +12,8 @@ from cepam_jax import mechanisms
 from experiments.benchmarks import accelerator, processes, profile, quantizer
 from experiments.benchmarks import workloads as w
 
+pytestmark = pytest.mark.compiled_fast
+
 
 def run(root, *arguments):
     command = [sys.executable, "-m", *arguments]

@@ -7,6 +7,8 @@ import pytest
 from experiments.benchmarks import cost
 from experiments.benchmarks.workloads import MECHANISMS
 
+pytestmark = pytest.mark.compiled_fast
+
 
 @functools.cache
 def beyond_fedavg(name, counts=True):

@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cepam_jax import models
 from experiments.benchmarks.products import alone, products, yardstick
 from experiments.benchmarks.round import PlainNetwork, client_call
+
+pytestmark = pytest.mark.compiled_fast
 
 
 def test_products_of_matrices_in_loops_and_of_convolutions():

@@ -28,6 +28,8 @@ from cepam_jax.tasks.base import TASKS
 from configs import digits, shakespeare
 from experiments import exported
 
+pytestmark = pytest.mark.compiled_fast
+
 needs_flatbuffers = pytest.mark.skipif(
     util.find_spec("flatbuffers") is None,
     reason="jax.export needs flatbuffers: pip install -r requirements-export.txt",

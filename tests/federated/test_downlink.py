@@ -15,6 +15,8 @@ from cepam_jax.mechanisms import Keys, Knobs
 from cepam_jax.run.config import validate
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 ROUNDS, D = 40, 400
 
 

@@ -13,6 +13,8 @@ from cepam_jax.mechanisms import Knobs
 from cepam_jax.privacy.calibrate import expected_bits
 from cepam_jax.theory import rate
 
+pytestmark = pytest.mark.compiled_fast
+
 RULES = {"plateau": control.plateau, "signal_to_noise": control.signal_to_noise, "greedy": control.greedy}
 START = Knobs(sigma=jnp.float32([0.5, 0.7]), clip=jnp.float32([1.0, 2.0]))
 D = 6

@@ -15,6 +15,8 @@ from cepam_jax.federated import greedy, rounds, summed
 from cepam_jax.federated.aggregation import AGGREGATORS
 from cepam_jax.federated.state import client_keys
 
+pytestmark = pytest.mark.compiled_fast
+
 
 def sums(**arguments):
     return mechanisms.chain(mechanisms.clip("l2"), mechanisms.secure_sum(**arguments))

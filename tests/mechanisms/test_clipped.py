@@ -15,6 +15,8 @@ from cepam_jax.mechanisms.clipped import (
     percentile_threshold,
 )
 
+pytestmark = pytest.mark.compiled_fast
+
 SIZE = 20_000
 LAWS = {
     "gaussian": lambda random: random.normal(size=SIZE),

@@ -65,7 +65,9 @@ def test_vmap_over_clients_equals_a_loop(name):
         fraction=[0.01, 0.1, 0.5, 0.9, 1.0],
     )
     clients = (programs.client_keys(), xs, knobs)
-    together = jax.tree.map(np.asarray, programs.together(name)(*clients))
+    message, decoded = programs.together(name)(*clients)
+    bits = programs.bits_together(name)(clients[0], message, knobs)
+    together = jax.tree.map(np.asarray, (message, decoded, bits))
     for k in range(programs.CLIENTS):
         keys, x, own = jax.tree.map(lambda a, k=k: a[k], clients)
         message = mechanism.encode(keys, x, own)

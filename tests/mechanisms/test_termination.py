@@ -9,6 +9,8 @@ from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import Keys, Knobs, lattices, rsuq
 
+pytestmark = pytest.mark.compiled_fast
+
 KEYS = Keys(jax.random.key(1), jax.random.key(2))
 TARGETS = {"gaussian": ("Z2", "Z3", "A2", "D4", "E8"), "laplace": ("Z2", "A2", "D4")}
 CASES = [(target, lattice) for target, names in TARGETS.items() for lattice in names]

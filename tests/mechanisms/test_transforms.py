@@ -8,6 +8,8 @@ from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import Knobs, transforms
 
+pytestmark = pytest.mark.compiled_fast
+
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e3, 1e30])

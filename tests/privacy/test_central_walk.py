@@ -6,12 +6,15 @@ A lower bound is wrong with probability 1e-5: a false alarm of the whole file ha
 import math
 
 import numpy as np
+import pytest
 from privacy import small_federation
 from privacy.test_walk import CLIENTS, TRIALS, config_of
 
 from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms.registry import CONFIGURABLE, Entry
+
+pytestmark = pytest.mark.compiled_fast
 
 WALK = 10
 

@@ -19,6 +19,8 @@ from cepam_jax.run import guarantees
 from cepam_jax.run.config import validate
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 CLIENTS, TRIALS = 4, 40_000
 WALK = 12
 # Attacks that say something finite, and that need no labels.

@@ -9,6 +9,8 @@ import pytest
 from cepam_jax.run import training
 from configs import digits
 
+pytestmark = pytest.mark.compiled_fast
+
 _EVENT = "/jax/core/compile/backend_compile_duration"
 
 

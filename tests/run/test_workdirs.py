@@ -333,7 +333,7 @@ def test_a_run_does_not_go_on_with_other_data(run, monkeypatch, capsys):
     path.unlink()  # as in a run of a version before that
     capsys.readouterr()
     assert len(train(run, rounds=10)) == 6 and path.exists()
-    assert capsys.readouterr().err.count("no data.sha256, the digest of the examples") == 1
+    assert capsys.readouterr().err.count("has no data.sha256, the digest of its examples") == 1
 
 
 def test_a_run_stopped_before_its_first_block_begins_again_without_a_word(run, finished, capsys):

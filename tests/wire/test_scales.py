@@ -13,6 +13,8 @@ from cepam_jax import mechanisms, wire
 from cepam_jax.mechanisms import Knobs, code_length, exact, fitted, laws, scale_code
 from cepam_jax.wire import WireError, coder, header, scales
 
+pytestmark = pytest.mark.compiled_fast
+
 LENGTHS = (32, 224, 32, 1024, 32, 1024, 2, 192, 1)
 KNOBS = Knobs(sigma=np.float32(0.1))
 

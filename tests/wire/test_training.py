@@ -8,12 +8,11 @@ from cepam_jax.errors import ConfigError, NonFiniteUpdateError
 from cepam_jax.run.training import train
 from configs import digits
 
-pytestmark = pytest.mark.usefixtures("no_picture")
-SLOW = (pytest.mark.slow, pytest.mark.compiled_fast)
+pytestmark = [pytest.mark.usefixtures("no_picture"), pytest.mark.compiled_fast]
 
 
 def slow(*case):
-    return pytest.param(*case, marks=SLOW)
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 def config_of(variant, **fields):
