@@ -123,8 +123,7 @@ def remainder(norm: cells.NormLaw, scales: scale_mixtures.Parabolas) -> Remainde
     )
     have = [np.zeros(len(log)), np.zeros(len(log))]
     own = slice(outside - 1, outside - 1 + _BINS)
-    have[0][own] = scale_mixtures.cdf(norm, scales, np.exp(inner))
-    have[1][own] = scale_mixtures.cdf(norm, scales, np.exp(inner), upper=True)
+    have[0][own], have[1][own] = scale_mixtures.cdf(norm, scales, np.exp(inner))
     have[0][own.stop :], have[1][: own.start] = 1.0, 1.0
     want = [f(half, np.exp(2 * log) / 2) for f in (special.gammainc, special.gammaincc)]
     small = want[0][1:] < 0.5

@@ -53,20 +53,22 @@ def ball_volume(n: int) -> float:
     return math.pi ** (n / 2) / math.gamma(n / 2 + 1)
 
 
-def cdf(norm: cells.NormLaw, law: Parabolas, radii: np.ndarray, upper: bool = False) -> np.ndarray:
-    """P(S T <= r), or P(S T > r) if `upper`, f64[k] at radii f64[k]; a small one is precise relatively."""
+def cdf(norm: cells.NormLaw, law: Parabolas, radii: np.ndarray) -> np.ndarray:
+    """P(S T <= r) and P(S T > r), f64[2, k] at radii f64[k]; a small one is precise relatively."""
 
     def inside(piece: int, v: np.ndarray) -> np.ndarray:
         value = chebyshev.chebval(2 * v - 1, norm.cdf[:, piece])
-        return 1 - value if upper else value
+        return np.stack([value, 1 - value])
 
-    return np.array([_mean(norm, law, r, 0, float(upper), float(not upper), inside) for r in radii])
+    beyond = np.array([0.0, 1.0]), np.array([1.0, 0.0])
+    return np.stack([_mean(norm, law, r, 0, *beyond, inside) for r in radii], 1)
 
 
 def error_density(norm: cells.NormLaw, law: Parabolas, radii: np.ndarray) -> np.ndarray:
     """Density f64[k] in R^n of the error S * R * U at points with norms f64[k]."""
     kernel, below = _kernel(norm)
-    return np.array([_mean(norm, law, r, -norm.dimension, below, 0.0, kernel) for r in radii])
+    beyond = np.array(below), np.array(0.0)
+    return np.array([_mean(norm, law, r, -norm.dimension, *beyond, kernel) for r in radii])
 
 
 def error_density_of_points(
@@ -168,15 +170,21 @@ def _meetings(norm: cells.NormLaw, law: Parabolas, r: float) -> Iterator[tuple[i
 
 
 def _mean(
-    norm: cells.NormLaw, law: Parabolas, r: float, power: int, below: float, above: float, inside: Callable
-) -> float:
-    """E S^power K(r / S), where K is `below` and `above` T's range and inside(piece, v) within."""
-    total = 0.0
+    norm: cells.NormLaw,
+    law: Parabolas,
+    r: float,
+    power: int,
+    below: np.ndarray,
+    above: np.ndarray,
+    inside: Callable,
+) -> np.ndarray:
+    """E S^power K(r / S), f64[...], where K is `below` and `above` T's range and inside(piece, v) within."""
+    total = np.zeros(below.shape)
     for value, edge in ((below, norm.edges[0]), (above, norm.edges[-1])):
-        if value:
+        if value.any():
             start, end = _part(law, r / math.sqrt(edge), upper=edge == norm.edges[0])
             u = start + (end - start) * (_POINTS[:, None] + 1) / 2
             total += value * float(_WEIGHTS @ law.at(u) ** power @ (law.probability * (end - start) / 4))
     for piece, at in _meetings(norm, law, r):
-        total += float(np.sum(inside(piece, at.v) * at.scale**power * at.weight))
+        total += np.sum(inside(piece, at.v) * (at.scale**power * at.weight), (-2, -1))
     return total
