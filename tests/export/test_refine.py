@@ -78,7 +78,7 @@ def test_the_file_has_the_refined_weights(writer):
 
 def test_windows_follow_the_models_own_law(writer):
     """Chi-squared tests of the second character, false alarms 1e-6; a law of other logits fails."""
-    count = 20_000
+    count = 6_000
     windows = np.asarray(writer.head.samples(writer.model, jax.random.key(1), count))
     assert windows.shape == (count, 8) and windows.dtype == np.int32
     logits = np.asarray(jax.jit(writer.function)(writer.leaves, windows))[:, 0]
