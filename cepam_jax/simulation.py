@@ -147,7 +147,8 @@ class Federation:
                 participation=participation,
             )
         self._task, self._clients = task, clients
-        self._account = assembly.account_of(self._parts, Ledger() if ledger is None else ledger)
+        ledger = parts.check_kind("ledger", Ledger() if ledger is None else ledger, Ledger, "a run.Ledger")
+        self._account = assembly.account_of(self._parts, ledger)
         self._round, self._start = jax.jit(make_round(self.plan)), jax.jit(self._initial)
         self._evaluate = jax.jit(evaluation.make_evaluate(task, _AT_A_TIME))
         self._evaluate_clients = jax.jit(evaluation.make_evaluate(task, _AT_A_TIME, "test"))

@@ -1,5 +1,6 @@
 """Laws of a federation put together in Python: the configured round and ledger, nothing undercounted."""
 
+import functools
 import math
 import re
 import subprocess
@@ -18,7 +19,8 @@ from cepam_jax.data import sources
 from cepam_jax.errors import ConfigError, DatasetError, NonFiniteUpdateError
 from cepam_jax.federated.state import client_keys
 from cepam_jax.privacy.accounting import rounded_up
-from cepam_jax.run import build, checkpoints, ledger, training
+from cepam_jax.run import build, checkpoints, guarantees, ledger, training
+from cepam_jax.simulation import Seeds
 from configs import digits
 
 pytestmark = pytest.mark.compiled_fast
@@ -460,12 +462,70 @@ def test_noise_of_a_round_that_failed_is_not_used_for_other_updates():
     assert "no guarantee (round 2 was run from different states" in fed.privacy()
 
 
+def test_a_round_that_failed_is_not_run_again_by_another_process():
+    """Its updates were sent with its noise, which then hides two of each client."""
+    fed = federation(optimizer=lambda n: optax.sgd(jnp.where(n == 2, jnp.inf, 0.1)))
+    state = after(fed, 2)
+    with pytest.raises(NonFiniteUpdateError):
+        fed.step(state)
+    again = federation(optimizer=optax.sgd(0.1), ledger=ledger.read(fed.ledger.text()))
+    again.step(state)
+    assert "no guarantee (round 3 was run from different states with the same noise" in again.privacy()
+
+
 def test_a_ledger_that_was_given_is_gone_on_from():
     first = federation()
     after(first, 2)
-    second = federation(sigma=0.6, ledger=first.ledger)
+    second = federation(sigma=0.5, ledger=first.ledger)
     after(second, 1)
     assert "no guarantee (round 1 was run from different states with the same noise" in second.privacy()
+
+
+def test_noise_that_another_federation_chose_is_planned_by_nobody():
+    """Perhaps by what was released before: of a rule that is steered by hand that is refused, too."""
+    first = federation()
+    state = after(first, 2)
+    other = federation(sigma=0.2, ledger=first.ledger)
+    other.step(state)
+    assert "no guarantee (rounds of the ledger applied other knobs than this" in other.privacy()
+    same_plan = federation(control=RISING)
+    state = after(same_plan, 2)
+    goes_on = federation(control=RISING, ledger=same_plan.ledger)
+    goes_on.step(state)
+    assert "no guarantee" not in goes_on.privacy().splitlines()[0]
+
+
+def test_a_public_seed_is_no_secret():
+    """Who knows the seed of the first model would know all noise, were they one number."""
+    quantizer = mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq("gaussian"))
+    for seed, public in ((3, True), (Seeds(1, 3, 3), False), (Seeds(3, 4, 3), True)):
+        fed = federation(quantizer, seeded=True, seed=seed)
+        after(fed, 1)
+        said = "no guarantee (clients make the first model from a public seed" in fed.privacy()
+        assert said == public
+    config = digits.get_config("cepam_gaussian")
+    config.downlink.name, config.downlink.start = "clipped", "seed"
+    for model in (0, 1):
+        config.seeds.model = model
+        text = guarantees.report_text(config, np.full(config.num_clients, 100))
+        assert ("clients make the first model from a public seed" in text) == (model == 0)
+
+
+@pytest.mark.parametrize("generator", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_noise_does_not_follow_jaxs_default_generator(generator):
+    """Under `unsafe_rbg` round 1 of client 0 would have the noise of round 0 of client 1."""
+    usual = federation()
+    config, split = digits.get_config("cepam_gaussian"), CLIENTS.split
+    config.num_clients = 4
+    with jax.default_prng_impl(generator):
+        for arrays in (federation().arrays, build.client_arrays(config, split)):
+            keys = [client_keys(arrays, n, k) for n in range(4) for k in range(4)]
+            words = [jax.random.key_data(key) for training, both in keys for key in (training, *both)]
+            assert len({tuple(np.asarray(word).tolist()) for word in words}) == 3 * 16
+        same(
+            jax.random.key_data(federation().arrays.training_key),
+            jax.random.key_data(usual.arrays.training_key),
+        )
 
 
 def bounded(norm, size=0.01, unit="client"):
@@ -675,6 +735,21 @@ WRONG = [
     ),
     ({"optimizer": "adam"}, "optimizer is 'adam'; it must be an optax optimizer"),
     ({"steps": 0}, "steps is 0; it must be a whole number of at least 1"),
+    ({"steps": 2**32 + 1}, "steps is 4294967297; it must be a whole number of at least 1 and below 2**31"),
+    ({"optimizer": functools.partial(optax.sgd, momentum=0.9)}, "optimizer is the function optax.sgd itself"),
+    ({"wire": "no"}, "wire is 'no'; it must be True or False"),
+    ({"error_feedback": "False"}, "error_feedback is 'False'; it must be True or False"),
+    ({"server": optax.lbfgs()}, "server cannot take a step with the model's gradients"),
+    ({"ledger": "x"}, "ledger is 'x'; it must be a run.Ledger"),
+    ({"control": federated.Control(lambda s, k, n: k._replace(step=k.step * 2))}, "control gives no knobs"),
+    (
+        {"aggregator": federated.Aggregator(weights=lambda s, p: -jnp.ones(4))},
+        "weights of the aggregator is [-1",
+    ),
+    (
+        {"aggregator": federated.Aggregator(weights=lambda s, p: jnp.ones(3))},
+        "shape of the aggregator's weights",
+    ),
     ({"batch_size": 0}, "batch_size is 0; it must be an integer of at least 1"),
     ({"steps": 2**27, "batch_size": 16}, "steps is 134217728; it must be below 2**31 / batch_size"),
     ({"normalize": True, "update_kind": "gradient"}, "normalize is True; it must be False where update_kind"),

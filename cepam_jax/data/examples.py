@@ -134,11 +134,14 @@ def _array(name, array) -> np.ndarray:
         raise DatasetError(f"{name} is {kind}; it must be a NumPy array of numbers")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DatasetError(f"{name} holds NaN or infinite numbers")
-    wanted = _TYPES.get(array.dtype, array.dtype)
+    native = array.dtype.newbyteorder("=")
+    wanted = _TYPES.get(native, native)
+    if array.dtype.itemsize > 8:
+        raise DatasetError(f"{name} is {array.dtype}; it must have at most 64 bits a number")
     if array.dtype.kind in "iu" and array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
         raise DatasetError(f"{name} holds integers that 32 bits do not")
     if (
-        array.dtype == np.float64
+        native == np.float64
         and np.abs(array, where=array != 0, out=np.zeros_like(array)).max(initial=0) > 3e38
     ):
         raise DatasetError(f"{name} holds numbers that 32-bit floats do not")

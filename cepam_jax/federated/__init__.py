@@ -32,7 +32,7 @@ from cepam_jax.federated.links import Links
 from cepam_jax.federated.local import Influence, LocalTraining, LocalUpdate, Trained, make_local_update
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.rounds import initial_state, make_round
-from cepam_jax.federated.state import ClientArrays, Report, RoundReport, State, shared_key
+from cepam_jax.federated.state import ClientArrays, Report, RoundReport, State, root_key, shared_key
 
 __all__ = [
     "AGGREGATORS",
@@ -70,6 +70,7 @@ __all__ = [
     "precision",
     "quantile_clip",
     "robust",
+    "root_key",
     "scheduled",
     "shared_key",
     "signal_to_noise",

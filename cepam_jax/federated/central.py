@@ -30,7 +30,7 @@ from cepam_jax.federated import poisson, round_keys
 from cepam_jax.federated.aggregation.base import AGGREGATORS, Aggregator
 from cepam_jax.federated.plan import Plan
 from cepam_jax.federated.state import ClientArrays, Report
-from cepam_jax.mechanisms import About, Keys, Knobs, Mechanism
+from cepam_jax.mechanisms import RANGE, About, Keys, Knobs, Mechanism
 from cepam_jax.mechanisms.latents import TARGETS
 from cepam_jax.mechanisms.noise import add_noise
 from cepam_jax.mechanisms.transforms import clip
@@ -76,8 +76,13 @@ def added(plan: Plan, round_number, arrays: ClientArrays, knobs: Knobs, aggregat
     if plan.server_noise is None:
         return aggregate
     key = round_keys.of_round(arrays.training_key, round_number, round_keys.SERVER_NOISE)
-    size = Knobs(sigma=deviation(plan, arrays, knobs, report))
-    return add_noise(plan.server_noise).forward(Keys(key, key), aggregate, size)[0]
+    add, size = add_noise(plan.server_noise).forward, deviation(plan, arrays, knobs, report)
+    if not plan.poisson or plan.mechanism.about.outsiders is None:
+        return add(Keys(key, key), aggregate, Knobs(sigma=size))[0]
+    # What is filled up may be little, or nothing: a coordinate is too large only beside all noise of the sum.
+    unit = add(Keys(key, key), jnp.zeros_like(aggregate), Knobs(sigma=jnp.float32(1)))[0]
+    whole = jnp.sqrt(_whole(plan, arrays, knobs)) / poisson.expected_weight(plan, arrays)
+    return jnp.where(jnp.abs(aggregate) <= RANGE * whole, aggregate + size * unit, jnp.nan)
 
 
 def deviation(plan: Plan, arrays: ClientArrays, knobs: Knobs, report: Report) -> jax.Array:
@@ -102,15 +107,26 @@ def of_participants(knobs: Knobs, report: Report) -> jax.Array:
 
 def _missing(plan: Plan, arrays: ClientArrays, knobs: Knobs, report: Report) -> jax.Array:
     """The same under Poisson sampling: what participants leave of the largest noise of all places."""
+    squares = _squares(plan, arrays, knobs)
+    if plan.mechanism.about.outsiders is None:
+        variance = _whole(plan, arrays, knobs)
+    else:  # place by place, where rounding makes little of nothing, and no large part of what is there
+        assert report.present is not None
+        came = jnp.where(report.present > 0, squares[jnp.minimum(report.client, len(squares) - 1)], 0.0)
+        variance = jnp.sum(jnp.maximum(jnp.max(squares) - came, 0.0))
+    return jnp.sqrt(variance) / poisson.expected_weight(plan, arrays)
+
+
+def _squares(plan: Plan, arrays: ClientArrays, knobs: Knobs) -> jax.Array:
+    """f32[clients], variance of each client's part of the noise of the sum, its own or what stands for it."""
     about = plan.mechanism.about
     own = knobs.sigma if about.outsiders is None else about.outsiders.deviation(knobs)
-    squares = jnp.square(poisson.weights_of_all(plan, arrays) * own)
-    variance = plan.per_round * jnp.max(squares)
-    if about.outsiders is not None:
-        assert report.present is not None
-        came = jnp.minimum(report.client, len(squares) - 1)
-        variance -= jnp.sum(jnp.where(report.present > 0, squares[came], 0.0))
-    return jnp.sqrt(jnp.maximum(variance, 0.0)) / poisson.expected_weight(plan, arrays)
+    return jnp.square(poisson.weights_of_all(plan, arrays) * own)
+
+
+def _whole(plan: Plan, arrays: ClientArrays, knobs: Knobs) -> jax.Array:
+    """f32[], variance of the noise of the sum under Poisson sampling, whoever comes."""
+    return plan.per_round * jnp.max(_squares(plan, arrays, knobs))
 
 
 def check(plan: Plan) -> None:

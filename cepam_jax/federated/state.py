@@ -191,4 +191,13 @@ def shared_key(seed: int) -> jax.Array:
     Set apart from the training key: with equal seeds, whoever knows a client's shared key would
     otherwise know its private key, which is folded out of the same root.
     """
-    return jax.random.fold_in(jax.random.key(seed), np.uint32(0x53484152))
+    return jax.random.fold_in(root_key(seed), np.uint32(0x53484152))
+
+
+def root_key(seed: int) -> jax.Array:
+    """Root of a seed's randomness, of Threefry whatever generator JAX has by default.
+
+    The noise of every round and client is folded out of it, and there is a generator (`unsafe_rbg`) whose
+    fold_in gives round 1 of client 0 what it gives round 0 of client 1.
+    """
+    return jax.random.key(seed, impl="threefry2x32")

@@ -146,7 +146,7 @@ def _least(guarantee: Guarantee, delta: float) -> tuple[float, str]:
 
 _OTHERS = "who else takes part, the noise and the numbers of examples stay"
 _KEPT = "who takes part, the noise and the numbers of examples stay"
-_ABSENT = f"add/remove: a client, or none in its place, so that it never takes part; {_OTHERS}"
+_ABSENT = f"a client, or none in its place, so that it never takes part; {_OTHERS}"
 _RELATION = {
     ("client", "add_remove"): f"add/remove: a client's update, or zero in its place; {_KEPT}",
     ("client", "replace"): f"replace: a client's update, or any other in its place; {_KEPT}",
@@ -236,6 +236,26 @@ def report(federation: Federation, delta: float) -> list[Row]:
     return rows
 
 
+def _relations(federation: Federation, rows: list[Row]) -> list[str]:
+    """What is neighbouring to what, in a line, or in two where that differs between adversaries.
+
+    Who is not drawn by Poisson sampling sends nothing, and the noise of a sum that the server fills up is
+    the same with a client and without. A client's own noise goes with it: what counts on that compares with a
+    client that comes as often, and whose update is zero.
+    """
+    kind = federation.unit, federation.relation
+    named = [row.adversary for row in rows if math.isfinite(row.epsilon.min())]
+    hidden = ("released_model", "colluding_clients") if federation.filled else ()
+    absent = [name for name in named if name in hidden and kind == ("client", "add_remove")]
+    present = [name for name in named if name not in absent]
+    if not absent:
+        return [_RELATION[kind]] if present else []
+    if not present:
+        return [f"add/remove: {_ABSENT}"]
+    first, _, rest = _RELATION[kind].partition(": ")
+    return [f"{first} of {', '.join(absent)}: {_ABSENT}", f"{first} of {', '.join(present)}: {rest}"]
+
+
 def text(federation: Federation, delta: float) -> str:
     """The report as text: a line for each adversary, then what no epsilon covers.
 
@@ -250,12 +270,7 @@ def text(federation: Federation, delta: float) -> str:
       ConfigError: the federation or delta is not valid.
     """
     rows = report(federation, delta)
-    lines = [row.text() for row in rows]
-    if any(math.isfinite(row.epsilon.min()) for row in rows):
-        kind = federation.unit, federation.relation
-        # Who is not drawn by Poisson sampling sends nothing at all, and zeros may decode to something else.
-        absent = federation.sampling == "poisson" and kind == ("client", "add_remove")
-        lines.append(_ABSENT if absent else _RELATION[kind])
+    lines = [row.text() for row in rows] + _relations(federation, rows)
     lines += [f"not covered: {item}" for item in federation.not_covered]
     largest = rows[0].epsilon.max()  # against the weakest adversary
     if math.isfinite(largest) and largest > 100:

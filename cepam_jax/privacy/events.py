@@ -212,14 +212,19 @@ def released_model(federation: Federation) -> list[Guarantee]:
     law = federation.outsiders
     if federation.central:
         return _of_sum(federation, "whoever sees the model", federation.hidden)
+    if by_own_noise(federation):
+        adversary = "whoever sees the model"
+        return _own_noise(federation, law, lambda phase: phase.outsiders, adversary)
+    return _of_sum(federation, "whoever sees the model", federation.hidden)
+
+
+def by_own_noise(federation: Federation) -> bool:
+    """Whether a client counts on its own noise alone, not on that of a sum, against the released model."""
     summed = federation.aggregation == "weighted_sum" and federation.fresh and federation.summable
     alone = (federation.sampling == "poisson" and not federation.filled) or (
         not federation.independent_coordinates
     )
-    if law != "gaussian" or not summed or alone:
-        adversary = "whoever sees the model"
-        return _own_noise(federation, law, lambda phase: phase.outsiders, adversary)
-    return _of_sum(federation, "whoever sees the model", federation.hidden)
+    return federation.outsiders != "gaussian" or not summed or alone
 
 
 def _of_sum(federation: Federation, adversary: str, hidden: bool) -> list[Guarantee]:

@@ -16,7 +16,7 @@ from cepam_jax.federated.control import Control
 from cepam_jax.federated.control.filters import Filtered, spent_of
 from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import provenance
-from cepam_jax.run.ledger import Ledger
+from cepam_jax.run.ledger import Ledger, planned
 from cepam_jax.run.provenance import Parts
 
 Mark = tuple[int, int]
@@ -57,6 +57,8 @@ class Account:
         self._steered: set[int] = set()
         self._missing = 0
         self._foreign = 0
+        self._tried = 0  # rounds that the noise was used of, those that failed too
+        self._other = not rule.adaptive and not _planned_by(rule, knobs, ledger)
 
     @property
     def without_rounds(self) -> str:
@@ -78,23 +80,22 @@ class Account:
         """
         number, before, result = int(state.round), mark(state), mark(after)
         self._used(number, before)
+        beyond = number > self._next
         if self._results.setdefault(number, result) != result:
             self._reused.add(number)
         self._made.add(result)
         self._missing = max(self._missing, number - self._next)
         self._next = max(self._next, number + 1)
-        if not (
-            self._as_filtered(state, before)
-            if self._rule.adaptive
-            else self._as_planned(number, report.knobs)
-        ):
+        if self._rule.adaptive:
+            planned = self._as_filtered(state, before)
+        else:  # beyond is refused for another reason, and the plan may be as long as the number is wrong
+            planned = beyond or self._as_planned(number, report.knobs)
+        if not planned:
             self._steered.add(number)
         self.ledger = self.ledger.add(_block(report), self._parts.clients, self._parts)
 
     def _as_planned(self, number: int, applied: Knobs) -> bool:
         """Whether a round applied what its rule plans, which it does unless its state was changed by hand."""
-        if number > self._next:
-            return True  # refused for another reason; the plan may be as long as the number is wrong
         while self._rule.advance and len(self._rule_states) <= number:
             self._rule_states.append(self._rule.advance(self._rule_states[-1]))
         state = self._rule_states[number if self._rule.advance else 0]
@@ -123,13 +124,15 @@ class Account:
           report: its RoundReport on the host.
         """
         self._used(int(state.round), mark(state))
+        self._tried = max(self._tried, int(state.round) + 1)
         clients, names = self._parts.clients, self._names
         self.ledger = self.ledger.add_failure(_block(report), clients, names, self._parts)
 
     @property
     def whole(self) -> Ledger:
         """The ledger with all that a federation in another process must know of it."""
-        return self.ledger._replace(refused=self.refused, exposes=self.exposes, reached=self._next)
+        reached = max(self._next, self._tried)
+        return self.ledger._replace(refused=self.refused, exposes=self.exposes, reached=reached)
 
     def _used(self, number: int, before: Mark) -> None:
         """Notes from which state the noise of a round was used."""
@@ -150,7 +153,13 @@ class Account:
         if self._reused:
             reasons.append(
                 f"round {_named(self._reused)} was run from different states with the same noise, which "
-                "their difference lacks, or may have been in an earlier process; use another seed"
+                "their difference lacks, or may have been in an earlier process: a ledger goes on where its "
+                "rounds ended, and knows of no seeds"
+            )
+        if self._other:
+            reasons.append(
+                "rounds of the ledger applied other knobs than this federation's rule plans: what set these, "
+                "perhaps what was released before, no composition here covers"
             )
         if self._missing:
             reasons.append(
@@ -175,6 +184,23 @@ class Account:
                 "what they hold beyond what its rounds released"
             )
         return tuple(found)
+
+
+def _planned_by(rule: Control, knobs: Knobs, ledger: Ledger) -> bool:
+    """Whether rounds of a ledger applied what a rule plans for one of so many."""
+    if not ledger.entries:
+        return True
+    with jax.enable_x64(False):
+        plan = planned(rule, knobs, max(ledger.rounds, ledger.reached or 0)).entries
+    return all(any(_alike(entry.knobs, one.knobs) for one in plan) for entry in ledger.entries)
+
+
+def _alike(knobs: Knobs, others: Knobs) -> bool:
+    pairs = zip(knobs, others, strict=True)
+    return all(
+        (one is None) == (other is None) and (one is None or np.allclose(one, other, rtol=1e-4))
+        for one, other in pairs
+    )
 
 
 def _block(report):

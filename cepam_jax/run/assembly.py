@@ -13,7 +13,9 @@ from cepam_jax.federated import (
     LocalTraining,
     Plan,
     constant,
+    facts,
     poisson,
+    root_key,
     shared_key,
     summed,
 )
@@ -25,7 +27,7 @@ from cepam_jax.federated.links import checked as checked_links
 from cepam_jax.federated.participation import SAMPLINGS
 from cepam_jax.federated.plan import CLIENTS
 from cepam_jax.mechanisms import Knobs
-from cepam_jax.run import devices, guarantees, late, parts, provenance, uncovered
+from cepam_jax.run import devices, guarantees, late, parts, provenance, refusals, uncovered
 from cepam_jax.run.account import Account
 from cepam_jax.run.ledger import Ledger
 from cepam_jax.tasks.base import Model, Task, check_examples, check_model
@@ -48,6 +50,7 @@ class Assembled(NamedTuple):
       model: shapes of the task's Model.
       seeds: Seeds.
       remembers: whether clients send later what their messages lost.
+      weighed: whether the mean step weight of a round may depend on who came.
       hidden: whether what updates are divided by tells nothing about who was drawn.
       exposes: what shapes the result without noise, in words.
     """
@@ -57,6 +60,7 @@ class Assembled(NamedTuple):
     model: Model
     seeds: Seeds
     remembers: bool
+    weighed: bool
     hidden: bool
     exposes: tuple[str, ...]
 
@@ -124,6 +128,8 @@ def assemble(
     alarm = byzantine.false_alarm if byzantine else None
     paired = bool(byzantine and byzantine.pairs)
     rule = parts.aggregator_of(aggregator, clients.split.counts)
+    for name, value in (("error_feedback", error_feedback), ("wire", wire), ("seeded", seeded)):
+        parts.check_kind(name, value, bool | np.bool_, "True or False")
     known = None if links is None else checked_links(links, clients.number, per_round)
     ends = "slowest" if links is None else links.ends
     if attack is not None or alarm is not None or ends != "slowest":
@@ -140,7 +146,7 @@ def assemble(
         local_update=with_false_labels(update, task, attack),
         mechanism=built,
         aggregator=rule,
-        server=parts.server_of(server),
+        server=parts.server_of(server, task),
         segments=tuple(leaf.size for leaf in leaves),
         per_round=per_round,
         per_chunk=devices.at_once(asked, per_round, present),
@@ -159,6 +165,7 @@ def assemble(
         server_noise=server_noise,
         poisson=expected,
     )
+    _check_weights(plan, clients.split.counts, each)
     seeds = _seeds(seed)
     arrays = ClientArrays(
         examples=clients.examples,
@@ -167,7 +174,7 @@ def assemble(
         counts=clients.split.counts,
         steps=each_steps,
         knobs=each,
-        training_key=jax.random.key(seeds.training),
+        training_key=root_key(seeds.training),
         shared_key=shared_key(seeds.shared),
         liars=liars,
         strength=strength if liars is not None else None,
@@ -179,6 +186,7 @@ def assemble(
         model,
         seeds,
         remembers=bool(error_feedback),
+        weighed=local is not None or settings.normalize,
         # What an update was divided by reaches the model; of one's own it may tell who was drawn. With
         # momentum of their own clients send what depends on when they were drawn before.
         hidden=local is None
@@ -186,6 +194,19 @@ def assemble(
         and not (settings.normalize and (plan.poisson or np.ptp(each_steps) > 0)),
         exposes=parts.exposed(clients, settings, each_steps),
     )
+
+
+def _check_weights(plan: Plan, counts, knobs: Knobs) -> None:
+    """Checks the first weights of a rule that weighs all clients before the round; ConfigError says how."""
+    rule, clients = plan.aggregator, len(counts)
+    if rule.weights is None:
+        return
+    state = rule.initialize(sum(plan.segments)) if rule.initialize else None
+    found = np.asarray(rule.weights(state, facts.public(plan, np.asarray(counts), knobs)))
+    require(found.shape == (clients,), "shape of the aggregator's weights", found.shape, f"({clients},)")
+    good = np.isfinite(found).all() and (found >= 0).all() and (found > 0).any()
+    allowed = "finite numbers, none below zero and not all of them zero"
+    require(bool(good), "weights of the aggregator", found.tolist(), allowed)
 
 
 def _seeds(seed: Any) -> Seeds:
@@ -223,7 +244,14 @@ def facts_of(built: Assembled, account: Account | None, relation: str) -> guaran
         masked=plan.mechanism.code.weight is not None,
         hidden=built.hidden and plan.ends == "slowest",
         exposes=(*(account.exposes if account else ()), *built.exposes),
-        refused=(*(account.refused if account else ()), *late.refused(plan.mechanism.about, plan.ends)),
+        refused=(
+            *(account.refused if account else ()),
+            *late.refused(plan.mechanism.about, plan.ends),
+            *refusals.of_seeds(built.seeds, plan.seeded),
+            *refusals.of_step_weights(
+                "poisson" if plan.poisson else "", plan.server_noise is not None, built.weighed
+            ),
+        ),
         always=uncovered.IN_PYTHON,
         start=built.arrays.knobs,
         central=plan.server_noise,

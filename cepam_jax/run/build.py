@@ -264,7 +264,8 @@ def client_arrays(
         They go into the keys: with the run that made that model no noise is shared, though the seeds be
         equal.
     """
-    training, shared = jax.random.key(config.seeds.training), federated.shared_key(config.seeds.shared)
+    training = federated.root_key(config.seeds.training)
+    shared = federated.shared_key(config.seeds.shared)
     for word in origin:
         training, shared = (jax.random.fold_in(key, np.uint32(word)) for key in (training, shared))
     liars, strength = byzantine.liars_of(config)

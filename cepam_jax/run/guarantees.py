@@ -113,7 +113,7 @@ def facts_of(config, counts) -> Facts:
         and not (config.local.normalize and config.participation.sampling == "poisson")
         and (not config.local.normalize or np.ptp(build.steps_of(config, counts)) == 0),
         exposes=tuple(exposes),
-        refused=late.refused(about, ends),
+        refused=late.refused(about, ends) + refusals.of_config(config),
         start=mechanisms.knobs_of(config),
         central=settings.target if config.server.noise else None,
         poisson=config.participation.sampling == "poisson",

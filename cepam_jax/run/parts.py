@@ -1,5 +1,6 @@
 """From what a researcher hands over in Python to the parts of a round: checked early, named in messages."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -114,8 +115,11 @@ def local_update(task: Task, training: LocalTraining, optimizer: Optimizer | Non
         raise ConfigError("optimizer is given; update_kind 'gradient' takes no local steps: leave it out")
     if training.normalize:
         raise ConfigError("normalize is True; it must be False with an optimizer: its weights are not known")
-    if callable(optimizer) and str(getattr(optimizer, "__module__", "")).startswith("optax"):
-        name = getattr(optimizer, "__name__", "sgd")
+    whole = optimizer
+    while isinstance(whole, functools.partial):
+        whole = whole.func
+    if callable(whole) and str(getattr(whole, "__module__", "")).startswith("optax"):
+        name = getattr(whole, "__name__", "sgd")
         raise ConfigError(f"optimizer is the function optax.{name} itself; call it, as in optax.{name}(0.1)")
     for name in ("learning_rate", "momentum"):
         value, usual = getattr(training, name), LocalTraining._field_defaults[name]
@@ -125,12 +129,12 @@ def local_update(task: Task, training: LocalTraining, optimizer: Optimizer | Non
         made = made(jnp.int32(0))
     allowed = "an optax optimizer, or a function of the round that gives one"
     require(isinstance(made, optax.GradientTransformation), "optimizer", made, allowed)
-    _check_optimizer(task, made)
+    _check_optimizer("optimizer", task, made)
     return local.make_local_update(task, training, optimizer)
 
 
-def _check_optimizer(task: Task, optimizer: optax.GradientTransformation) -> None:
-    """ConfigError if it wants more than gradients, its state and parameters, as a line search does."""
+def _check_optimizer(name: str, task: Task, optimizer: optax.GradientTransformation) -> None:
+    """ConfigError, with this name, if it wants more than gradients, its state and parameters."""
 
     def step():
         params = task.initialize(jax.random.key(0)).params
@@ -141,8 +145,8 @@ def _check_optimizer(task: Task, optimizer: optax.GradientTransformation) -> Non
         jax.eval_shape(step)
     except (TypeError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"optimizer cannot take a step with the model's gradients, its state and the parameters alone, "
-            f"and local training gives it nothing else: {type(error).__name__}: {error}"
+            f"{name} cannot take a step with the model's gradients, its state and the parameters alone, and "
+            f"a round gives it nothing else: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -153,8 +157,10 @@ def client_steps(steps, clients: int) -> np.ndarray:
       ConfigError: they are no whole numbers of at least 1, or not as many.
     """
     array = np.asarray(steps)
-    whole = array.dtype.kind in "iu" and array.shape in ((), (clients,)) and array.min() >= 1
-    require(whole, "steps", steps, f"a whole number of at least 1, or {clients} of them, one for each client")
+    whole = array.dtype.kind in "iu" and array.shape in ((), (clients,)) and 1 <= array.min()
+    good = whole and array.max() < 2**31
+    allowed = f"a whole number of at least 1 and below 2**31, or {clients} of them, one for each client"
+    require(good, "steps", steps, allowed)
     return np.broadcast_to(array, (clients,)).astype(np.int32)
 
 
@@ -183,12 +189,30 @@ def check_control(rule, knobs: Knobs, names: tuple[str, ...]) -> Control:
       ConfigError: they are not; says how.
     """
     require(isinstance(rule, Control), "control", rule, "a federated.Control")
-    state = rule.initialize(knobs) if rule.initialize else None
-    first = rule.knobs(state, knobs, jnp.int32(0))
+    alone = rule.most is None or rule.budget is not None
+    require(alone, "most of the control rule", rule.most, "None where it states no budget")
+
+    def begin():
+        state = rule.initialize(knobs) if rule.initialize else None
+        return rule.knobs(state, knobs, jnp.int32(0))
+
+    try:  # traced first: inside a round it is, too
+        jax.eval_shape(begin)
+        first = begin()
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"control gives no knobs from those at the start ({_given(knobs)}): {type(error).__name__}: "
+            f"{error}"
+        ) from error
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (knobs, first)]
     require(shapes[0] == shapes[1], "shapes of the control rule's knobs", shapes[1], f"{shapes[0]}")
     knob_values.check(first, [name for name in names if name != "scale"])
     return rule
+
+
+def _given(knobs: Knobs) -> str:
+    """Names of the knobs that are given."""
+    return ", ".join(name for name, value in knobs._asdict().items() if value is not None) or "none"
 
 
 def check_kind(name: str, value: Any, kind: Any, allowed: str) -> Any:
@@ -227,11 +251,13 @@ def check_own_local(update: Any, given: bool) -> LocalUpdate:
     return update
 
 
-def server_of(optimizer: Any) -> optax.GradientTransformation:
+def server_of(optimizer: Any, task: Task) -> optax.GradientTransformation:
     """The server's optimizer; by default one that adds the aggregate."""
     if optimizer is None:
         return optax.sgd(1.0)
-    return check_kind("server", optimizer, optax.GradientTransformation, "an optax optimizer")
+    check_kind("server", optimizer, optax.GradientTransformation, "an optax optimizer")
+    _check_optimizer("server", task, optimizer)
+    return optimizer
 
 
 def exposed(clients: Clients, training: LocalTraining, steps: np.ndarray) -> tuple[str, ...]:

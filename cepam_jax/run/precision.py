@@ -1,13 +1,16 @@
 """The report on privacy, with what 32-bit arithmetic leaves out and how much that is where it is known."""
 
 import math
+import re
 from typing import NamedTuple
 
 import numpy as np
 
 from cepam_jax import privacy
+from cepam_jax.federated import poisson
 from cepam_jax.mechanisms import About
 from cepam_jax.privacy import arithmetic, noise_sums
+from cepam_jax.privacy.events import by_own_noise
 
 
 class Drawn(NamedTuple):
@@ -30,16 +33,24 @@ def drawn_by(about: About) -> Drawn | None:
     """How a mechanism's noise is drawn, by its name; None for one that was not measured."""
     *steps, last = about.name.split("+")
     rotated = "rotate" in steps
-    own = last.startswith("jopeq-") or last == "secure-sum"
-    if own or any(step.endswith("-noise") for step in steps):
+    own = _JOPEQ.fullmatch(last) or last == "secure-sum"
+    if own or {"gaussian-noise", "laplace-noise"} & set(steps):
         return Drawn(1.0, 1, rotated)
-    if last.startswith("lrsuq-"):
+    if _LRSUQ.fullmatch(last):
         return Drawn(0.0, about.block, rotated)
-    if last.startswith("rotated-"):
+    if _CELLS.fullmatch(last):
         return Drawn(0.0, about.block, rotated, cells=True)
-    if last.startswith("split-"):
-        return Drawn(float(last.split("-")[1]), 1, rotated, cells="-rotated-" in last)
+    if found := _SPLIT.fullmatch(last):
+        return Drawn(float(found["share"]), 1, rotated, cells=found["cells"] is not None)
     return None
+
+
+# Names that this project gives; of mechanisms with other ones nothing was measured.
+_LATTICE = "(A2|D4|E8|Z[1-9])"
+_LRSUQ = re.compile(f"lrsuq-(gaussian|laplace)-{_LATTICE}")
+_JOPEQ = re.compile(f"jopeq-(gaussian|laplace)-{_LATTICE}")
+_CELLS = re.compile(f"rotated-{_LATTICE}")
+_SPLIT = re.compile(rf"split-(?P<share>[\d.e-]+)-(?P<cells>rotated-)?{_LATTICE}")
 
 
 def report(about: About, federation: privacy.Federation, delta: float, coordinates: int = 0) -> str:
@@ -71,7 +82,7 @@ def words_of(about: About, federation: privacy.Federation, delta: float, coordin
         end += arithmetic.layers_end("rotated" if drawn.cells else law, about.block) * math.sqrt(
             1 - drawn.share
         )
-    chance = _chance_beyond(law, drawn.block, end, federation)
+    chance = _chance_beyond(law, drawn.block, end, federation, lambda phase: phase.outsiders)
     unit = "deviations" if law == "gaussian" else "times its scale b"
     text += (
         f"; it ends at {end:.2f} {unit}, and an update that lies on one coordinate leaves that range with "
@@ -79,13 +90,18 @@ def words_of(about: About, federation: privacy.Federation, delta: float, coordin
     )
     if chance > delta:
         who = "colluding_clients and decoded_updates"
+        if by_own_noise(federation):
+            who = "released_model, colluding_clients and decoded_updates"
         who = "released_model and colluding_clients" if federation.central else who
         text += f", more than delta = {delta:g}: the epsilons against {who} are those of noise without end"
+    text += _against_the_server(federation, delta)
     if drawn.share == 1 or not coordinates:
         return text
     padded = 1 << (coordinates - 1).bit_length() if drawn.rotated else coordinates
-    rounds = sum(phase.rounds for phase in federation.phases)
-    blocks = -(-padded // about.block) * rounds * federation.per_round
+    rounds, most = sum(phase.rounds for phase in federation.phases), federation.per_round
+    if federation.sampling == "poisson":
+        most = poisson.places(len(federation.clip), federation.per_round)
+    blocks = -(-padded // about.block) * rounds * most
     distance = arithmetic.total_variation("rotated" if drawn.cells else law, about.block, blocks)
     what = "errors of rotated cells" if drawn.cells else "radii of LRSUQ's layers"
     return (
@@ -94,7 +110,22 @@ def words_of(about: About, federation: privacy.Federation, delta: float, coordin
     )
 
 
-def _chance_beyond(law, block, end, federation) -> float:
+def _against_the_server(federation: privacy.Federation, delta: float) -> str:
+    """The same of what the server faces, the noise from private keys alone, where that is less."""
+    law = federation.server
+    if law is None or federation.central or federation.summed:
+        return ""
+    end = arithmetic.ADDITIVE_ENDS[law]
+    chance = _chance_beyond(law, 1, end, federation, lambda phase: phase.server)
+    if chance <= delta:
+        return ""
+    return (
+        f"; what the server faces ends at {end:.2f}, and the probability is {chance:.1e}, more than delta = "
+        f"{delta:g}: the epsilon against server is that of noise without end"
+    )
+
+
+def _chance_beyond(law, block, end, federation, own) -> float:
     """Of the least protected client over all rounds, if it takes part in all of them.
 
     Where a budget B is spent by results, rounds have f times the shift, and sum f^2 <= B. With g(u) the
@@ -106,7 +137,7 @@ def _chance_beyond(law, block, end, federation) -> float:
             if federation.central:
                 noise = privacy.noise_scale(law, noise_sums.multipliers(federation, phase))
             else:
-                noise = privacy.noise_scale(law, phase.outsiders) / privacy.bounds(federation, phase)
+                noise = privacy.noise_scale(law, own(phase)) / privacy.bounds(federation, phase)
             shift = privacy.reach(federation) / noise
         if federation.budget is None:
             total += phase.rounds * arithmetic.beyond(law, block, end, np.minimum(shift, 1e3))

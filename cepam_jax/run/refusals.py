@@ -12,6 +12,44 @@ if TYPE_CHECKING:
     from cepam_jax.run.guarantees import Facts
 
 
+def of_seeds(seeds, public: bool) -> tuple[str, ...]:
+    """Why nothing is guaranteed where a public seed is one of those of the noise.
+
+    Args:
+      seeds: with model, training and shared, whole numbers.
+      public: whether clients make the first model from the model's seed, so that everybody knows it.
+    """
+    if not public or seeds.model not in (seeds.training, seeds.shared):
+        return ()
+    return (
+        "clients make the first model from a public seed, and all noise is made from the same number: give "
+        "the model a seed of its own",
+    )
+
+
+def of_step_weights(sampling: str, by_server: bool, varying: bool) -> tuple[str, ...]:
+    """Why nothing is guaranteed where what the result is multiplied by tells who came.
+
+    Args:
+      sampling: of the participants.
+      by_server: whether the server adds noise, so that a client that never comes is what is compared with.
+      varying: whether the mean step weight of a round may depend on who came.
+    """
+    if sampling != "poisson" or not by_server or not varying:
+        return ()
+    return (
+        "the result is multiplied by the mean step weight of those who came, beside the noise, and who comes "
+        "is a secret under Poisson sampling with noise by the server",
+    )
+
+
+def of_config(config) -> tuple[str, ...]:
+    """Both of a configuration."""
+    return of_seeds(config.seeds, config.downlink.start == "seed") + of_step_weights(
+        config.participation.sampling, config.server.noise, config.local.normalize
+    )
+
+
 def of_run(facts: Facts, ledger: Ledger) -> Iterator[str]:
     """Why no theorem covers this run, whoever looks; nothing where one does."""
     yield from facts.refused

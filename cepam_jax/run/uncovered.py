@@ -63,6 +63,8 @@ IN_PYTHON = (
     "them alone",
     "the model that training begins with, its frozen parameters too, if they were computed from the clients' "
     "data",
+    "when it ends: where what was released decides on that, the number of rounds is a result itself, and the "
+    "epsilon of the longest run that there could have been holds (`planned_rounds`)",
     "Python code that is handed over: parts are taken at their word, and a function that reads the clients' "
     "data by other ways than its arguments is not seen",
 )

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cepam_jax import settings
-from cepam_jax.errors import ConfigError, require
+from cepam_jax.errors import ConfigError, is_whole, require
 from cepam_jax.models.convolution import Conv
 from cepam_jax.tasks.base import Task
 
@@ -73,7 +73,8 @@ def few_bits(task: Task, activations: int = 0, gradients: int = 0) -> Task:
       ConfigError: another number of bits; when it trains, a task that calls no such layer.
     """
     for name, bits in (("activations", activations), ("gradients", gradients)):
-        require(bits == 0 or 2 <= bits <= _MOST_BITS, name, bits, f"0, or from 2 to {_MOST_BITS} bits")
+        good = is_whole(bits) and (bits == 0 or 2 <= bits <= _MOST_BITS)
+        require(good, name, bits, f"0, or from 2 to {_MOST_BITS} bits")
 
     def loss(model, batch, constants, key):
         rounding = _Rounding(activations, gradients, jax.random.fold_in(key, _ROUNDING))
@@ -166,10 +167,13 @@ def _forward(bits, axes, x, words):
     return x, words
 
 
+_GENERATORS = {2: "threefry2x32", 4: "rbg"}  # by words of a key
+
+
 def _backward(bits, axes, words, gradient):
     # A layer inside a scan is traced once, with one key for all steps: the gradient's own bits part them.
     own = jax.lax.bitcast_convert_type(gradient.astype(jnp.float32), jnp.uint32).sum(dtype=jnp.uint32)
-    key = jax.random.fold_in(jax.random.wrap_key_data(words), own)
+    key = jax.random.fold_in(jax.random.wrap_key_data(words, impl=_GENERATORS[words.shape[-1]]), own)
     return at_random(gradient, bits, axes, key), np.zeros(words.shape, jax.dtypes.float0)
 
 

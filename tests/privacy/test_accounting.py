@@ -349,9 +349,20 @@ def test_the_report_names_adversary_unit_delta_and_relation():
     assert "delta = 1e-05" in text and "server: no guarantee (no noise hides" in text
     assert "a client's update, or zero in its place" in text
     assert "not covered: message lengths" in text
-    # Under Poisson sampling who is not drawn sends nothing, and zeros could be decoded to something else.
-    drawn = privacy.text(federation(1.0, 30, 80, sampling="poisson", per_round=3, filled=5), DELTA)
-    assert "a client, or none in its place" in drawn and "zero in its place" not in drawn
+    # Under Poisson sampling who is not drawn sends nothing. Noise that the server fills up is there without
+    # the client, too; a client's own is not, and hides it only from a world where it comes with zeros.
+    poisson = {"sampling": "poisson", "per_round": 3}
+    drawn = privacy.text(federation(1.0, 30, 80, **poisson, filled=5), DELTA)
+    never, zero = (
+        f"add/remove of {who}: a client{what} in its place"
+        for who, what in (
+            ("released_model, colluding_clients", ", or none"),
+            ("decoded_updates", "'s update, or zero"),
+        )
+    )
+    assert never in drawn and zero in drawn
+    alone = privacy.text(federation(1.0, 30, 80, **poisson), DELTA)
+    assert "add/remove: a client's update, or zero in its place" in alone and "never takes part" not in alone
     weak = privacy.text(federation(0.01, 30, 80), DELTA)
     assert "no protection" in weak and "no protection" not in privacy.text(federation(9.0), DELTA)
     mixed = privacy.text(federation(np.linspace(1, 2, 5), 5), DELTA)
