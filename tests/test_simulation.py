@@ -495,6 +495,15 @@ def test_noise_that_another_federation_chose_is_planned_by_nobody():
     assert "no guarantee" not in goes_on.privacy().splitlines()[0]
 
 
+def test_arrays_in_any_byte_order_are_the_same():
+    for kind in (">f4", ">f8", np.float64):
+        turned = cepam.clients({"inputs": X.astype(kind), "labels": Y.astype(">i8")}, owners=OWNERS)
+        same(turned.examples, CLIENTS.examples)
+    if np.dtype(np.longdouble).itemsize > 8:  # not on every machine
+        with pytest.raises(DatasetError, match="it must have at most 64 bits a number"):
+            cepam.clients({"inputs": X.astype(np.longdouble), "labels": Y}, owners=OWNERS)
+
+
 def test_a_public_seed_is_no_secret():
     """Who knows the seed of the first model would know all noise, were they one number."""
     quantizer = mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq("gaussian"))
@@ -737,6 +746,7 @@ WRONG = [
     ({"steps": 0}, "steps is 0; it must be a whole number of at least 1"),
     ({"steps": 2**32 + 1}, "steps is 4294967297; it must be a whole number of at least 1 and below 2**31"),
     ({"optimizer": functools.partial(optax.sgd, momentum=0.9)}, "optimizer is the function optax.sgd itself"),
+    ({"update_kind": "gradient", "momentum": 0.9}, "momentum is 0.9; it must be left out where update_kind"),
     ({"wire": "no"}, "wire is 'no'; it must be True or False"),
     ({"error_feedback": "False"}, "error_feedback is 'False'; it must be True or False"),
     ({"server": optax.lbfgs()}, "server cannot take a step with the model's gradients"),

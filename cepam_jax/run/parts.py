@@ -97,6 +97,9 @@ def local_training(
     for name in fields:
         require(name in names, "argument of Federation", name, "one of " + ", ".join(names))
     training = LocalTraining(steps, batch_size, **fields)
+    for name in ("learning_rate", "momentum", "proximal") if training.update_kind == "gradient" else ():
+        value, usual = getattr(training, name), LocalTraining._field_defaults[name]
+        require(value == usual, name, value, "left out where update_kind is 'gradient', which takes no steps")
     for name, value in training._asdict().items():
         field = FIELDS[f"local.{name}"]
         require(field.test(value), name, value, field.words())

@@ -50,7 +50,9 @@ def network(
     A module whose `__call__` has an argument `train` (or `training`, `is_training`, `deterministic`,
     `use_running_average`) is told by it whether it trains. Collections beside "params", such as
     "batch_stats", become the model's statistics: they are sent with the parameters, which is what makes them
-    part of what a mechanism protects, and variances among them stay positive whatever noise they meet.
+    part of what a mechanism protects. Leaves called "var", as flax's own norms call their variances, are at
+    least zero again after the noise; what else must stay in a range the module keeps there itself. A module
+    may draw from the stream "dropout" and from no other.
 
     Args:
       module: flax.linen module, called as module(inputs[batch, ...]).
