@@ -156,7 +156,7 @@ class Account:
                 "their difference lacks, or may have been in an earlier process: a ledger goes on where its "
                 "rounds ended, and knows of no seeds"
             )
-        if self._other:
+        if self._other and self._rounds:  # as long as it ran none, the ledger is that of the other
             reasons.append(
                 "rounds of the ledger applied other knobs than this federation's rule plans: what set these, "
                 "perhaps what was released before, no composition here covers"
