@@ -13,6 +13,11 @@ _SEEDS = "whoever knows or guesses them has all noise"
 _FOR_THEM = "they are for whoever may see the data"
 _FOR_WHOM = f"losses, norms, signals and message lengths of private updates, without noise; {_FOR_THEM}"
 
+_ENDING = (
+    "an end by hand: where what was released decides that a run ends early, the number of rounds is a result "
+    "itself, and the epsilon of all rounds that were planned holds"
+)
+
 SERVER_NOISE = (
     "the server's honesty: it sees every decoded update, and the noise that it adds and keeps to itself is "
     "all that hides them from the others"
@@ -32,6 +37,7 @@ IN_A_RUN = (
     "the mean and deviation of all training pixels or features, by which inputs, if any, are normalized, "
     "computed without noise",
     f"other runs on the same data: {_SHARED}",
+    _ENDING,
     f"the seeds: 32-bit numbers, in config.json; {_SEEDS}; ledger.jsonl says who was drawn",
 )
 
@@ -48,6 +54,7 @@ IN_A_DEPLOYMENT = (
     "the mean and deviation of all training pixels or features, by which inputs, if any, are normalized, "
     "computed without noise",
     f"other runs on the same data: {_SHARED}",
+    _ENDING,
 )
 
 OPEN_ROUND = (
@@ -63,8 +70,7 @@ IN_PYTHON = (
     "them alone",
     "the model that training begins with, its frozen parameters too, if they were computed from the clients' "
     "data",
-    "when it ends: where what was released decides on that, the number of rounds is a result itself, and the "
-    "epsilon of the longest run that there could have been holds (`planned_rounds`)",
+    _ENDING + " (`planned_rounds`)",
     "Python code that is handed over: parts are taken at their word, and a function that reads the clients' "
     "data by other ways than its arguments is not seen",
 )
