@@ -201,6 +201,7 @@ def _check_weights(plan: Plan, counts, knobs: Knobs) -> None:
     rule, clients = plan.aggregator, len(counts)
     if rule.weights is None:
         return
+    facts.check(plan)  # names what the rule needs of the others, without which its weights are no numbers
     state = rule.initialize(sum(plan.segments)) if rule.initialize else None
     found = np.asarray(rule.weights(state, facts.public(plan, np.asarray(counts), knobs)))
     require(found.shape == (clients,), "shape of the aggregator's weights", found.shape, f"({clients},)")
