@@ -234,7 +234,7 @@ def _code(steps: _Steps) -> Code:
     sparse = last.weight or any(step.weight for step in steps.transforms)
     said = [f"{step.name}: {step.identity}" for step in steps.transforms if step.identity]
     return last._replace(
-        identity="\n".join([*said, *([last.identity] if last.identity else [])]),
+        identity="\n".join(filter(None, [*said, last.identity])),
         key=partial(_code_key, steps),
         size=partial(_code_size, steps),
         weight=partial(_code_weight, steps) if sparse else None,

@@ -57,7 +57,6 @@ class Account:
         self._steered: set[int] = set()
         self._missing = 0
         self._foreign = 0
-        self._tried = 0  # rounds that the noise was used of, those that failed too
         self._other = not rule.adaptive and not _planned_by(rule, knobs, ledger)
 
     @property
@@ -101,8 +100,7 @@ class Account:
         state = self._rule_states[number if self._rule.advance else 0]
         with jax.enable_x64(False):
             expected = self._rule.knobs(state, self._knobs, jnp.int32(number))
-        pairs = zip(jax.tree.leaves(expected), jax.tree.leaves(applied), strict=True)
-        return all(np.allclose(one, other, rtol=1e-4) for one, other in pairs)
+        return _alike(expected, applied)
 
     def _as_filtered(self, state, before: Mark) -> bool:
         """Whether a budget is left as it must be after what the ledger holds, in a state from elsewhere."""
@@ -124,14 +122,13 @@ class Account:
           report: its RoundReport on the host.
         """
         self._used(int(state.round), mark(state))
-        self._tried = max(self._tried, int(state.round) + 1)
         clients, names = self._parts.clients, self._names
         self.ledger = self.ledger.add_failure(_block(report), clients, names, self._parts)
 
     @property
     def whole(self) -> Ledger:
         """The ledger with all that a federation in another process must know of it."""
-        reached = max(self._next, self._tried)
+        reached = max(self._next, *(number + 1 for number in self._rounds), 0)  # those that failed too
         return self.ledger._replace(refused=self.refused, exposes=self.exposes, reached=reached)
 
     def _used(self, number: int, before: Mark) -> None:

@@ -249,9 +249,7 @@ def facts_of(built: Assembled, account: Account | None, relation: str) -> guaran
             *(account.refused if account else ()),
             *late.refused(plan.mechanism.about, plan.ends),
             *refusals.of_seeds(built.seeds, plan.seeded),
-            *refusals.of_step_weights(
-                "poisson" if plan.poisson else "", plan.server_noise is not None, built.weighed
-            ),
+            *refusals.of_step_weights(plan.poisson > 0, plan.server_noise is not None, built.weighed),
         ),
         always=uncovered.IN_PYTHON,
         start=built.arrays.knobs,

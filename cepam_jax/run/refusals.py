@@ -27,15 +27,15 @@ def of_seeds(seeds, public: bool) -> tuple[str, ...]:
     )
 
 
-def of_step_weights(sampling: str, by_server: bool, varying: bool) -> tuple[str, ...]:
+def of_step_weights(poisson: bool, by_server: bool, varying: bool) -> tuple[str, ...]:
     """Why nothing is guaranteed where what the result is multiplied by tells who came.
 
     Args:
-      sampling: of the participants.
+      poisson: whether each client is drawn by itself.
       by_server: whether the server adds noise, so that a client that never comes is what is compared with.
       varying: whether the mean step weight of a round may depend on who came.
     """
-    if sampling != "poisson" or not by_server or not varying:
+    if not (poisson and by_server and varying):
         return ()
     return (
         "the result is multiplied by the mean step weight of those who came, beside the noise, and who comes "
@@ -46,7 +46,7 @@ def of_step_weights(sampling: str, by_server: bool, varying: bool) -> tuple[str,
 def of_config(config) -> tuple[str, ...]:
     """Both of a configuration."""
     return of_seeds(config.seeds, config.downlink.start == "seed") + of_step_weights(
-        config.participation.sampling, config.server.noise, config.local.normalize
+        config.participation.sampling == "poisson", config.server.noise, config.local.normalize
     )
 
 
