@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_simulation import NOISE, federation
+from own_federation import NOISE, federation
 
 from cepam_jax import mechanisms
 from cepam_jax.federated import central

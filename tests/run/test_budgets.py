@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_simulation import federation
+from own_federation import federation
 
 from cepam_jax import federated, mechanisms
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_simulation import federation
+from own_federation import federation
 
 from cepam_jax import federated, privacy
 from cepam_jax.errors import ConfigError

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from own_federation import DATA, RISING, after, bounded, federation
 from run.test_guarantees import config_of
 from run.test_workdirs import flip, largest, timeless
-from test_simulation import DATA, RISING, after, bounded, federation
 
 import cepam_jax as cepam
 from cepam_jax import federated, mechanisms

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from own_federation import after, federation
 from run.test_ledger import FAILS, failing
 from run.test_precision_weights import COUNTS, config_of, printed
-from test_simulation import after, federation
 
 from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError, NonFiniteUpdateError
