@@ -18,6 +18,8 @@ from cepam_jax.theory import cells
 
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(8)  # where a cell meets a piece
 _DEGREE = 44  # of the kernel's polynomials
+# So many radii, or scales, at once: with more, numbers no longer fit the processor's caches.
+_TOGETHER, _IN_CACHE = 24, 1 << 15
 
 
 class Parabolas(NamedTuple):
@@ -41,7 +43,8 @@ class Parabolas(NamedTuple):
 
     def ends(self) -> np.ndarray:
         """Least and largest S of each cell, f64[2, cells]."""
-        return np.sort(self.at(np.array([[-1.0], [1.0]])), 0)
+        ends = self.at(np.array([[-1.0], [1.0]]))
+        return np.stack([ends.min(0), ends.max(0)])
 
     def moment(self, power: int) -> float:
         """E S^power."""
@@ -60,15 +63,17 @@ def cdf(norm: cells.NormLaw, law: Parabolas, radii: np.ndarray) -> np.ndarray:
         value = chebyshev.chebval(2 * v - 1, norm.cdf[:, piece])
         return np.stack([value, 1 - value])
 
-    beyond = np.array([0.0, 1.0]), np.array([1.0, 0.0])
-    return np.stack([_mean(norm, law, r, 0, *beyond, inside) for r in radii], 1)
+    return _means(norm, law, radii, 0, np.array([0.0, 1.0]), np.array([1.0, 0.0]), inside)
 
 
 def error_density(norm: cells.NormLaw, law: Parabolas, radii: np.ndarray) -> np.ndarray:
     """Density f64[k] in R^n of the error S * R * U at points with norms f64[k]."""
     kernel, below = _kernel(norm)
-    beyond = np.array(below), np.array(0.0)
-    return np.array([_mean(norm, law, r, -norm.dimension, *beyond, kernel) for r in radii])
+
+    def inside(piece: int, v: np.ndarray) -> np.ndarray:
+        return kernel(piece, v)[None]
+
+    return _means(norm, law, radii, -norm.dimension, np.array([below]), np.array([0.0]), inside)[0]
 
 
 def error_density_of_points(
@@ -82,14 +87,15 @@ def error_density_of_points(
     rest = np.append(np.cumsum(masses[::-1])[::-1], 0.0)
     found = []
     for r in radii:
-        first, last = np.searchsorted(scales, r / np.sqrt(norm.edges[[-1, 0]]))
-        squared = np.clip((r / scales[first:last]) ** 2, norm.edges[0], norm.edges[-1])
-        which = np.clip(np.searchsorted(norm.edges, squared, side="right") - 1, 0, len(norm.edges) - 2)
-        v = np.sqrt(np.maximum(squared - norm.edges[which], 0) / np.diff(norm.edges)[which])
-        total = below * rest[last]
-        for piece in range(len(norm.edges) - 1):
-            here = which == piece
-            total += kernel(piece, v[here]) @ masses[first:last][here]
+        meets = np.searchsorted(scales, r / np.sqrt(norm.edges[::-1]))  # pieces of T, the last first
+        total = below * rest[meets[-1]]
+        for back, (first, last) in enumerate(itertools.pairwise(meets)):
+            piece = len(norm.edges) - 2 - back
+            least, gap = norm.edges[piece], norm.edges[piece + 1] - norm.edges[piece]
+            for start in range(first, last, _IN_CACHE):
+                some = slice(start, min(start + _IN_CACHE, last))
+                v = np.sqrt(np.clip(((r / scales[some]) ** 2 - least) / gap, 0.0, 1.0))
+                total += kernel(piece, v) @ masses[some]
         found.append(total)
     return np.array(found)
 
@@ -132,59 +138,83 @@ def _place(law: Parabolas, scale: np.ndarray, c: np.ndarray) -> np.ndarray:
     return -2 * flat / (law.slope[c] + np.copysign(root, law.slope[c]))
 
 
-def _part(law: Parabolas, scale: float, upper: bool) -> np.ndarray:
-    """Ends in u, f64[2, cells], of the part of each cell where S is above the scale (or below it)."""
-    low, high = law.ends()
-    rises = np.sign(law.slope)
-    u = np.clip(_place(law, np.full(low.shape, scale), np.arange(len(low))), -1.0, 1.0)
-    u = np.where(scale <= low, -rises, np.where(scale >= high, rises, u))
-    return np.sort(np.stack([u, rises if upper else -rises]), 0)
+def _parts(law: Parabolas, scales: np.ndarray, upper: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Ends in u, f64[k, cells] each, of the part of each cell where S is above scales f64[k] (or below)."""
+    (low, high), scales, rises = law.ends(), scales[:, None], np.sign(law.slope)
+    inner = np.clip(_place(law, scales, np.arange(len(low))), -1.0, 1.0)
+    border = np.where(scales <= low, -rises, np.where(scales >= high, rises, inner))
+    own = rises if upper else -rises
+    return np.minimum(border, own), np.maximum(border, own)
 
 
 class _Meeting(NamedTuple):
-    """Nodes at which cells of S meet a piece of T where S * T = r: f64[k, nodes]."""
+    """Nodes at which cells of S meet a piece of T where S * T is one of the radii: f64[m, nodes].
 
+    Attributes:
+      piece: of T.
+      radius: i64[m], which of the radii; ascending.
+      v: the nodes.
+      scale: S there.
+      weight: P_c du / 2.
+    """
+
+    piece: int
+    radius: np.ndarray
     v: np.ndarray
     scale: np.ndarray
-    weight: np.ndarray  # P_c du / 2
+    weight: np.ndarray
 
 
-def _meetings(norm: cells.NormLaw, law: Parabolas, r: float) -> Iterator[tuple[int, _Meeting]]:
-    """The pieces of T, and where the cells meet them."""
+def _meetings(norm: cells.NormLaw, law: Parabolas, radii: np.ndarray) -> Iterator[_Meeting]:
+    """Of every piece of T, those of all radii f64[k]."""
     low, high = law.ends()
-    radii = np.sqrt(norm.edges)
-    for piece, (left, right) in enumerate(itertools.pairwise(radii)):
-        c = np.flatnonzero((r / low > left) & (r / high < right))
-        gap = norm.edges[piece + 1] - norm.edges[piece]
+    for piece, (left, right) in enumerate(itertools.pairwise(np.sqrt(norm.edges))):
+        which, c = np.nonzero((radii[:, None] / low > left) & (radii[:, None] / high < right))
+        r, gap = radii[which], norm.edges[piece + 1] - norm.edges[piece]
         squared = [np.clip(r / s[c], left, right) ** 2 - norm.edges[piece] for s in (high, low)]
         start, end = (np.sqrt(np.clip(s / gap, 0.0, 1.0))[:, None] for s in squared)
         v = start + (end - start) * (_POINTS + 1) / 2
         squared_t = norm.edges[piece] + gap * v * v
-        scale, c = r / np.sqrt(squared_t), c[:, None]
+        scale, c = r[:, None] / np.sqrt(squared_t), c[:, None]
         rate = np.abs(law.slope[c] + 3 * law.bend[c] * _place(law, scale, c))  # dS/du
         change = scale * gap * v / squared_t  # -dS/dv
-        yield (
-            piece,
-            _Meeting(v, scale, law.probability[c] * change / rate * (end - start) * _WEIGHTS / 4),
-        )
+        weight = law.probability[c] * change / rate * (end - start) * _WEIGHTS / 4
+        yield _Meeting(piece, which, v, scale, weight)
 
 
-def _mean(
+def _means(
     norm: cells.NormLaw,
     law: Parabolas,
-    r: float,
+    radii: np.ndarray,
     power: int,
     below: np.ndarray,
     above: np.ndarray,
     inside: Callable,
 ) -> np.ndarray:
-    """E S^power K(r / S), f64[...], where K is `below` and `above` T's range and inside(piece, v) within."""
-    total = np.zeros(below.shape)
+    """E S^power K(r / S), f64[j, k] at radii f64[k].
+
+    Args:
+      norm: law of T.
+      law: of S.
+      radii: r.
+      power: of S.
+      below: f64[j], K below T's range.
+      above: f64[j], K above it.
+      inside: K within, a function of a piece and of v f64[m, nodes] that returns f64[j, m, nodes].
+    """
+    parts = [radii[start : start + _TOGETHER] for start in range(0, len(radii), _TOGETHER)]
+    return np.concatenate([_some_means(norm, law, part, power, below, above, inside) for part in parts], 1)
+
+
+def _some_means(norm, law, radii, power, below, above, inside) -> np.ndarray:
+    total = np.zeros((len(below), len(radii)))
     for value, edge in ((below, norm.edges[0]), (above, norm.edges[-1])):
         if value.any():
-            start, end = _part(law, r / math.sqrt(edge), upper=edge == norm.edges[0])
-            u = start + (end - start) * (_POINTS[:, None] + 1) / 2
-            total += value * float(_WEIGHTS @ law.at(u) ** power @ (law.probability * (end - start) / 4))
-    for piece, at in _meetings(norm, law, r):
-        total += np.sum(inside(piece, at.v) * (at.scale**power * at.weight), (-2, -1))
+            start, end = _parts(law, radii / math.sqrt(edge), upper=edge == norm.edges[0])
+            u = start + (end - start) * (_POINTS[:, None, None] + 1) / 2
+            powers = np.tensordot(_WEIGHTS, law.at(u) ** power, 1)
+            total += value[:, None] * (powers * (law.probability * (end - start) / 4)).sum(1)
+    for at in _meetings(norm, law, radii):
+        found = np.sum(inside(at.piece, at.v) * (at.scale**power * at.weight), -1)
+        total += np.stack([np.bincount(at.radius, row, len(radii)) for row in found])
     return total
