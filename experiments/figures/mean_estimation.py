@@ -8,6 +8,8 @@ against what 1611.00429 (lemma 3, theorems 2 and 3) predicts or bounds, for bina
 rotated quantizers.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,13 +28,15 @@ _USERS = 500
 _ABOUT_200 = 250  # users that still count as about 200
 
 SETTINGS = [(clients, d) for clients in (10, 100) for d in (64, 1024)]
+K_LEVEL = mechanisms.k_level()
+ROTATED = mechanisms.chain(mechanisms.rotate(), mechanisms.k_level())
 QUANTIZERS = [
     ("binary", 2, mechanisms.binary()),
-    ("k-level", 4, mechanisms.k_level()),
-    ("k-level", 16, mechanisms.k_level()),
-    ("rotated", 2, mechanisms.chain(mechanisms.rotate(), mechanisms.k_level())),
-    ("rotated", 4, mechanisms.chain(mechanisms.rotate(), mechanisms.k_level())),
-    ("rotated", 16, mechanisms.chain(mechanisms.rotate(), mechanisms.k_level())),
+    ("k-level", 4, K_LEVEL),
+    ("k-level", 16, K_LEVEL),
+    ("rotated", 2, ROTATED),
+    ("rotated", 4, ROTATED),
+    ("rotated", 16, ROTATED),
 ]
 
 
@@ -69,12 +73,12 @@ def vectors(clients, d):
     return x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
 
-def measure(mechanism, levels, clients, d, repeats):
-    """Mean over repetitions of |mean decoded - mean true|^2, its standard error, and the exact formula."""
+@functools.lru_cache
+def errors_of(mechanism, clients, d):
+    """(seeds, knobs) -> squared errors of the mean, f32[seeds]; and knobs -> their mean by the formula."""
     x = vectors(clients, d)
-    knobs = Knobs(levels=jnp.float32(levels))
 
-    def once(seed):
+    def once(knobs, seed):
         def one(client, row):
             keys = keys_of(seed, client, rotation=seed)
             return mechanism.decode(keys.shared, mechanism.encode(keys, row, knobs), knobs)
@@ -82,10 +86,19 @@ def measure(mechanism, levels, clients, d, repeats):
         decoded = jax.vmap(one)(jnp.arange(clients), x)
         return jnp.sum(jnp.square(decoded.mean(0) - x.mean(0)))
 
-    errors = np.asarray(jax.jit(lambda seeds: jax.lax.map(once, seeds))(jnp.arange(repeats)), np.float64)
-    exact = None
-    if mechanism.variance:
-        exact = float(jnp.sum(jax.vmap(lambda row: mechanism.variance(row, knobs))(x)) / clients**2)
+    def exact(knobs):
+        return jnp.sum(jax.vmap(lambda row: mechanism.variance(row, knobs))(x)) / clients**2
+
+    errors = jax.jit(lambda seeds, knobs: jax.lax.map(functools.partial(once, knobs), seeds))
+    return errors, jax.jit(exact) if mechanism.variance else None
+
+
+def measure(mechanism, levels, clients, d, repeats):
+    """Mean over repetitions of |mean decoded - mean true|^2, its standard error, and the exact formula."""
+    run, formula = errors_of(mechanism, clients, d)
+    knobs = Knobs(levels=jnp.float32(levels))
+    errors = np.asarray(run(jnp.arange(repeats), knobs), np.float64)
+    exact = float(formula(knobs)) if formula else None
     return errors.mean(), errors.std(ddof=1) / np.sqrt(repeats), exact
 
 

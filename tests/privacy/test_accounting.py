@@ -5,11 +5,12 @@ import math
 import dp_accounting
 import numpy as np
 import pytest
+from dp_accounting import pld
 from scipy import optimize, stats
 
 from cepam_jax import privacy
 from cepam_jax.errors import ConfigError
-from cepam_jax.privacy import Federation, ObservedDraws, Phase, releases
+from cepam_jax.privacy import Federation, ObservedDraws, Phase, accounting, releases
 from cepam_jax.privacy.accounting import rounded_up
 from cepam_jax.privacy.events import ADVERSARIES
 
@@ -375,3 +376,29 @@ def test_a_printed_epsilon_is_not_below_the_one_that_was_found():
         assert value * (1 - 1e-8) <= float(shown) <= 1.00101 * value
         assert len(shown.replace(".", "").lstrip("0").split("e")[0]) <= 4
     assert rounded_up(2.0004) == "2.001" and rounded_up(3.0) == "3"
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        ((0.3, 0.6, 3),),
+        ((0.01, 1.0, 100), (0.01, 0.8, 50)),
+        ((0.01, 5.0, 1000),),
+        ((0.01, 20.0, 10_000),),
+        ((1.0, 1.0, 3),),
+    ],
+)
+def test_the_grid_of_losses_adds_next_to_nothing(rounds):
+    """Against grids that are as fine as the library's own, or finer; with much noise that one is coarse."""
+    events = tuple(
+        dp_accounting.SelfComposedDpEvent(
+            dp_accounting.PoissonSampledDpEvent(chance, dp_accounting.GaussianDpEvent(z)), count
+        )
+        for chance, z, count in rounds
+    )
+    event = events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
+    relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+    fine = pld.PLDAccountant(relation, 2e-5 if rounds[0][1] > 1 else 1e-4).compose(event).get_epsilon(DELTA)
+    assert accounting.epsilon(event, DELTA) == pytest.approx(fine, rel=1e-4)
+    if rounds == ((0.01, 20.0, 10_000),):
+        assert pld.PLDAccountant(relation).compose(event).get_epsilon(DELTA) > 1.002 * fine
