@@ -10,6 +10,7 @@ import tomllib
 import ml_collections
 import numpy as np
 import pytest
+from commands import called
 
 from cepam_jax import mechanisms, models
 from cepam_jax.data import sources
@@ -243,11 +244,9 @@ def test_gamma_is_clip_norm_over_noise_scale():
         ),
     ],
 )
-def test_the_command_line_refuses_before_anything_runs(flag, words, tmp_path, root):
-    command = [sys.executable, "-m", "experiments.train", "--config=configs/digits.py", flag]
-    done = subprocess.run(
-        [*command, f"--workdir={tmp_path / 'run'}"], cwd=root, capture_output=True, text=True, check=False
-    )
+def test_the_command_line_refuses_before_anything_runs(flag, words, tmp_path, monkeypatch, capsys):
+    given = ["--config=configs/digits.py", flag, f"--workdir={tmp_path / 'run'}"]
+    done = called("experiments.train", *given, monkeypatch=monkeypatch, capsys=capsys)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr

@@ -4,9 +4,7 @@ Nothing is counted: whatever command or block of Python is on a page is run. The
 are followed in tests/test_extend.py.
 """
 
-import contextlib
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -14,7 +12,8 @@ import warnings
 from importlib import util
 
 import pytest
-from absl import app, flags, logging
+from absl import flags
+from commands import run_here
 from conftest import ROOT, check_figure
 
 import cepam_jax
@@ -268,40 +267,6 @@ DEPLOYED = ("experiments.fault_campaign", "experiments.benchmarks.deploy", "expe
 # Flags that name an earlier run. It is made first, short, of this configuration.
 EARLIER = re.compile(r"--(run|init|config\.init)=\S+")
 MADE = "-m experiments.train --config=configs/shakespeare.py:fedavg --workdir=/tmp/made"
-
-
-@contextlib.contextmanager
-def flags_of_a_command():
-    """absl keeps flags in one object for the whole process: afterwards those of the command are gone.
-
-    Those of libraries that the command imported stay, because a library is imported only once.
-    """
-    app.define_help_flags()  # once in a process, so not among the flags of one command
-    before, parsed, verbosity = set(flags.FLAGS), flags.FLAGS.is_parsed(), logging.get_verbosity()
-    try:
-        yield
-    finally:
-        for name in set(flags.FLAGS) - before:
-            module = flags.FLAGS.find_module_defining_flag(name)
-            if name.startswith("config.") or module.startswith(("experiments.", str(ROOT))):
-                delattr(flags.FLAGS, name)
-        if not parsed:
-            flags.FLAGS.unparse_flags()
-        logging.set_verbosity(verbosity)
-
-
-def run_here(arguments: list[str], monkeypatch) -> None:
-    """`python -m module flags` in this process; AssertionError if it would end with another code than 0."""
-    module, *given = arguments[1:]
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", [module, *given])
-    try:
-        with flags_of_a_command(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*found in sys.modules.*", RuntimeWarning)  # tests import some
-            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # of ml_collections
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        assert end.code in (None, 0), f"exit code {end.code}"
 
 
 def folders_of_commands() -> dict[str, set[str]]:

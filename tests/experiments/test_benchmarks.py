@@ -1,23 +1,18 @@
 """The benchmarks measure what they say; how fast things are is not tested."""
 
 import json
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import jax
 import pytest
+from commands import called
 
 from cepam_jax import mechanisms
 from experiments.benchmarks import accelerator, processes, profile, quantizer
 from experiments.benchmarks import workloads as w
 
 pytestmark = pytest.mark.compiled_fast
-
-
-def run(root, *arguments):
-    command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
 
 
 def test_one_process_reports_what_it_did():
@@ -33,13 +28,14 @@ def test_a_process_that_fails_says_why():
     assert "1 / 0" in processes.measured([sys.executable, "-c", "raise ValueError('1 / 0')"])["error"]
 
 
-def test_peers_that_are_missing_are_named(tmp_path, root):
+def test_peers_that_are_missing_are_named(tmp_path, monkeypatch, capsys):
     output = tmp_path / "peers.json"
-    done = run(
-        root,
+    done = called(
         *("experiments.benchmarks.peers", "--models=mlp", "--clients=2", "--rounds=1", "--turns=1"),
         *("--torch=/nowhere/python", "--pfl=/nowhere/python", "--fedjax=/nowhere/python"),
         f"--output={output}",
+        monkeypatch=monkeypatch,
+        capsys=capsys,
     )
     assert done.returncode == 0, done.stderr
     lines = {line["peer"]: line for line in json.loads(output.read_text())}

@@ -1,17 +1,17 @@
 """What the figures compute, on small settings; that their commands run is tested by tests/test_docs.py."""
 
 import base64
+import functools
 import html.parser
 import itertools
 import json
 import math
-import subprocess
-import sys
 import types
 
 import jax
 import numpy as np
 import pytest
+from commands import called
 from conftest import check_figure
 
 from cepam_jax.mechanisms import Keys
@@ -84,14 +84,13 @@ def test_markdown():
     ]
 
 
-def test_every_figure_is_listed_and_has_a_small_version(root):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.figures", "--list"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+@pytest.fixture
+def run(monkeypatch, capsys):
+    return functools.partial(called, "experiments.figures", monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_every_figure_is_listed_and_has_a_small_version(root, run):
+    done = run("--list")
     files = sorted(path.stem for path in (root / "experiments/figures").glob("[a-z]*.py"))
     assert [line.split("|")[1].strip() for line in done.stdout.splitlines()[2:]] == files
     for name in files:
@@ -99,12 +98,9 @@ def test_every_figure_is_listed_and_has_a_small_version(root):
         assert "smoke=" in text or "SMOKE" in text, f"{name} has no --smoke"
 
 
-def test_a_small_figure_leaves_its_files(tmp_path, root, name="gamma"):
+def test_a_small_figure_leaves_its_files(tmp_path, run, name="gamma"):
     """The others are run with the commands of the pages."""
-    command = ["experiments.figures", f"--only={name}", "--smoke", f"--workdir={tmp_path}", "--noprogress"]
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, check=False
-    )
+    done = run(f"--only={name}", "--smoke", f"--workdir={tmp_path}", "--noprogress")
     assert done.returncode == 0, done.stdout + done.stderr
     claims = check_figure(name, tmp_path / name)
     report = (tmp_path / "report.md").read_text()
@@ -113,15 +109,9 @@ def test_a_small_figure_leaves_its_files(tmp_path, root, name="gamma"):
     assert (tmp_path / name / "table.md").read_text().strip() in report
 
 
-def test_a_figure_that_fails_is_named_and_the_others_are_made(tmp_path, root):
-    command = ["experiments.figures", "--only=error_law,inversion", f"--workdir={tmp_path}", "--noprogress"]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "--smoke", "--pass_on=--size=100"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_a_figure_that_fails_is_named_and_the_others_are_made(tmp_path, run):
+    command = ["--only=error_law,inversion", f"--workdir={tmp_path}", "--noprogress"]
+    done = run(*command, "--smoke", "--pass_on=--size=100")
     assert done.returncode == 1
     report = (tmp_path / "report.md").read_text()
     assert "**Failed**: ConfigError: --size is 100; it must be at least 1000" in report
@@ -176,9 +166,8 @@ def test_the_report_has_all_folders(tmp_path):
         (["--only=gama", "--workdir=x"], "--only is 'gama'; it must be one of"),
     ],
 )
-def test_mistakes_of_the_report_are_one_line(flags, message, root):
-    command = [sys.executable, "-m", "experiments.figures", *flags]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+def test_mistakes_of_the_report_are_one_line(flags, message, run):
+    done = run(*flags)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 

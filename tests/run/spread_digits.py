@@ -77,7 +77,7 @@ AGGREGATORS.register("nearest", Aggregator(combine=nearest))
 def config_of(case):
     variant, changes = CASES[case]
     config = digits.get_config(variant)
-    if case not in ("cepam", "one_each", "E8"):
+    if case != "cepam":
         config.model = "linear"  # compiles sooner
     config.update_from_flattened_dict({"rounds": 4, "eval_every": 2, **changes})
     return config

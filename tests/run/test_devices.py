@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from commands import called
 from run import spread_digits
 
 from cepam_jax import mechanisms
@@ -156,14 +157,14 @@ def test_both_processes_count_the_rounds_before_they_resumed(tmp_path, root):
         (["--cpu_devices=-1"], "--cpu_devices is -1; it must be a number of at least 0"),
     ],
 )
-def test_bad_numbers_of_processes_are_named(tmp_path, root, flags, message):
-    process = run(
-        *("-m", "experiments.train", f"--workdir={tmp_path}", "--distributed", "--coordinator=127.0.0.1:1"),
+def test_bad_numbers_of_processes_are_named(tmp_path, monkeypatch, capsys, flags, message):
+    done = called(
+        *("experiments.train", f"--workdir={tmp_path}", "--distributed", "--coordinator=127.0.0.1:1"),
         *("--num_processes=2", "--process_id=0", *flags),
-        root=root,
+        monkeypatch=monkeypatch,
+        capsys=capsys,
     )
-    text = process.communicate(timeout=120)[0]
-    assert process.returncode == 1 and message in text
+    assert done.returncode == 1 and message in done.stderr
 
 
 @pytest.mark.parametrize(
