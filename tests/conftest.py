@@ -161,7 +161,7 @@ def pytest_runtest_teardown(item, nextitem):
     marks = [test and test.get_closest_marker("xdist_group") for test in (item, nextitem)]
     if marks[0] and "mechanisms.programs" in sys.modules and marks[0] != marks[1]:
         sys.modules["mechanisms.programs"].forget()
-        if resident() > MEMORY / 2:
+        if resident() > 0.75 * MEMORY:
             gc.collect()
 
 
@@ -209,6 +209,12 @@ def pytest_configure(config):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(config.compilation_cache, "jax"))
         # The smallest are compiled most often; to read one takes a tenth of the time.
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def pytest_collection_finish(session):
+    """What was imported stays; looking through it for garbage again and again takes a twentieth of a test."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config):

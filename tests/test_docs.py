@@ -49,8 +49,9 @@ PYTHON = [
     if page != EXTENDING
     for number, block in enumerate(blocks(page.read_text(), "python"))
 ]
-# Processes of their own; the others run here, which saves the imports and what is already compiled. The first
-# command of the README; a figure, which says how it was called; one that divides the CPU before JAX starts.
+# The first command of each is a process of its own; the others run here, which saves the imports and what is
+# already compiled. The README's command; a figure, which says how it was called; one that divides the CPU
+# before JAX starts.
 PROCESSES = (
     "experiments.compare",
     "experiments.fault_campaign",
@@ -258,6 +259,8 @@ SHORT_OF = {
         "--config.num_clients=4",
         "--config.clients_per_round=2",
         "--config.local.steps=1",
+        "--config.local.learning_rate=1e-3",
+        "--config.mechanism.clip_norm=1",
     ]
 }
 # Programs that run exported files, and what they need beside requirements.txt.
@@ -351,6 +354,11 @@ def hospitals_of_one_round():
     return config
 
 
+def first_of(module: str) -> str:
+    """The first command of the pages that runs this program."""
+    return next(command for command in COMMANDS if MODULE.match(command)[1] == module)
+
+
 def of_kind(command: str):
     """The command as a parameter: slow, unless it is one of `QUICK` or is only begun."""
     quick = MODULE.match(command)[1] in QUICK or the_same_as(command)
@@ -383,7 +391,7 @@ def test_command(command, tmp_path, monkeypatch, request):
         arguments.append(f"--{earlier[1]}={tmp_path / 'made'}")
     if arguments[1].startswith("experiments.figures."):  # how examples are dealt out is not looked at
         request.getfixturevalue("no_picture")
-    if arguments[1] in PROCESSES:
+    if arguments[1] in PROCESSES and command == first_of(arguments[1]):
         done = subprocess.run(
             [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
         )

@@ -36,6 +36,12 @@ def threefry2x32(key: Words, counter: Words) -> Words:
     Returns:
       Pair of uint32 arrays: two random words per counter.
     """
+    if any(isinstance(word, jax.Array) for word in (*key, *counter)):
+        return _traced_once(key, counter)
+    return _block(key, counter)
+
+
+def _block(key: Words, counter: Words) -> Words:
     schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
     a = counter[0] + schedule[0]
     b = counter[1] + schedule[1]
@@ -47,6 +53,9 @@ def threefry2x32(key: Words, counter: Words) -> Words:
         a = a + schedule[(group + 1) % 3]
         b = b + schedule[(group + 2) % 3] + np.uint32(group + 1)
     return a, b
+
+
+_traced_once = jax.jit(_block)  # programs draw words in dozens of places
 
 
 def stream(key: Array, tag: int) -> Words:
