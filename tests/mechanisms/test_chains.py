@@ -115,18 +115,23 @@ def test_noise_before_a_secure_sum_is_refused():
         chain(CLIPS["l2"], add_noise("gaussian"), mechanisms.secure_sum())
 
 
+@jax.jit
+def masked(keys, x, knobs):
+    """What arrives of x behind a mask, without any other error."""
+    sent = chain(MASK, mechanisms.identity())
+    return sent.decode(keys.shared, sent.encode(keys, x, knobs), knobs)
+
+
 @pytest.mark.parametrize("fraction", [1e-6, 3e-8, 1e-3])
 def test_a_mask_of_a_small_fraction_is_unbiased(fraction):
     """It sent whole multiples of 2^-24 and divided by the fraction."""
     knobs = Knobs(fraction=np.float32(fraction))
     inverse = MASK.inverse(jax.random.key(0), jnp.full(1, jnp.inf), None, knobs, 1)
     assert not np.isfinite(np.asarray(inverse)).any()
-    sent = chain(MASK, mechanisms.identity())
-    x = jnp.ones(1 << 22)
-    total = 0.0
+    x, total = jnp.ones(1 << 22), 0.0
     for number in range(4):
         keys = Keys(jax.random.key(number), jax.random.key(99))
-        total += float(sent.decode(keys.shared, sent.encode(keys, x, knobs), knobs).sum())
+        total += float(masked(keys, x, knobs).sum())
     chance = np.ceil(fraction * 2**24) / 2**24
     expected, deviation = 4 * x.size, np.sqrt(4 * x.size * (1 - chance) / chance)
     assert abs(total - expected) < 5 * deviation
