@@ -402,3 +402,29 @@ def test_the_grid_of_losses_adds_next_to_nothing(rounds):
     assert accounting.epsilon(event, DELTA) == pytest.approx(fine, rel=1e-4)
     if rounds == ((0.01, 20.0, 10_000),):
         assert pld.PLDAccountant(relation).compose(event).get_epsilon(DELTA) > 1.002 * fine
+
+
+def one_round(epsilon, chance, z):
+    """delta of one round with Poisson sampling: from the likelihood ratio, in closed form."""
+    worst = 0.0
+    for sign in (1, -1):  # the client comes and is not there in the other world, or the other way round
+        ratio = (math.exp(sign * epsilon) - 1 + chance) / chance
+        if ratio > 0:
+            at = z * z * math.log(ratio) + 0.5
+            without, with_ = (stats.norm.cdf(-sign * (at - mean) / z) for mean in (0, 1))
+            mixed = (1 - chance) * without + chance * with_
+            pair = (mixed, without) if sign == 1 else (without, mixed)
+            worst = max(worst, pair[0] - math.exp(epsilon) * pair[1])
+    return worst
+
+
+def test_the_epsilon_of_one_round_is_that_of_its_closed_form_and_never_less():
+    """On grids of all steps, from the finest to the coarsest."""
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        chance, z = 10 ** random.uniform(-3, -0.01), 10 ** random.uniform(math.log10(0.5), 1.5)
+        delta = 10 ** random.uniform(-6, -3) * chance
+        exact = optimize.brentq(lambda e, q=chance, z=z, d=delta: one_round(e, q, z) - d, 0, 60, xtol=1e-14)
+        event = dp_accounting.PoissonSampledDpEvent(chance, dp_accounting.GaussianDpEvent(z))
+        found = accounting.epsilon(dp_accounting.SelfComposedDpEvent(event, 1), delta)
+        assert exact * (1 - 1e-9) <= found <= exact * 1.002, (chance, z, delta)
