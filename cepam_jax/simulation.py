@@ -29,9 +29,8 @@ import numpy as np
 import optax
 
 from cepam_jax import privacy
-from cepam_jax.data import examples as example_sets
-from cepam_jax.data.clients import Clients, arrays_of
-from cepam_jax.data.examples import Examples, number_of
+from cepam_jax.data.clients import Clients
+from cepam_jax.data.examples import number_of
 from cepam_jax.errors import NonFiniteUpdateError
 from cepam_jax.federated import Byzantine, Control, Downlink, Links, LocalUpdate, Plan, RoundReport, State
 from cepam_jax.federated.rounds import initial_state, make_round
@@ -40,7 +39,8 @@ from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import assembly, blame, devices, evaluation, guarantees, parts, precision, uncovered
 from cepam_jax.run.assembly import Seeds
 from cepam_jax.run.ledger import Ledger, planned
-from cepam_jax.tasks.base import Model, Task, check_examples
+from cepam_jax.run.states import check_state, model_of, shapes
+from cepam_jax.tasks.base import Model, Task
 
 __all__ = ["Federation", "Seeds"]
 
@@ -150,6 +150,7 @@ class Federation:
         ledger = parts.check_kind("ledger", Ledger() if ledger is None else ledger, Ledger, "a run.Ledger")
         self._account = assembly.account_of(self._parts, ledger)
         self._round, self._start = jax.jit(make_round(self.plan)), jax.jit(self._initial)
+        self._like = shapes(self._start, self._parts.arrays.knobs)
         self._evaluate = jax.jit(evaluation.make_evaluate(task, _AT_A_TIME))
         self._evaluate_clients = jax.jit(evaluation.make_evaluate(task, _AT_A_TIME, "test"))
 
@@ -206,12 +207,12 @@ class Federation:
           private updates without noise: it is for whoever may see the data.
 
         Raises:
+          ConfigError: the state is of another federation.
           NonFiniteUpdateError: an update, what the server decoded, or the new model was NaN or infinite; says
             whose and why. Nothing was applied, and `state` is what it was.
         """
-        parts.check_kind("state", state, State, "a result of initialize() or step()")
         with jax.enable_x64(False):
-            after, report = self._round(state, self._parts.arrays)
+            after, report = self._round(check_state(state, self._like), self._parts.arrays)
             host = jax.tree.map(np.asarray, report)
             if not host.ran:
                 self._account.failed(state, host)
@@ -227,12 +228,13 @@ class Federation:
           examples: name -> array [examples, ...].
 
         Raises:
-          DatasetError: they are not like those of training.
+          ConfigError: the state is of another model.
+          DatasetError: examples are not like those of training.
         """
-        arrays, nobody = self._alike(examples), np.zeros(0, np.int32)
+        arrays = parts.examples_like(examples, self._clients, self._task)
         with jax.enable_x64(False):
             tested = evaluation.HeldOut(arrays, self.arrays.constants)
-            found = self._evaluate(state.model, tested, self.arrays, nobody)
+            found = self._evaluate(model_of(state, self._like), tested, self.arrays, np.zeros(0, np.int32))
         return self._task.summarize(jax.tree.map(np.asarray, found.test), float(number_of(arrays)))
 
     def evaluate_clients(
@@ -253,18 +255,14 @@ class Federation:
           ConfigError: examples without owners, or the other way round.
         """
         parts.check_both("evaluate_clients", examples=examples, owners=owners)
-        arrays = self._parts.arrays.examples if examples is None else self._alike(examples)
+        arrays = self._parts.arrays.examples
+        if examples is not None:
+            arrays = parts.examples_like(examples, self._clients, self._task)
         holder = self._clients.holders if owners is None else self._clients.owners_of(arrays, owners)
         with jax.enable_x64(False):
             tested = evaluation.HeldOut(arrays, self._parts.arrays.constants)
-            found = self._evaluate_clients(state.model, tested, self._parts.arrays, holder)
+            found = self._evaluate_clients(model_of(state, self._like), tested, self._parts.arrays, holder)
         return evaluation.by_client(self._task, found)
-
-    def _alike(self, examples) -> dict[str, np.ndarray]:
-        like = {name: array[:1] for name, array in self._clients.examples.items()}
-        found = example_sets.check(Examples(like, arrays_of(examples))).test
-        check_examples(self._task, found, self._clients.constants)
-        return found
 
     def facts(self, relation: str = "add_remove") -> guarantees.Facts:
         """What the parts state about privacy, as the accountant reads it."""

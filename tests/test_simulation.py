@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -342,6 +343,24 @@ def test_examples_that_are_not_like_those_of_training():
         fed.step(3)
 
 
+def test_a_state_of_another_federation_is_named():
+    """One of fewer clients was taken, and what the absent ones remember was read beyond its end."""
+    memory = {"error_feedback": True, "participants": 2}
+    fewer = cepam.clients(DATA, owners=np.minimum(OWNERS, 5))
+    whole, other = federation(**memory), federation(clients=fewer, **memory)
+    with pytest.raises(ConfigError, match=r"state.memory is float32\[2, 34\], and here float32\[4, 34\]"):
+        whole.step(other.initialize())
+    wider = federation(task=cepam.tasks.classification(nn.Dense(2), example=X[0]))
+    with pytest.raises(ConfigError, match=r"state.params\[.*absent.*it is of another federation"):
+        whole.step(wider.initialize())
+    with pytest.raises(ConfigError, match=r"state.model.params\[.*absent.*it is of another federation"):
+        whole.evaluate(wider.initialize(), DATA)
+    assert whole.evaluate(other.initialize(), DATA)  # of other clients, and of the same model
+    with pytest.raises(ConfigError, match="state is 3; it must be a result of initialize"):
+        whole.evaluate(3, DATA)
+    assert not whole.ledger.entries
+
+
 def test_clients_by_partition_and_names():
     by_name = cepam.clients({"inputs": jnp.asarray(X)}, owners=np.array(["b", "a"])[Y])
     assert (
@@ -356,6 +375,7 @@ def test_clients_by_partition_and_names():
 
 
 DEVICES = """
+import flax.linen as nn
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 import sys

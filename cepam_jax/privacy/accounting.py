@@ -14,7 +14,7 @@ from dp_accounting import pld, rdp
 
 from cepam_jax.errors import require
 from cepam_jax.mechanisms.joint import Summed
-from cepam_jax.privacy import filtered_draws, releases
+from cepam_jax.privacy import filtered_draws, poisson_losses, releases
 from cepam_jax.privacy.events import ADVERSARIES, Guarantee
 from cepam_jax.privacy.federation import Federation
 from cepam_jax.privacy.releases import ObservedDraws, Overflowing, Release
@@ -22,7 +22,6 @@ from cepam_jax.privacy.releases import ObservedDraws, Overflowing, Release
 # Below this noise multiplier a privacy loss distribution takes minutes, and epsilon means nothing: RDP.
 _LEAST_FOR_PLD = 0.5
 _MOST_LOSS = 200.0
-_MOST_STEPS = 1 << 16  # of a grid of losses
 _SHARES = (1e-3, 0.03, 0.5)  # of delta that may pay for rounds that overflow
 # Any set of orders gives a valid epsilon; the library's own go to 512, at a second for each kind of round.
 _ORDERS = (*np.arange(1.25, 3.0, 0.25).tolist(), *range(3, 33), 40, 48, 64, 96, 128)
@@ -82,7 +81,7 @@ def _of_event(release: dp_accounting.DpEvent, delta: float) -> float:
     relation = relations.REPLACE_ONE if replace else relations.ADD_OR_REMOVE_ONE
     smallest, sampled = min(leaf.noise_multiplier for leaf, _ in leaves), "PoissonSampled" in repr(release)
     if sampled and smallest >= _LEAST_FOR_PLD:  # exact, and the series of the others need not converge
-        return float(_sampled_losses(release).get_epsilon_for_delta(delta))
+        return float(poisson_losses.of_rounds(release).get_epsilon_for_delta(delta))
     orders = _ORDERS if replace else _WHOLE_ORDERS if sampled else None
     bounds = [rdp.RdpAccountant(orders, neighboring_relation=relation).compose(release).get_epsilon(delta)]
     pure = all(isinstance(leaf, dp_accounting.LaplaceDpEvent) for leaf, _ in leaves)
@@ -92,49 +91,6 @@ def _of_event(release: dp_accounting.DpEvent, delta: float) -> float:
     if not replace and (smallest >= _LEAST_FOR_PLD or (pure and loss < _MOST_LOSS)):
         bounds.append(pld.PLDAccountant(relation).compose(release).get_epsilon(delta))
     return float(min(bounds))
-
-
-def _sampled_losses(release: Any) -> Any:
-    """The privacy loss distribution of rounds with Poisson sampling and Gaussian noise.
-
-    Whatever the grid of losses is, epsilon is not too small. What a grid adds grows with the square of its
-    step over the deviation of one round's loss: at a 25th, less than 1e-4 of epsilon. The library's own step
-    of 1e-4 adds more to many rounds with much noise, and takes a second for each kind of round with little.
-    """
-    rounds = _rounds(release)
-    parts = [_losses_of_a_round(round_, _step(rounds)).self_compose(count) for round_, count in rounds]
-    return functools.reduce(lambda losses, other: losses.compose(other), parts)
-
-
-def _step(rounds: list[tuple[Any, int]]) -> float:
-    """Of the grid, a power of two: other numbers of the same rounds then have the same distributions."""
-    squares, most = 0.0, 0.0
-    for round_, count in rounds:
-        chance, z = round_.sampling_probability, round_.event.noise_multiplier
-        squares += count * chance**2 * math.expm1(z**-2)  # of the ratio of densities, count times
-        most = max(most, math.log1p(chance * math.expm1(10 / z + z**-2 / 2)))  # at ten deviations
-    deviation = math.sqrt(squares / sum(count for _, count in rounds))
-    wanted = max(deviation / 25, most / _MOST_STEPS, 2.0**-20)
-    return min(2.0 ** math.floor(math.log2(wanted)), 2.0**-7)
-
-
-def _rounds(release: Any) -> list[tuple[Any, int]]:
-    """The kinds of rounds that `releases.poisson_sampled` puts together, and how many there are of each."""
-    if isinstance(release, dp_accounting.ComposedDpEvent):
-        return [pair for part in release.events for pair in _rounds(part)]
-    if isinstance(release, dp_accounting.SelfComposedDpEvent):
-        return [(release.event, release.count)]
-    return [(release, 1)]
-
-
-@functools.lru_cache(maxsize=32)  # searches for a number of rounds ask for one again and again
-def _losses_of_a_round(round_: dp_accounting.PoissonSampledDpEvent, step: float) -> Any:
-    """Of one round."""
-    return pld.privacy_loss_distribution.from_gaussian_mechanism(
-        round_.event.noise_multiplier,
-        sampling_prob=round_.sampling_probability,
-        value_discretization_interval=step,
-    )
 
 
 def _observed(draws: ObservedDraws, delta: float) -> float:

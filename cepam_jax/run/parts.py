@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cepam_jax.data.clients import Clients
+from cepam_jax.data import examples as example_sets
+from cepam_jax.data.clients import Clients, arrays_of
+from cepam_jax.data.examples import Examples
 from cepam_jax.errors import ConfigError, is_whole, require
 from cepam_jax.federated import aggregation, local
 from cepam_jax.federated.aggregation import Aggregator
@@ -19,7 +21,7 @@ from cepam_jax.federated.local import LocalTraining, LocalUpdate
 from cepam_jax.mechanisms import Knobs, Mechanism
 from cepam_jax.mechanisms import knobs as knob_values
 from cepam_jax.settings import FIELDS
-from cepam_jax.tasks.base import Task, check_model
+from cepam_jax.tasks.base import Task, check_examples, check_model
 
 Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
 
@@ -280,6 +282,14 @@ def check_alike(model: Any, like: Any) -> None:
     check_model(model)
     shapes = [jax.tree.map(lambda a: (a.shape, a.dtype), m) for m in (model, like)]
     require(shapes[0] == shapes[1], "model", shapes[0], f"of the task's shapes, {shapes[1]}")
+
+
+def examples_like(given: Mapping[str, Any], clients: Clients, task: Task) -> dict[str, np.ndarray]:
+    """Arrays of examples, if they are like those of training; DatasetError otherwise."""
+    like = {name: array[:1] for name, array in clients.examples.items()}
+    found = example_sets.check(Examples(like, arrays_of(given))).test
+    check_examples(task, found, clients.constants)
+    return found
 
 
 def check_both(function: str, **given: Any) -> None:
