@@ -428,3 +428,13 @@ def test_the_epsilon_of_one_round_is_that_of_its_closed_form_and_never_less():
         event = dp_accounting.PoissonSampledDpEvent(chance, dp_accounting.GaussianDpEvent(z))
         found = accounting.epsilon(dp_accounting.SelfComposedDpEvent(event, 1), delta)
         assert exact * (1 - 1e-9) <= found <= exact * 1.002, (chance, z, delta)
+
+
+@pytest.mark.parametrize(("z", "rounds"), [(400.0, 160_000), (20.0, 100), (90.0, 160_000)])
+@pytest.mark.parametrize("delta", [1e-5, 1e-8, 1e-10, 1e-12, 1e-13])
+def test_a_tiny_delta_is_not_lost_in_the_rounding_of_many_rounds(z, rounds, delta):
+    """Every client in every round is a Gaussian mechanism, whose epsilon has a formula."""
+    event = dp_accounting.PoissonSampledDpEvent(1.0, dp_accounting.GaussianDpEvent(z))
+    found = accounting.epsilon(dp_accounting.SelfComposedDpEvent(event, rounds), delta)
+    exact = dp_accounting.get_epsilon_gaussian(z / math.sqrt(rounds), delta)
+    assert exact <= found <= exact * (1.002 if delta > 1e-9 else 1.08)
