@@ -348,17 +348,25 @@ def test_a_state_of_another_federation_is_named():
     memory = {"error_feedback": True, "participants": 2}
     fewer = cepam.clients(DATA, owners=np.minimum(OWNERS, 5))
     whole, other = federation(**memory), federation(clients=fewer, **memory)
-    with pytest.raises(ConfigError, match=r"state.memory is float32\[2, 34\], and here float32\[4, 34\]"):
+    with pytest.raises(ConfigError, match=r"state.memory is of shape \(2, 34\), and here of shape \(4, 34\)"):
         whole.step(other.initialize())
     wider = federation(task=cepam.tasks.classification(nn.Dense(2), example=X[0]))
-    with pytest.raises(ConfigError, match=r"state.params\[.*absent.*it is of another federation"):
+    with pytest.raises(ConfigError, match=r"state.params\[.*absent.*one of another federation"):
         whole.step(wider.initialize())
-    with pytest.raises(ConfigError, match=r"state.model.params\[.*absent.*it is of another federation"):
+    with pytest.raises(ConfigError, match=r"state.params\[.*absent.*one of another federation"):
         whole.evaluate(wider.initialize(), DATA)
     assert whole.evaluate(other.initialize(), DATA)  # of other clients, and of the same model
     with pytest.raises(ConfigError, match="state is 3; it must be a result of initialize"):
         whole.evaluate(3, DATA)
-    assert not whole.ledger.entries
+    half = other.initialize()
+    half = half._replace(params=jax.tree.map(lambda a: a.astype(jnp.bfloat16), half.params))
+    assert whole.evaluate(half, DATA)
+
+
+def test_the_state_of_a_rule_may_become_another_type():
+    """One that begins with a whole number and goes on with fractions of it."""
+    rule = federated.Aggregator(initialize=lambda d: 0, combine=lambda s, u, f: (u.mean(0), s + 0.5))
+    assert float(after(federation(aggregator=rule), 3).aggregator) == 1.5
 
 
 def test_clients_by_partition_and_names():

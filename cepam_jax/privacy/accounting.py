@@ -80,19 +80,22 @@ def _of_event(release: dp_accounting.DpEvent, delta: float) -> float:
     relations = dp_accounting.NeighboringRelation
     relation = relations.REPLACE_ONE if replace else relations.ADD_OR_REMOVE_ONE
     smallest, sampled = min(leaf.noise_multiplier for leaf, _ in leaves), "PoissonSampled" in repr(release)
+    bounds, lost = [], poisson_losses.rounding(sum(count for _, count in leaves))
     if sampled and smallest >= _LEAST_FOR_PLD:  # exact, and the series of the others need not converge
-        if (found := poisson_losses.epsilon(release, delta)) < math.inf:
-            return found
+        bounds.append(poisson_losses.epsilon(release, delta))
+        if lost < delta / 20 and bounds[0] < math.inf:
+            return bounds[0]
     orders = _ORDERS if replace else _WHOLE_ORDERS if sampled else None
-    bounds = [rdp.RdpAccountant(orders, neighboring_relation=relation).compose(release).get_epsilon(delta)]
+    bounds.append(
+        rdp.RdpAccountant(orders, neighboring_relation=relation).compose(release).get_epsilon(delta)
+    )
     pure = all(isinstance(leaf, dp_accounting.LaplaceDpEvent) for leaf, _ in leaves)
     loss = sum(count / leaf.noise_multiplier for leaf, count in leaves)
     if pure:
         bounds.append(loss)  # the Laplace mechanism is 1/b-DP, and pure guarantees add up
-    within = delta - poisson_losses.rounding(sum(count for _, count in leaves))
     exact = smallest >= _LEAST_FOR_PLD or (pure and loss < _MOST_LOSS)
-    if exact and within > 0 and not (replace or sampled):
-        bounds.append(pld.PLDAccountant(relation).compose(release).get_epsilon(within))
+    if exact and lost < delta and not (replace or sampled):
+        bounds.append(pld.PLDAccountant(relation).compose(release).get_epsilon(delta - lost))
     return float(min(bounds))
 
 

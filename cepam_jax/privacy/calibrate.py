@@ -74,7 +74,10 @@ def gamma_for(
     if excess(high) < 0:
         return math.exp(high)
     root = optimize.brentq(excess, low, high, xtol=1e-7)
-    return math.exp(root - 1e-6)  # on the safe side of the root
+    margin = 1e-6  # on the safe side of the root, also where rounding has epsilon go up and down
+    while excess(root - margin) > 0:
+        margin *= 2
+    return math.exp(root - margin)
 
 
 def sigmas_for(

@@ -7,7 +7,9 @@ from typing import Any
 import dp_accounting
 from dp_accounting import pld
 
-_MOST_STEPS = 1 << 16  # of the grid, for one round
+# Steps of the grid for one round: fewer are composed by a slower way, more take long.
+_FEWEST, _MOST = 2000, 1 << 17
+_TOO_MUCH = 1000.0  # nats that rounds may tell; beyond, an epsilon means nothing
 
 
 def rounding(rounds: int) -> float:
@@ -20,33 +22,44 @@ def rounding(rounds: int) -> float:
 
 
 def epsilon(release: Any, delta: float) -> float:
-    """Of the event in what `releases.poisson_sampled` returns; infinity where delta is lost in rounding."""
-    within = delta - rounding(sum(count for _, count in _rounds(release)))
-    return float(_losses(release).get_epsilon_for_delta(within)) if within > 0 else math.inf
+    """Of the event in what `releases.poisson_sampled` returns.
 
-
-def _losses(release: Any) -> Any:
-    """The distribution of the privacy loss of all rounds.
-
-    Whatever the grid of losses is, epsilon is not too small. What a grid adds grows with the square of its
-    step over the deviation of one round's loss: at a 25th, less than 1e-4 of epsilon. The library's own step
-    of 1e-4 adds more to many rounds with much noise, and takes a second for each kind of round with little.
+    Infinity where there is too little noise, or too little delta beside the rounding of many rounds.
     """
     rounds = _rounds(release)
+    within = delta - rounding(sum(count for _, count in rounds))
+    told = sum(count * math.log1p(_square(round_)) for round_, count in rounds)
+    if within <= 0 or told > _TOO_MUCH:
+        return math.inf
+    return float(_losses(rounds).get_epsilon_for_delta(within))
+
+
+def _losses(rounds: list[tuple[Any, int]]) -> Any:
+    """The distribution of the privacy loss of all rounds.
+
+    On any grid of losses epsilon is not too small, but for rounding. What a grid adds grows with the square
+    of its step over the deviation of one round's loss: at a 25th it is some 1e-4 of epsilon, and more where
+    few losses are very large. The library's own step of 1e-4 adds more to many rounds with much noise, and
+    takes a second for each kind of round with little.
+    """
     parts = [_losses_of_a_round(round_, _step(rounds)).self_compose(count) for round_, count in rounds]
     return functools.reduce(lambda losses, other: losses.compose(other), parts)
 
 
 def _step(rounds: list[tuple[Any, int]]) -> float:
-    """Of the grid, a power of two: other numbers of the same rounds then have the same distributions."""
-    squares, most = 0.0, 0.0
-    for round_, count in rounds:
-        chance, z = round_.sampling_probability, round_.event.noise_multiplier
-        squares += count * chance**2 * math.expm1(z**-2)  # of the ratio of densities, count times
-        most = max(most, math.log1p(chance * math.expm1(10 / z + z**-2 / 2)))  # at ten deviations
-    deviation = math.sqrt(squares / sum(count for _, count in rounds))
-    wanted = max(deviation / 25, most / _MOST_STEPS, 2.0**-20)
-    return min(2.0 ** math.floor(math.log2(wanted)), 2.0**-7)
+    """Of the grid, by the rounds with the most noise. A power of two, so that few grids are made."""
+    least = min(math.sqrt(_square(round_)) for round_, _ in rounds)
+    largest = []
+    for round_, _ in rounds:  # the loss at ten deviations
+        z = round_.event.noise_multiplier
+        largest.append(math.log1p(round_.sampling_probability * math.expm1(10 / z + z**-2 / 2)))
+    wanted = max(min(least / 25, min(largest) / _FEWEST), max(largest) / _MOST, 2.0**-20)
+    return 2.0 ** math.floor(math.log2(wanted))
+
+
+def _square(round_: Any) -> float:
+    """Mean square of the ratio of densities less 1: about that of the loss, where it is small."""
+    return round_.sampling_probability**2 * math.expm1(round_.event.noise_multiplier**-2)
 
 
 def _rounds(release: Any) -> list[tuple[Any, int]]:
@@ -54,7 +67,7 @@ def _rounds(release: Any) -> list[tuple[Any, int]]:
     if isinstance(release, dp_accounting.ComposedDpEvent):
         return [pair for part in release.events for pair in _rounds(part)]
     if isinstance(release, dp_accounting.SelfComposedDpEvent):
-        return [(release.event, release.count)]
+        return [(release.event, int(release.count))]  # numpy's numbers overflow in the library
     return [(release, 1)]
 
 

@@ -1,10 +1,10 @@
-"""Whether a state that somebody hands in is one of these rounds, before it meets their programs."""
+"""Whether a state that somebody hands in fits these rounds, before it meets their programs."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from cepam_jax.errors import ConfigError
 from cepam_jax.federated import State
@@ -20,36 +20,41 @@ def shapes(start: Callable, knobs: Knobs) -> State:
 
 
 def check_state(state: Any, own: State) -> State:
-    """The state, if its arrays have the names, shapes and types that those of these rounds have.
+    """The state, if its model and what clients remember have the shapes that they have in these rounds.
 
-    Where clients remember something, one of other clients would be read beyond its end without a word.
+    What fewer clients remember would be read beyond its end without a word. Types may change from round to
+    round, and the states of parts are theirs to check.
 
     Raises:
       ConfigError: names the first array that is another one.
     """
     parts.check_kind("state", state, State, "a result of initialize() or step()")
-    _check("state", state, own)
+    for name in ("params", "statistics", "memory", "local", "behind"):
+        _check(f"state.{name}", getattr(state, name), getattr(own, name))
     return state
 
 
 def model_of(state: Any, own: State) -> Model:
-    """The state's model, if it is one of these shapes; the clients may be others.
+    """The state's model, if it is one of these shapes; the clients may be others, and the types.
 
     Raises:
       ConfigError: names the first array that is another one.
     """
     parts.check_kind("state", state, State, "a result of initialize() or step()")
-    _check("state.model", state.model, own.model)
+    _check("state.params", state.params, own.params)
+    _check("state.statistics", state.statistics, own.statistics)
     return state.model
 
 
 def _check(name: str, found: Any, own: Any) -> None:
-    theirs, ours = _described(found), _described(own)
+    theirs, ours = _shapes(found), _shapes(own)
     for path in (*ours, *theirs):
         if (one := theirs.get(path, "absent")) != (other := ours.get(path, "absent")):
-            raise ConfigError(f"{name}{path} is {one}, and here {other}: it is of another federation")
+            raise ConfigError(
+                f"{name}{path} is {one}, and here {other}: the state is one of another federation"
+            )
 
 
-def _described(tree: Any) -> dict[str, str]:
+def _shapes(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path): f"{jnp.result_type(a)}{list(jnp.shape(a))}" for path, a in leaves}
+    return {jax.tree_util.keystr(path): f"of shape {np.shape(leaf)}" for path, leaf in leaves}

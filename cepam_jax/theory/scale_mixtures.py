@@ -202,7 +202,7 @@ def _means(
       above: f64[j], K above it.
       inside: K within, a function of a piece and of v f64[m, nodes] that returns f64[j, m, nodes].
     """
-    parts = [radii[start : start + _TOGETHER] for start in range(0, len(radii), _TOGETHER)]
+    parts = [radii[start : start + _TOGETHER] for start in range(0, max(len(radii), 1), _TOGETHER)]
     return np.concatenate([_some_means(norm, law, part, power, below, above, inside) for part in parts], 1)
 
 
