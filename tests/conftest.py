@@ -17,6 +17,7 @@ from scheduling import (  # noqa: F401  the hooks
     FILE,
     mode_of,
     pytest_collection_modifyitems,
+    pytest_itemcollected,
     pytest_xdist_make_scheduler,
 )
 

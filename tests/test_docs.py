@@ -64,9 +64,8 @@ pytestmark = [pytest.mark.compiled_fast, pytest.mark.spread]
 OWN_DATA = ("configs/hospitals.py", "configs/graphs.py")
 # Programs whose commands the quick tests run too: one of every kind.
 QUICK = (
-    *("experiments.audit", "experiments.compare", "experiments.links", "experiments.figures"),
+    *("experiments.audit", "experiments.links", "experiments.figures.bell"),
     *("experiments.benchmarks.cost", "experiments.benchmarks.wire"),
-    *("experiments.figures.bell", "experiments.figures.gamma"),
 )
 # Flags that make a module's commands short.
 SHORT = {
