@@ -252,7 +252,7 @@ class Federation:
 
         Raises:
           DatasetError: examples are not like those of training.
-          ConfigError: examples without owners, or the other way round.
+          ConfigError: examples without owners, or the other way round; the state is of another model.
         """
         parts.check_both("evaluate_clients", examples=examples, owners=owners)
         arrays = self._parts.arrays.examples

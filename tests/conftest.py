@@ -1,5 +1,6 @@
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib.metadata
 import json
@@ -17,7 +18,6 @@ from scheduling import (  # noqa: F401  the hooks
     FILE,
     mode_of,
     pytest_collection_modifyitems,
-    pytest_itemcollected,
     pytest_xdist_make_scheduler,
 )
 
@@ -137,6 +137,14 @@ def pytest_runtest_setup(item):
             os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(mode[0]))  # of started processes
             without_mlir(not mode[1])
             _mode[0] = mode
+
+
+@pytest.fixture
+def called(monkeypatch, capsys):
+    """called("experiments.x", "--flag=1", ...): a command in this process, its code and what it said."""
+    import commands  # noqa: PLC0415  which needs what is above
+
+    return functools.partial(commands.called, monkeypatch=monkeypatch, capsys=capsys)
 
 
 @pytest.fixture

@@ -16,68 +16,6 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# Files that are slow as a whole: trainings, samples, integrals, other processes. `-m "not slow"` leaves them
-# out, with the tests that are marked so one by one.
-SLOW = (
-    "test_aggregate_gaussian",
-    "test_arithmetic",
-    "test_audit",
-    "test_benchmarks",
-    "test_budgets",
-    "test_byzantine",
-    "test_byzantine_runs",
-    "test_cell_law",
-    "test_cell_scales",
-    "test_central",
-    "test_central_walk",
-    "test_chains",
-    "test_check_of_pairs",
-    "test_clipping_runs",
-    "test_code_length",
-    "test_compare",
-    "test_compilations",
-    "test_convolution",
-    "test_cost",
-    "test_deployed_equality",
-    "test_deployed_refusals",
-    "test_devices",
-    "test_examples",
-    "test_extend",
-    "test_failures",
-    "test_federation_costs",
-    "test_figures",
-    "test_graphs",
-    "test_language",
-    "test_late",
-    "test_length_limits",
-    "test_lies",
-    "test_links_runs",
-    "test_needs",
-    "test_notebook",
-    "test_older_releases",
-    "test_origins",
-    "test_precision",
-    "test_precision_ledger",
-    "test_precision_weights",
-    "test_products",
-    "test_refine",
-    "test_rotated",
-    "test_rotated_cells",
-    "test_rotated_messages",
-    "test_rounded_layers",
-    "test_rounds",
-    "test_scale_mixtures",
-    "test_scheduling",
-    "test_secure_sum",
-    "test_secure_sum_runs",
-    "test_sum_audit",
-    "test_summed_rounds",
-    "test_sweeps",
-    "test_train",
-    "test_trainable",
-    "test_walk",
-    "test_winograd",
-)
 FILE = "CEPAM_JAX_TEST_SCOPES"  # variable with the path of the file; processes that run tests inherit it
 
 
@@ -93,12 +31,6 @@ def mode_of(item) -> tuple[bool, bool]:
     """(compiled fast, with MLIR): how a test is compiled."""
     mark = item.get_closest_marker("compiled_fast")
     return mark is not None, mark is None or mark.kwargs.get("mlir", False)
-
-
-def pytest_itemcollected(item):
-    """Before `-m` looks at the marks."""
-    if item.path.stem in SLOW:
-        item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(trylast=True)

@@ -10,7 +10,6 @@ import tomllib
 import ml_collections
 import numpy as np
 import pytest
-from commands import called
 
 from cepam_jax import mechanisms, models
 from cepam_jax.data import sources
@@ -244,9 +243,9 @@ def test_gamma_is_clip_norm_over_noise_scale():
         ),
     ],
 )
-def test_the_command_line_refuses_before_anything_runs(flag, words, tmp_path, monkeypatch, capsys):
+def test_the_command_line_refuses_before_anything_runs(flag, words, tmp_path, called):
     given = ["--config=configs/digits.py", flag, f"--workdir={tmp_path / 'run'}"]
-    done = called("experiments.train", *given, monkeypatch=monkeypatch, capsys=capsys)
+    done = called("experiments.train", *given)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr

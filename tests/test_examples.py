@@ -7,7 +7,7 @@ from cepam_jax import mechanisms
 from cepam_jax.privacy.accounting import rounded_up
 from examples import characters, own_model, own_quantizer, privacy_report
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 
 def test_own_model(capsys):

@@ -26,7 +26,7 @@ from configs import common
 from configs.graphs import get_config
 from experiments import prepare_graphs
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 
 def graphs_dir() -> str:

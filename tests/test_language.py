@@ -16,7 +16,7 @@ from cepam_jax.tasks import TASKS
 from cepam_jax.tasks.language import summarize
 from configs import common, shakespeare
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 OPTIONS = (("text", tuple(sorted({**dict(sources._defaults("text")), "context": 12, "stride": 12}.items()))),)
 
@@ -88,9 +88,9 @@ def small(variant="cepam_gaussian", **changes):
     [
         ("fedavg", {"local.dropout": 0.2, "local.learning_rate": 1e-2}),
         ("cepam_gaussian", {"wire": True, "clients_per_chunk": 2}),
-        pytest.param("cepam_rotated", {"wire": True}, marks=pytest.mark.slow),
-        pytest.param("clipped", {"wire": True}, marks=pytest.mark.slow),
-        pytest.param("cepam_gaussian", {"model": "lstm", "text.context": 4}, marks=pytest.mark.slow),
+        ("cepam_rotated", {"wire": True}),
+        ("clipped", {"wire": True}),
+        ("cepam_gaussian", {"model": "lstm", "text.context": 4}),
     ],
 )
 def test_a_federation_of_speakers_trains(variant, changes, tmp_path):

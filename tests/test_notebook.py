@@ -6,7 +6,7 @@ import matplotlib
 import pytest
 from conftest import ROOT
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 NOTEBOOK = ROOT / "docs/first_steps.ipynb"
 

@@ -13,7 +13,7 @@ from cepam_jax.run import training
 from cepam_jax.tasks import Model, Task, few_bits, network, rounded_layers
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(("name", "data"), PAIRS)

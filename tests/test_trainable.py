@@ -17,7 +17,7 @@ from cepam_jax.tasks.base import check_model
 from cepam_jax.tasks.trainable import adapted, of_config, paths_of, product, restricted
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 ONE_EACH = list({name: (name, data) for name, data in PAIRS}.values())
 
@@ -178,7 +178,6 @@ def test_patterns_that_make_no_sense_are_refused():
         adapted(task, 2, pattern="bias")
 
 
-SLOW = pytest.mark.slow
 RANK_2 = {"adapter.rank": 2, "local.learning_rate": 0.02}
 
 
@@ -187,9 +186,9 @@ RANK_2 = {"adapter.rank": 2, "local.learning_rate": 0.02}
     [
         ("fedavg", {"trainable": "Dense_2"}, 16 * 10 + 10),
         ("cepam_gaussian", RANK_2 | {"wire": True}, 2 * (64 + 32 + 32 + 16 + 16 + 10)),
-        pytest.param("fedavg", RANK_2 | {"trainable": "bias"}, 340 + 32 + 16 + 10, marks=SLOW),
-        pytest.param("clipped", RANK_2 | {"wire": True}, 340, marks=SLOW),
-        pytest.param("cepam_gaussian", {"trainable": "Dense_2", "wire": True}, 170, marks=SLOW),
+        ("fedavg", RANK_2 | {"trainable": "bias"}, 340 + 32 + 16 + 10),
+        ("clipped", RANK_2 | {"wire": True}, 340),
+        ("cepam_gaussian", {"trainable": "Dense_2", "wire": True}, 170),
     ],
 )
 def test_only_what_is_trained_travels(variant, changes, sent, tmp_path):

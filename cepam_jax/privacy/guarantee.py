@@ -125,7 +125,7 @@ def guarantees(
     built: dict[tuple, Guarantee] = {}
     guarantees = []
     for k in range(len(federation.clip)):
-        multipliers = tuple((rounds, float(z[k])) for rounds, z in of_phase)
+        multipliers = tuple((int(rounds), float(z[k])) for rounds, z in of_phase)
         if multipliers not in built:
             built[multipliers] = _guarantee(federation, law, multipliers, basis, hidden)
         guarantees.append(built[multipliers])

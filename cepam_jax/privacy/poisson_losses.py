@@ -12,26 +12,13 @@ _FEWEST, _MOST = 2000, 1 << 17
 _TOO_MUCH = 1000.0  # nats that rounds may tell; beyond, an epsilon means nothing
 
 
-def rounding(rounds: int) -> float:
-    """How much delta of composed rounds may be too small by the rounding of Fourier transforms.
+def epsilon(rounds: list[tuple[Any, int]], delta: float) -> float:
+    """Of rounds of different kinds, each a PoissonSampledDpEvent and how many there are of it.
 
-    The transform of a law is at most 1, and its n-th power in f64 is wrong by some n pi 2^-53 of itself. Over
-    a support of a few dozen deviations that is no more than 16 n 2^-52 in total variation.
+    Infinity where there is so little noise that it would mean nothing.
     """
-    return rounds * 2.0**-48
-
-
-def epsilon(release: Any, delta: float) -> float:
-    """Of the event in what `releases.poisson_sampled` returns.
-
-    Infinity where there is too little noise, or too little delta beside the rounding of many rounds.
-    """
-    rounds = _rounds(release)
-    within = delta - rounding(sum(count for _, count in rounds))
     told = sum(count * math.log1p(_square(round_)) for round_, count in rounds)
-    if within <= 0 or told > _TOO_MUCH:
-        return math.inf
-    return float(_losses(rounds).get_epsilon_for_delta(within))
+    return math.inf if told > _TOO_MUCH else float(_losses(rounds).get_epsilon_for_delta(delta))
 
 
 def _losses(rounds: list[tuple[Any, int]]) -> Any:
@@ -60,15 +47,6 @@ def _step(rounds: list[tuple[Any, int]]) -> float:
 def _square(round_: Any) -> float:
     """Mean square of the ratio of densities less 1: about that of the loss, where it is small."""
     return round_.sampling_probability**2 * math.expm1(round_.event.noise_multiplier**-2)
-
-
-def _rounds(release: Any) -> list[tuple[Any, int]]:
-    """The kinds of rounds that `releases.poisson_sampled` puts together, and how many there are of each."""
-    if isinstance(release, dp_accounting.ComposedDpEvent):
-        return [pair for part in release.events for pair in _rounds(part)]
-    if isinstance(release, dp_accounting.SelfComposedDpEvent):
-        return [(release.event, int(release.count))]  # numpy's numbers overflow in the library
-    return [(release, 1)]
 
 
 @functools.lru_cache(maxsize=32)  # searches for a number of rounds ask for one again and again

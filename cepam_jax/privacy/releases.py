@@ -92,7 +92,7 @@ def composed(law: str, multipliers: Multipliers, halve: float) -> dp_accounting.
     if law == "gaussian":  # a composition of Gaussian mechanisms is one Gaussian mechanism
         return dp_accounting.GaussianDpEvent(_mu(multipliers, halve) ** -1)
     events = tuple(
-        dp_accounting.SelfComposedDpEvent(dp_accounting.LaplaceDpEvent(z / halve), int(count))
+        dp_accounting.SelfComposedDpEvent(dp_accounting.LaplaceDpEvent(z / halve), count)
         for count, z in multipliers
     )
     # As a tuple: an event is a key of caches, and a list has no hash.
@@ -127,7 +127,7 @@ def sampled_without_replacement(
             dp_accounting.SampledWithoutReplacementDpEvent(
                 clients, per_round, dp_accounting.GaussianDpEvent(z / halve)
             ),
-            int(count),
+            count,
         )
         for count, z in multipliers
     )
@@ -147,7 +147,7 @@ def poisson_sampled(chance: float, multipliers: Multipliers, overflow: float) ->
     """
     events = tuple(
         dp_accounting.SelfComposedDpEvent(
-            dp_accounting.PoissonSampledDpEvent(chance, dp_accounting.GaussianDpEvent(z)), int(count)
+            dp_accounting.PoissonSampledDpEvent(chance, dp_accounting.GaussianDpEvent(z)), count
         )
         for count, z in _fewer_kinds(multipliers)
     )

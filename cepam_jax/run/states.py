@@ -12,6 +12,8 @@ from cepam_jax.mechanisms import Knobs
 from cepam_jax.run import parts
 from cepam_jax.tasks.base import Model
 
+_OF_MODEL = ("params", "statistics")
+
 
 def shapes(start: Callable, knobs: Knobs) -> State:
     """Those of the states that begin with start(key, model or None, knobs); nothing is computed."""
@@ -28,9 +30,7 @@ def check_state(state: Any, own: State) -> State:
     Raises:
       ConfigError: names the first array that is another one.
     """
-    parts.check_kind("state", state, State, "a result of initialize() or step()")
-    for name in ("params", "statistics", "memory", "local", "behind"):
-        _check(f"state.{name}", getattr(state, name), getattr(own, name))
+    _check(state, own, (*_OF_MODEL, "memory", "local", "behind"))
     return state
 
 
@@ -40,21 +40,21 @@ def model_of(state: Any, own: State) -> Model:
     Raises:
       ConfigError: names the first array that is another one.
     """
-    parts.check_kind("state", state, State, "a result of initialize() or step()")
-    _check("state.params", state.params, own.params)
-    _check("state.statistics", state.statistics, own.statistics)
+    _check(state, own, _OF_MODEL)
     return state.model
 
 
-def _check(name: str, found: Any, own: Any) -> None:
-    theirs, ours = _shapes(found), _shapes(own)
+def _check(state: Any, own: State, fields: tuple[str, ...]) -> None:
+    parts.check_kind("state", state, State, "a result of initialize() or step()")
+    others = dict.fromkeys(name for name in State._fields if name not in fields)
+    theirs, ours = (_described(s._replace(**others)) for s in (state, own))
     for path in (*ours, *theirs):
         if (one := theirs.get(path, "absent")) != (other := ours.get(path, "absent")):
             raise ConfigError(
-                f"{name}{path} is {one}, and here {other}: the state is one of another federation"
+                f"state{path} is {one}, and here {other}: the state is one of another federation"
             )
 
 
-def _shapes(tree: Any) -> dict[str, str]:
+def _described(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): f"of shape {np.shape(leaf)}" for path, leaf in leaves}

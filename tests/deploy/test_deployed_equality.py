@@ -12,7 +12,7 @@ from cepam_jax.deploy import spent
 from cepam_jax.run import traffic, training
 from cepam_jax.run.checkpoints import Checkpoints
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 CASES = {
     "E8": ("cepam_gaussian", {"mechanism.lattice": "E8", "mechanism.per_client.gamma": (3.0,) + (30.0,) * 7}),

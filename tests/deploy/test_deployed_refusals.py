@@ -26,7 +26,7 @@ from cepam_jax.errors import (
 )
 from cepam_jax.run import allowed, guarantees
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,12 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from commands import called
 
 from cepam_jax import mechanisms
 from experiments.benchmarks import accelerator, processes, profile, quantizer
 from experiments.benchmarks import workloads as w
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 
 def test_one_process_reports_what_it_did():
@@ -28,14 +27,12 @@ def test_a_process_that_fails_says_why():
     assert "1 / 0" in processes.measured([sys.executable, "-c", "raise ValueError('1 / 0')"])["error"]
 
 
-def test_peers_that_are_missing_are_named(tmp_path, monkeypatch, capsys):
+def test_peers_that_are_missing_are_named(tmp_path, called):
     output = tmp_path / "peers.json"
     done = called(
         *("experiments.benchmarks.peers", "--models=mlp", "--clients=2", "--rounds=1", "--turns=1"),
         *("--torch=/nowhere/python", "--pfl=/nowhere/python", "--fedjax=/nowhere/python"),
         f"--output={output}",
-        monkeypatch=monkeypatch,
-        capsys=capsys,
     )
     assert done.returncode == 0, done.stderr
     lines = {line["peer"]: line for line in json.loads(output.read_text())}

@@ -1,23 +1,16 @@
-import functools
 import json
 
 import pytest
-from commands import called
 
 from cepam_jax.run.metrics import read_lines
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    return functools.partial(called, monkeypatch=monkeypatch, capsys=capsys)
-
-
-def test_table_and_picture(tmp_path, run):
+def test_table_and_picture(tmp_path, called):
     command = ["experiments.compare", f"--workdir={tmp_path}", "--config.rounds=4", "--config.eval_every=2"]
     command += ["--gammas=100,10", "--seeds=2", "--config.model=linear"]
-    done = run(*command)
+    done = called(*command)
     assert done.returncode == 0, done.stderr
     # The progress bars: two runs of fedavg, and four of CEPAM that differ in gamma and seeds alone.
     assert "fedavg seed 0 to fedavg seed 1 (2 runs)" in done.stderr and "round 8 of 8" in done.stderr
@@ -30,26 +23,26 @@ def test_table_and_picture(tmp_path, run):
         runs = [read_lines(tmp_path / label.replace(" ", "_") / f"seed{s}" / "metrics.jsonl") for s in (0, 1)]
         assert cells[1].startswith(f"{sum(r[-1]['accuracy'] for r in runs) / 2:.4f} ±")
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
-    again = run(*command)
+    again = called(*command)
     assert table in again.stdout  # read back, not trained again
 
 
-def test_mistakes_are_one_line(tmp_path, run):
+def test_mistakes_are_one_line(tmp_path, called):
     for flag, message in (
         ("--variants=fedavg,cepam", "variant 'cepam', gamma None: variant is 'cepam'"),
         ("--gammas=10,x", "gamma 'x'"),
         ("--gammas=-1", "config.mechanism.gamma is -1.0"),
         ("--seeds=0", "--seeds is 0"),
     ):
-        done = run("experiments.compare", f"--workdir={tmp_path}", flag)
+        done = called("experiments.compare", f"--workdir={tmp_path}", flag)
         assert done.returncode == 1
         assert message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_quantizer_benchmark(tmp_path, run):
+def test_quantizer_benchmark(tmp_path, called):
     output = tmp_path / "speed.json"
     names = "lrsuq_gaussian_z1,lrsuq_gaussian_z3"
-    done = run(
+    done = called(
         "experiments.benchmarks.quantizer",
         *("--sizes=1000", "--repeats=2", f"--mechanisms={names}", f"--output={output}"),
     )

@@ -7,7 +7,7 @@ import pytest
 from experiments.benchmarks import cost
 from experiments.benchmarks.workloads import MECHANISMS
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 
 @functools.cache

@@ -24,6 +24,8 @@ from experiments import flower_bytes, flower_network
 from experiments.benchmarks import deploy
 from experiments.counting import Relay, Requests
 
+pytestmark = pytest.mark.slow
+
 
 def test_clients_share_processes_as_evenly_as_can_be():
     names = tuple(f"client{k}" for k in range(7))

@@ -11,7 +11,6 @@ import types
 import jax
 import numpy as np
 import pytest
-from commands import called
 from conftest import check_figure
 
 from cepam_jax.mechanisms import Keys
@@ -35,7 +34,7 @@ from experiments.figures import (
     scenario3,
 )
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(
@@ -85,8 +84,8 @@ def test_markdown():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    return functools.partial(called, "experiments.figures", monkeypatch=monkeypatch, capsys=capsys)
+def run(called):
+    return functools.partial(called, "experiments.figures")
 
 
 def test_every_figure_is_listed_and_has_a_small_version(root, run):

@@ -13,7 +13,7 @@ from cepam_jax.run import training
 from configs import digits
 from experiments import byzantine_tables, lies
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 ROUNDS = 3
 

@@ -9,7 +9,7 @@ from cepam_jax import models
 from experiments.benchmarks.products import alone, products, yardstick
 from experiments.benchmarks.round import PlainNetwork, client_call
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 
 def test_products_of_matrices_in_loops_and_of_convolutions():

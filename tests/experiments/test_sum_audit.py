@@ -9,7 +9,7 @@ import pytest
 from cepam_jax.errors import ConfigError
 from experiments import sum_audit
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 TRIALS = 20_000
 SETTINGS = {

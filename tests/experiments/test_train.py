@@ -15,7 +15,7 @@ from cepam_jax.run import build, training
 from cepam_jax.run.metrics import read_lines
 from configs import common, digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 TIMES = ("seconds", "seconds_per_round")
 MLP = ("fedavg", "cepam_gaussian", "cepam_rotated")  # variants that train it here; the others a linear model

@@ -12,7 +12,7 @@ from cepam_jax.export.quantize import Setting
 from cepam_jax.run import build
 from configs import digits, shakespeare
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 
 def untrained(config):

@@ -32,7 +32,7 @@ from cepam_jax.mechanisms import Keys, Knobs
 from cepam_jax.run import provenance
 from cepam_jax.tasks import Model, Network, classification
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 TABLE = json.loads((Path(__file__).parent / "byzfl.json").read_text())
 

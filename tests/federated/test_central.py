@@ -25,7 +25,7 @@ from cepam_jax.run.training import train, train_many
 from cepam_jax.tasks import Model
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 D, N = 200_000, 4
 SIGMAS, COUNTS = np.float32([0.5, 1.0, 1.0, 2.0]), np.int32([10, 20, 30, 40])

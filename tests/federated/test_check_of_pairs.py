@@ -17,7 +17,7 @@ from cepam_jax.federated.aggregation import AGGREGATORS, Facts, distances, guard
 from cepam_jax.federated.lying import Seen
 from cepam_jax.mechanisms import Keys, Knobs
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 MECHANISM = mechanisms.chain(mechanisms.clip("l2"), mechanisms.lrsuq("gaussian"))
 

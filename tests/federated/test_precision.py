@@ -15,7 +15,7 @@ from cepam_jax.federated.aggregation import AGGREGATORS, Public, Published, of_c
 from cepam_jax.run.config import validate
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 
 def weights_of(tau, deviations):

@@ -17,7 +17,7 @@ from cepam_jax.run import evaluation
 from cepam_jax.run.evaluation import HeldOut
 from cepam_jax.tasks import Model, Network, classification
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 CLIENTS, SIZE = 7, 50
 

@@ -15,7 +15,7 @@ from cepam_jax.federated import greedy, rounds, summed
 from cepam_jax.federated.aggregation import AGGREGATORS
 from cepam_jax.federated.state import client_keys
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 
 def sums(**arguments):

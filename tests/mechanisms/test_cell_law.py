@@ -11,6 +11,8 @@ from scipy import special
 from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import cell_bits, cell_law, exact, lattices
 
+pytestmark = pytest.mark.slow
+
 NAMES = list(cell_law.GRIDS)
 
 
@@ -40,7 +42,6 @@ def test_sums_are_those_of_an_enumeration(name, tau):
     _compare_sums(name, tau, vectors(name, 6))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.05, 0.2])
 def test_sums_over_e8_are_those_of_an_enumeration(tau):
     _compare_sums("E8", tau, vectors("E8", 2), count=8)

@@ -17,7 +17,7 @@ from experiments import rotation_deviation, rotation_tables, rotation_words
 # Of each Kolmogorov-Smirnov test; the seeds are fixed.
 FALSE_ALARM = 1e-4
 # One after the other in one process: integrals of a table take seconds, and several tests need the same.
-pytestmark = pytest.mark.xdist_group("scales of cells")
+pytestmark = [pytest.mark.xdist_group("scales of cells"), pytest.mark.slow]
 
 
 def scales_alone(table):

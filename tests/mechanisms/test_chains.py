@@ -13,6 +13,8 @@ from cepam_jax.federated import admission
 from cepam_jax.mechanisms import Keys, Knobs, chain
 from cepam_jax.mechanisms.noise import add_noise
 
+pytestmark = pytest.mark.slow
+
 ROTATE, MASK = mechanisms.rotate(), mechanisms.random_mask()
 CLIPS = {norm: mechanisms.clip(norm) for norm in ("l1", "l2")}
 KNOBS = Knobs(sigma=np.float32(0.5), clip=np.float32(1), step=np.float32(0.3), fraction=np.float32(0.1))

@@ -10,7 +10,7 @@ from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import Keys, Knobs, code_length, exact
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 KEYS = Keys(jax.random.key(1), jax.random.key(2))
 

@@ -14,7 +14,7 @@ from cepam_jax.mechanisms import cell_cumulants, code_length, length_limits
 from cepam_jax.mechanisms.length_limits import Sent
 
 # In one process: most of them need limits that another has computed.
-pytestmark = pytest.mark.xdist_group("length limits")
+pytestmark = [pytest.mark.xdist_group("length limits"), pytest.mark.slow]
 SEGMENTS = (32, 4000, 68)
 D = sum(SEGMENTS)
 MESSAGES = 400

@@ -15,6 +15,8 @@ from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import blocks, cell_scales, counter, inscribed, latents, lattices, rotations
 from experiments import rotation_words
 
+pytestmark = pytest.mark.slow
+
 rotated = sys.modules["cepam_jax.mechanisms.rotated"]  # the package's name `rotated` is the factory
 NAMES = [programs.param(f"rotated_{lattice.lower()}") for lattice in cell_scales.LATTICES]
 

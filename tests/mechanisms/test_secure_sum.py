@@ -15,7 +15,7 @@ from cepam_jax.errors import ConfigError, WireError
 from cepam_jax.mechanisms import Keys, Knobs, common_rotation
 from cepam_jax.mechanisms.blocks import INVALID
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 KNOBS = Knobs(sigma=np.float32(0.05), clip=np.float32(1))
 KEYS = Keys(jax.random.key(1), jax.random.key(2))

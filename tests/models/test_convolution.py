@@ -10,12 +10,14 @@ import pytest
 
 from cepam_jax.models import convolution
 
+pytestmark = pytest.mark.slow
+
 SHAPES = [
     (3, (2, 7, 8, 3)),
-    pytest.param(5, (3, 9, 6, 1), marks=pytest.mark.slow),
-    pytest.param(1, (1, 4, 4, 2), marks=pytest.mark.slow),
+    (5, (3, 9, 6, 1)),
+    (1, (1, 4, 4, 2)),
     (5, (1, 13, 28, 1)),  # several tiles
-    pytest.param(2, (2, 5, 5, 2), marks=pytest.mark.slow),
+    (2, (2, 5, 5, 2)),
     (3, (1, 3, 5, 2)),  # one output row without padding: nothing to pool there
 ]
 

@@ -10,6 +10,8 @@ import pytest
 
 from cepam_jax.models import convolution, winograd
 
+pytestmark = pytest.mark.slow
+
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 

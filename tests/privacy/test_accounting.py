@@ -378,29 +378,28 @@ def test_a_printed_epsilon_is_not_below_the_one_that_was_found():
     assert rounded_up(2.0004) == "2.001" and rounded_up(3.0) == "3"
 
 
+def drawn(chance, *rounds):
+    """The event of so many rounds of each noise multiplier in which every client takes part by itself."""
+    return releases.poisson_sampled(chance, rounds, 0.0).event
+
+
 @pytest.mark.parametrize(
-    "rounds",
+    ("chance", "rounds"),
     [
-        ((0.3, 0.6, 3),),
-        ((0.01, 1.0, 100), (0.01, 0.8, 50)),
-        ((0.01, 5.0, 1000),),
-        ((0.01, 20.0, 10_000),),
-        ((1.0, 1.0, 3),),
+        (0.3, ((3, 0.6),)),
+        (0.01, ((100, 1.0), (50, 0.8))),
+        (0.01, ((1000, 5.0),)),
+        (0.01, ((10_000, 20.0),)),
+        (1.0, ((3, 1.0),)),
     ],
 )
-def test_the_grid_of_losses_adds_next_to_nothing(rounds):
+def test_the_grid_of_losses_adds_next_to_nothing(chance, rounds):
     """Against grids that are as fine as the library's own, or finer; with much noise that one is coarse."""
-    events = tuple(
-        dp_accounting.SelfComposedDpEvent(
-            dp_accounting.PoissonSampledDpEvent(chance, dp_accounting.GaussianDpEvent(z)), count
-        )
-        for chance, z, count in rounds
-    )
-    event = events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
+    event = drawn(chance, *rounds)
     relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
     fine = pld.PLDAccountant(relation, 4e-6 if rounds[0][1] > 1 else 1e-4).compose(event).get_epsilon(DELTA)
     assert accounting.epsilon(event, DELTA) == pytest.approx(fine, rel=1e-4)
-    if rounds == ((0.01, 20.0, 10_000),):
+    if rounds == ((10_000, 20.0),):
         assert pld.PLDAccountant(relation).compose(event).get_epsilon(DELTA) > 1.002 * fine
 
 
@@ -425,8 +424,7 @@ def test_the_epsilon_of_one_round_is_that_of_its_closed_form_and_never_less():
         chance, z = 10 ** random.uniform(-3, -0.01), 10 ** random.uniform(math.log10(0.5), 1.5)
         delta = 10 ** random.uniform(-6, -3) * chance
         exact = optimize.brentq(lambda e, q=chance, z=z, d=delta: one_round(e, q, z) - d, 0, 60, xtol=1e-14)
-        event = dp_accounting.PoissonSampledDpEvent(chance, dp_accounting.GaussianDpEvent(z))
-        found = accounting.epsilon(dp_accounting.SelfComposedDpEvent(event, 1), delta)
+        found = accounting.epsilon(drawn(chance, (1, z)), delta)
         assert exact * (1 - 1e-9) <= found <= exact * 1.002, (chance, z, delta)
 
 
@@ -436,17 +434,15 @@ def test_the_epsilon_of_one_round_is_that_of_its_closed_form_and_never_less():
 @pytest.mark.parametrize("delta", [1e-5, 1e-8, 1e-10, 1e-12, 1e-13])
 def test_a_tiny_delta_is_not_lost_in_the_rounding_of_many_rounds(z, rounds, delta):
     """Every client in every round is a Gaussian mechanism, whose epsilon has a formula."""
-    event = dp_accounting.PoissonSampledDpEvent(1.0, dp_accounting.GaussianDpEvent(z))
-    found = accounting.epsilon(dp_accounting.SelfComposedDpEvent(event, rounds), delta)
+    found = accounting.epsilon(drawn(1.0, (rounds, z)), delta)
     exact = dp_accounting.get_epsilon_gaussian(z / math.sqrt(rounds), delta)
     assert exact <= found <= exact * (1.002 if rounds * 2.0**-48 < delta / 20 else 1.08)
 
 
 def test_epsilon_grows_with_rounds_also_where_little_delta_is_left():
-    found = []
-    for rounds in (200, 270, 280, 281, 282, 400):
-        event = dp_accounting.PoissonSampledDpEvent(0.01, dp_accounting.GaussianDpEvent(1.0))
-        found.append(accounting.epsilon(dp_accounting.SelfComposedDpEvent(event, rounds), 1e-12))
+    found = [
+        accounting.epsilon(drawn(0.01, (rounds, 1.0)), 1e-12) for rounds in (200, 270, 280, 281, 282, 400)
+    ]
     assert found == sorted(found) and found[-1] < 1.3 * found[0]
 
 

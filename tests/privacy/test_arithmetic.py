@@ -13,6 +13,8 @@ from cepam_jax.mechanisms import cell_scales, latents, lattices
 from cepam_jax.privacy import arithmetic
 from experiments import rotation_deviation
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_constants_are_those_of_the_table():
     stated = arithmetic.DEFECTS["gaussian", 1]
@@ -26,7 +28,7 @@ def test_every_law_that_lrsuq_offers_has_its_constants():
         assert {n for t, n in arithmetic.DEFECTS if t == target} == {1, 2, 3, 4, 8}
 
 
-@pytest.mark.parametrize("lattice", ["A2", pytest.param("D4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lattice", ["A2", "D4"])
 def test_the_constants_of_rotated_cells_are_those_of_the_table(lattice):
     n, table = lattices.LATTICES[lattice].dimension, cell_scales.scale_table(lattice)
     stated, found = arithmetic.DEFECTS["rotated", n], rotation_deviation.of_table(lattice, table).defect()

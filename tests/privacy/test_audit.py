@@ -10,7 +10,7 @@ from cepam_jax.mechanisms import Knobs
 from cepam_jax.privacy import audit
 from experiments.audit import accountant_epsilon, canary
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 KNOBS = Knobs(sigma=1.0, step=1.0, bits=4.0, levels=16.0)
 EXACT = ["lrsuq_gaussian_z1", "lrsuq_laplace_z1", "lrsuq_gaussian_d4", "split_z1", "sdq_z1", "noise_gaussian"]

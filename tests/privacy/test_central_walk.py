@@ -14,7 +14,7 @@ from cepam_jax import mechanisms
 from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms.registry import CONFIGURABLE, Entry
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 WALK = 10
 

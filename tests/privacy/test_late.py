@@ -15,7 +15,7 @@ from cepam_jax.run import guarantees
 from cepam_jax.run.config import validate
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 TRIALS = 20_000
 COUNTS = np.full(2, 10)

@@ -19,7 +19,7 @@ from cepam_jax.run import guarantees
 from cepam_jax.run.config import validate
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 CLIENTS, TRIALS = 4, 40_000
 WALK = 12

@@ -16,7 +16,7 @@ from cepam_jax.run.config import validate
 from cepam_jax.run.training import train, train_many
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 COUNTS = np.full(10, 140)
 RULES = ("plateau", "signal_to_noise", "greedy")

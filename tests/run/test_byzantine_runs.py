@@ -12,7 +12,7 @@ from cepam_jax.run import guarantees, training
 from cepam_jax.run.config import validate
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 TIMES = ("seconds", "seconds_per_round")
 

@@ -14,7 +14,7 @@ from cepam_jax.run.config import validate
 from cepam_jax.run.training import train, train_many
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast(mlir=True)  # sweeps are their runs to the bit
+pytestmark = [pytest.mark.compiled_fast(mlir=True), pytest.mark.slow]  # sweeps are their runs to the bit
 
 KEPT = ("accuracy", "loss", "uplink_bits", "epsilon")
 

@@ -9,7 +9,7 @@ import pytest
 from cepam_jax.run import training
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
 

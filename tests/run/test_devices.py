@@ -10,7 +10,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from commands import called
 from run import spread_digits
 
 from cepam_jax import mechanisms
@@ -21,7 +20,7 @@ from cepam_jax.run.checkpoints import Checkpoints
 from cepam_jax.run.metrics import read_lines
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast  # and so what its processes compile
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]  # and so what its processes compile
 TIMES = ("seconds", "seconds_per_round")
 
 
@@ -157,12 +156,10 @@ def test_both_processes_count_the_rounds_before_they_resumed(tmp_path, root):
         (["--cpu_devices=-1"], "--cpu_devices is -1; it must be a number of at least 0"),
     ],
 )
-def test_bad_numbers_of_processes_are_named(tmp_path, monkeypatch, capsys, flags, message):
+def test_bad_numbers_of_processes_are_named(tmp_path, called, flags, message):
     done = called(
         *("experiments.train", f"--workdir={tmp_path}", "--distributed", "--coordinator=127.0.0.1:1"),
         *("--num_processes=2", "--process_id=0", *flags),
-        monkeypatch=monkeypatch,
-        capsys=capsys,
     )
     assert done.returncode == 1 and message in done.stderr
 

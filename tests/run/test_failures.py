@@ -15,7 +15,7 @@ from cepam_jax.run import build, evaluation, records, training
 from cepam_jax.run.metrics import read_lines
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 
 def small(variant="cepam_gaussian", **changes):

@@ -13,7 +13,7 @@ from configs import digits
 from experiments import links as afterwards
 from experiments.figures import links as figure
 
-pytestmark = pytest.mark.compiled_fast(mlir=True)  # sweeps are their runs to the bit
+pytestmark = [pytest.mark.compiled_fast(mlir=True), pytest.mark.slow]  # sweeps are their runs to the bit
 
 TIMES = ("seconds", "seconds_per_round")
 

@@ -19,7 +19,7 @@ from cepam_jax.run.config import validate
 from cepam_jax.tasks.base import TASKS
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 CLIENTS = 6
 SHAPES = ((10,), (64, 10))

@@ -21,7 +21,7 @@ from cepam_jax.run import build, checkpoints, guarantees, ledger, training
 from cepam_jax.run.metrics import read_lines
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 TIMES = ("seconds", "seconds_per_round")
 RECORDED = Path(__file__).with_name("run_of_0_1.zip")

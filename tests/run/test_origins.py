@@ -14,7 +14,7 @@ from cepam_jax.run import build, finished, origins, training
 from cepam_jax.run.checkpoints import digest
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast(mlir=True)  # sweeps are their runs to the bit
+pytestmark = [pytest.mark.compiled_fast(mlir=True), pytest.mark.slow]  # sweeps are their runs to the bit
 
 
 def config_of(variant="cepam_gaussian", **changes):

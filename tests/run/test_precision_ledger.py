@@ -14,7 +14,7 @@ from cepam_jax.federated import AGGREGATORS, precision
 from cepam_jax.run import guarantees, ledger, phases, provenance
 from cepam_jax.run.training import train
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 SIGMAS = np.array([0.5, 1.0, 2.0, 4.0])
 

@@ -18,7 +18,7 @@ from cepam_jax.run.ledger import read
 from cepam_jax.run.training import train
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 GAMMAS = (0.3, 1.0, 0.5, 2.0)
 SIGMAS = 1 / np.array(GAMMAS)

@@ -13,7 +13,7 @@ from cepam_jax.errors import ConfigError
 from cepam_jax.run import ledger, training
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast(mlir=True)  # sweeps are their runs to the bit
+pytestmark = [pytest.mark.compiled_fast(mlir=True), pytest.mark.slow]  # sweeps are their runs to the bit
 
 TIMES = ("seconds", "seconds_per_round")
 FIELDS = {

@@ -8,7 +8,7 @@ from cepam_jax.run import training
 from cepam_jax.run.metrics import read_lines
 from configs import digits
 
-pytestmark = pytest.mark.compiled_fast(mlir=True)  # sweeps are their runs to the bit
+pytestmark = [pytest.mark.compiled_fast(mlir=True), pytest.mark.slow]  # sweeps are their runs to the bit
 
 TIMES = ("seconds", "seconds_per_round")
 

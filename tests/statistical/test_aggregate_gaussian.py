@@ -16,6 +16,8 @@ from scipy import stats
 from cepam_jax.errors import ConfigError
 from cepam_jax.mechanisms import aggregate_gaussian, irwin_hall
 
+pytestmark = pytest.mark.slow
+
 SIZE = 1_000_000
 
 

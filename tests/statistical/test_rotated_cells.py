@@ -28,6 +28,8 @@ from statistical.test_error_law import FALSE_ALARM, kolmogorov_smirnov
 from cepam_jax import mechanisms
 from cepam_jax.mechanisms import cell_scales, inscribed, lattices, rotations
 
+pytestmark = pytest.mark.slow
+
 rotated = sys.modules["cepam_jax.mechanisms.rotated"]  # the package's name `rotated` is the factory
 CALLS = 15
 SIGMA = np.float32(0.05)

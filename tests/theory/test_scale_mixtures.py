@@ -5,6 +5,8 @@ import pytest
 
 from cepam_jax.theory import cells, scale_mixtures
 
+pytestmark = pytest.mark.slow
+
 # A rising and a falling cell, which overlap.
 LAW = scale_mixtures.Parabolas(*np.array([[0.4, 0.6], [1.0, 1.3], [0.05, -0.07], [0.003, 0.005]]))
 RADII = np.array([0.3, 0.52, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.32])

@@ -14,7 +14,7 @@ from cepam_jax.mechanisms.blocks import INVALID
 from cepam_jax.wire import cells, cosets, header
 from cepam_jax.wire.coder import LEAST
 
-pytestmark = pytest.mark.compiled_fast
+pytestmark = [pytest.mark.compiled_fast, pytest.mark.slow]
 
 KEYS = Keys(jax.random.key(1), jax.random.key(2))
 KNOBS = Knobs(sigma=np.float32(1))
